@@ -1,0 +1,3 @@
+"""Types of the Rust extension module."""
+
+def hash_file(path: str) -> str: ...

@@ -1,0 +1,196 @@
+"""Files that the stages hand to each other: how each is written whole, and how it is read.
+
+A file counts as soon as it has its final name: it is written to a temporary sibling, flushed to the
+disk and renamed. Arrow files are uncompressed, so that they can be memory-mapped and read without copies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mllm_selector.errors import PoolError, RunDirectoryError
+
+__all__ = [
+    "ScoreTable",
+    "atomic_folder_sync",
+    "atomic_write",
+    "open_arrow",
+    "score_schema",
+    "write_arrow",
+    "write_json",
+]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that is either whole under its name or not there.
+
+    Parameters
+    ----------
+    path : Path
+        Final name. A file of that name is replaced only when the block ends without an error.
+
+    Yields
+    ------
+    BinaryIO
+        The temporary sibling, opened for writing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    atomic_folder_sync(path.parent)
+
+
+def atomic_folder_sync(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, keys in the order given."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table as an uncompressed Arrow IPC file, whole."""
+    with atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def open_arrow(path: Path) -> pa.Table:
+    """Memory-map an Arrow IPC file.
+
+    Parameters
+    ----------
+    path : Path
+        A file written by this package.
+
+    Returns
+    -------
+    pyarrow.Table
+        Its columns, backed by the mapped file.
+
+    Raises
+    ------
+    RunDirectoryError
+        If the file is missing.
+    PoolError
+        If it is not a whole Arrow IPC file.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+            table.validate()
+    except FileNotFoundError:
+        msg = f"{path} is missing; run the stage that writes it again"
+        raise RunDirectoryError(msg) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        msg = f"{path} is not a whole Arrow file ({error}); delete it and run the same command again"
+        raise PoolError(msg) from error
+    return table
+
+
+def score_schema(embedding_size: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Return the schema of a score part.
+
+    Columns: `row` (position in the pool), `nll_sum` (nats), `answer_tokens`, `necessity`
+    (`nll_sum / answer_tokens`; NaN if not scored), `reason` (why it was not scored, else null) and
+    `embedding` (L2-normalised float16; zeros if not scored).
+    """
+    return pa.schema(
+        [
+            pa.field("row", pa.uint64(), nullable=False),
+            pa.field("nll_sum", pa.float32(), nullable=False),
+            pa.field("answer_tokens", pa.uint32(), nullable=False),
+            pa.field("necessity", pa.float32(), nullable=False),
+            pa.field("reason", pa.utf8()),
+            pa.field(
+                "embedding",
+                pa.list_(pa.field("item", pa.float16(), nullable=False), embedding_size),
+                nullable=False,
+            ),
+        ],
+        metadata=metadata,
+    )
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of the whole pool, row `i` of every column belonging to row `i` of the pool.
+
+    Attributes
+    ----------
+    necessity : ndarray of float32, shape (n,)
+        Mean negative log-likelihood of the answer tokens in nats; NaN where a sample was not scored.
+    answer_tokens : ndarray of uint32, shape (n,)
+        Answer tokens of each sample.
+    reasons : pyarrow.ChunkedArray of utf8, length n
+        Why a sample was not scored; null where it was.
+    embeddings : sequence of ndarray of float16, each of shape (rows of the part, d)
+        Read-only views of the memory-mapped parts, in pool order.
+    """
+
+    necessity: NDArray[np.float32]
+    answer_tokens: NDArray[np.uint32]
+    reasons: pa.ChunkedArray
+    embeddings: Sequence[NDArray[np.float16]]
+
+    @classmethod
+    def load(cls, folder: Path) -> ScoreTable:
+        """Map every part in a scores folder.
+
+        Raises
+        ------
+        RunDirectoryError
+            If there is no part, or the parts do not cover the pool's rows without gaps.
+        """
+        parts = sorted(folder.glob("part-*.arrow"))
+        if not parts:
+            msg = f"{folder} holds no scores; run 'mllm-selector score' on this run directory first"
+            raise RunDirectoryError(msg)
+        tables = [open_arrow(part) for part in parts]
+        rows = np.concatenate([table["row"].to_numpy() for table in tables])
+        if not np.array_equal(rows, np.arange(len(rows), dtype=rows.dtype)):
+            msg = f"{folder}: the score parts do not cover the pool's rows in order; run 'score' again"
+            raise RunDirectoryError(msg)
+        return cls(
+            necessity=np.concatenate([table["necessity"].to_numpy() for table in tables]),
+            answer_tokens=np.concatenate([table["answer_tokens"].to_numpy() for table in tables]),
+            reasons=pa.chunked_array([chunk for table in tables for chunk in table["reason"].chunks]),
+            embeddings=[view for table in tables for view in _embedding_views(table["embedding"])],
+        )
+
+    def __len__(self) -> int:
+        return len(self.necessity)
+
+
+def _embedding_views(column: pa.ChunkedArray) -> list[NDArray[np.float16]]:
+    size = column.type.list_size
+    return [
+        chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), size)
+        for chunk in column.chunks
+        if len(chunk)
+    ]

@@ -1,0 +1,349 @@
+"""Options of every stage: one frozen dataclass a stage, checked in one place.
+
+The command line, the Python functions and the manifest all read these classes, so an option has one
+name, one default and one description.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from mllm_selector.errors import UsageError
+
+__all__ = [
+    "Amount",
+    "ExportOptions",
+    "IngestOptions",
+    "PickOptions",
+    "ReportOptions",
+    "ScoreOptions",
+    "SeedOptions",
+    "option",
+    "option_names",
+]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number of samples, given as a count or as a share of the pool.
+
+    Examples
+    --------
+    >>> Amount.parse("10%").of(20_003)
+    2000
+    >>> Amount.parse(500).of(20_003)
+    500
+    """
+
+    value: Fraction
+    is_share: bool
+
+    @classmethod
+    def parse(cls, given: str | int | float | Amount, name: str = "budget") -> Self:
+        """Read a count (``500``) or a share (``"10%"``, ``0.1``).
+
+        Parameters
+        ----------
+        given : str, int, float or Amount
+            Whole numbers from 1 up are counts; percentages and numbers below 1 are shares.
+        name : str
+            The option's name, for the error message.
+
+        Raises
+        ------
+        UsageError
+            If it is neither, or not above zero, or a share above 100 %.
+        """
+        if isinstance(given, Amount):
+            return cls(given.value, given.is_share)
+        text = str(given).strip().replace("_", "")
+        percent = text.endswith("%")
+        try:
+            value = Fraction(text.removesuffix("%").strip())
+        except (ValueError, ZeroDivisionError):
+            msg = f"{name}: {given!r} is neither a count such as 5000 nor a share such as 10% or 0.1"
+            raise UsageError(msg) from None
+        if percent:
+            value /= 100
+        is_share = percent or value < 1
+        if value <= 0:
+            msg = f"{name}: {given} selects nothing; give a count of at least 1 or a share above 0%"
+            raise UsageError(msg)
+        if is_share and value > 1:
+            msg = f"{name}: {given} is more than the whole pool; a share is at most 100%"
+            raise UsageError(msg)
+        if not is_share and value.denominator != 1:
+            msg = f"{name}: {given} is not a whole number of samples; write a share as 10% or 0.1"
+            raise UsageError(msg)
+        return cls(value, is_share)
+
+    def of(self, total: int) -> int:
+        """Return the number of samples out of `total`, shares rounded half up to at least one."""
+        if not self.is_share:
+            return int(self.value)
+        return max(1, int(self.value * total + Fraction(1, 2)))
+
+    def __str__(self) -> str:
+        return f"{float(self.value * 100):g}%" if self.is_share else str(int(self.value))
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,  # noqa: A002 - argparse's own word
+    metavar: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    matters: bool = True,
+) -> Any:
+    """Declare one option of a stage.
+
+    Parameters
+    ----------
+    default : object
+        Value when the user gives none; without it the option is required.
+    help : str
+        One sentence for ``--help``.
+    metavar : str, optional
+        Name of the value in ``--help``.
+    choices : tuple of str, optional
+        The allowed values.
+    matters : bool
+        False for options that cannot change the result (threads, workers): a finished stage stays
+        valid when they change.
+    """
+    metadata = {"help": help, "metavar": metavar, "choices": choices, "matters": matters}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def option_names(options: type[Any]) -> list[str]:
+    """List the option names of a stage's class."""
+    return [field.name for field in dataclasses.fields(options)]
+
+
+def cli_name(name: str) -> str:
+    """Write a field name the way the command line shows it."""
+    return "--" + name.replace("_", "-")
+
+
+class _Checked:
+    """Checks choices and types that every stage's options share."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            choices = field.metadata.get("choices")
+            value = getattr(self, field.name)
+            if choices and value is not None and value not in choices:
+                msg = f"{cli_name(field.name)}: {value!r} is not one of {', '.join(choices)}"
+                raise UsageError(msg)
+        self.check()
+
+    def check(self) -> None:
+        """Check what is special to one stage."""
+
+    def that_matter(self) -> dict[str, Any]:
+        """Return the options that can change the result, as JSON values."""
+        return {
+            field.name: _as_json(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if field.metadata.get("matters", True)
+        }
+
+
+def _as_json(value: Any) -> Any:
+    return str(value) if isinstance(value, Amount | Path) else value
+
+
+def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
+    value = getattr(options, name)
+    if value is None or (value > low if above else value >= low):
+        return
+    bound = f"above {low:g}" if above else f"at least {low:g}"
+    msg = f"{cli_name(name)}: {value} is too small; it must be {bound}"
+    raise UsageError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions(_Checked):
+    """How the pool is read."""
+
+    pool: Path = option(help="The pool as you have it: LLaVA JSON (one array) or JSON lines.", metavar="POOL")
+    images: Path | None = option(
+        None, help="Folder that the image paths of the pool are relative to.", metavar="DIR", matters=False
+    )
+    format: str = option("auto", help="Format of the pool.", choices=("auto", "llava-json", "llava-jsonl"))
+    source: str | None = option(
+        None,
+        help="Source name for samples that carry none; by default the first folder of their image, "
+        "else the pool's file name.",
+        metavar="NAME",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOptions(_Checked):
+    """How the seed model is made."""
+
+    model: str | None = option(
+        None, help="Pretrained model to tune: a directory or a hub id.", metavar="MODEL", matters=False
+    )
+    seed_model: Path | None = option(
+        None,
+        help="Use this model directory as the seed model; no fine-tuning is done.",
+        metavar="DIR",
+        matters=False,
+    )
+    seed_size: Amount | None = option(
+        None,
+        help="Samples to tune the seed model on, a count or a share; default 1%, but at least 512.",
+        metavar="N|P%",
+    )
+    seed_epochs: float = option(1.0, help="Passes over the seed subset.", metavar="X")
+    seed_batch_size: int = option(16, help="Samples per optimiser step.", metavar="N")
+    seed_micro_batch: int = option(
+        4, help="Samples per forward pass; gradients are accumulated up to the batch size.", metavar="N"
+    )
+    seed_learning_rate: float = option(2e-4, help="Peak of the cosine schedule.", metavar="X")
+    seed_max_tokens: int = option(
+        2048, help="Longer seed samples are left out of training and counted.", metavar="N"
+    )
+    lora_rank: int = option(16, help="Rank of the LoRA matrices.", metavar="N")
+    lora_alpha: int = option(32, help="Scale of the LoRA matrices, times the rank.", metavar="N")
+    seed: int = option(0, help="Random seed of every draw.", metavar="N")
+    trust_remote_code: bool = option(
+        False, help="Run Python code that comes with the model. Only for models you trust."
+    )
+
+    def check(self) -> None:
+        """Check the training options."""
+        if self.seed_model is not None and self.model is not None:
+            msg = "--model and --seed-model: give one; --seed-model DIR skips the fine-tuning of --model"
+            raise UsageError(msg)
+        _at_least(self, "seed_epochs", 0, above=True)
+        _at_least(self, "seed_learning_rate", 0, above=True)
+        for name in ("seed_batch_size", "seed_micro_batch", "seed_max_tokens", "lora_rank", "lora_alpha"):
+            _at_least(self, name, 1)
+        _at_least(self, "seed", 0)
+        if self.seed_batch_size % self.seed_micro_batch:
+            msg = (
+                f"--seed-batch-size: {self.seed_batch_size} is not a multiple of "
+                f"--seed-micro-batch {self.seed_micro_batch}"
+            )
+            raise UsageError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(_Checked):
+    """How the seed model becomes ONNX scoring graphs."""
+
+    precision: str = option(
+        "float32",
+        help="Number format of the scoring graphs; reductions are always float32.",
+        choices=("float32", "float16"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(_Checked):
+    """How the pool is scored."""
+
+    device: str = option(
+        "auto", help="Where to score; auto takes CUDA where it works.", choices=("auto", "cpu", "cuda")
+    )
+    token_budget: int = option(
+        4096, help="Most tokens, padding included, in one batch; a longer sample forms its own.", metavar="N"
+    )
+    max_tokens: int = option(8192, help="Samples longer than this are set aside with a reason.", metavar="N")
+    shard_size: int = option(
+        2048, help="Pool rows per score file, the unit that a killed run does not repeat.", metavar="N"
+    )
+    workers: int = option(
+        2, help="Threads that load and prepare images ahead of the device.", metavar="N", matters=False
+    )
+    threads: int | None = option(
+        None, help="CPU threads for computing; default all.", metavar="N", matters=False
+    )
+
+    def check(self) -> None:
+        """Check the scoring options."""
+        for name in ("token_budget", "max_tokens", "shard_size", "workers", "threads"):
+            _at_least(self, name, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickOptions(_Checked):
+    """How the subset is chosen."""
+
+    budget: Amount = option(
+        help="Samples to choose: a count such as 5000 or a share such as 10%.", metavar="N|P%"
+    )
+    out: Path | None = option(
+        None, help="Also write the subset here, in the format of the pool.", metavar="FILE", matters=False
+    )
+    groups: str = option(
+        "cluster",
+        help="What a group is: k-means on the embeddings, score strata, sources, or random.",
+        choices=("cluster", "necessity", "source", "random"),
+    )
+    group_count: int | None = option(
+        None,
+        help="Number of groups; default sqrt(samples / 2), up to 10000 (strata and random groups: 10).",
+        metavar="N",
+    )
+    share: str = option(
+        "size-necessity",
+        help="What a group's share of the budget is proportional to.",
+        choices=("size-necessity", "necessity", "size", "equal"),
+    )
+    within: str = option(
+        "uniform",
+        help="How samples are chosen inside a group.",
+        choices=("uniform", "top", "weighted", "k-center", "middle"),
+    )
+    trim: float = option(
+        0.0,
+        help="Share of the highest necessity in each group that is never chosen (often wrong labels).",
+        metavar="X",
+    )
+    seed_samples: str = option(
+        "compete",
+        help="Seed samples may be chosen like any other (compete), are all taken and count in the budget "
+        "(include), or are never chosen (exclude).",
+        choices=("compete", "include", "exclude"),
+    )
+    skip_duplicates: float | None = option(
+        None,
+        help="Skip samples whose embedding has at least this cosine with an already chosen one.",
+        metavar="COSINE",
+    )
+    order: str = option("pool", help="Order of the written subset.", choices=("pool", "chosen"))
+    seed: int = option(0, help="Random seed of every draw.", metavar="N")
+    threads: int | None = option(
+        None, help="CPU threads for computing; default all.", metavar="N", matters=False
+    )
+
+    def check(self) -> None:
+        """Check the picking options."""
+        for name in ("group_count", "threads"):
+            _at_least(self, name, 1)
+        _at_least(self, "seed", 0)
+        if not 0 <= self.trim < 1:
+            msg = f"--trim: {self.trim} is not a share; it must be at least 0 and below 1"
+            raise UsageError(msg)
+        if self.skip_duplicates is not None and not 0 < self.skip_duplicates <= 1:
+            msg = f"--skip-duplicates: {self.skip_duplicates} is not a cosine above 0 and up to 1"
+            raise UsageError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(_Checked):
+    """What the report shows."""
+
+    gallery: int = option(24, help="Samples in each gallery of the report.", metavar="N")
+
+    def check(self) -> None:
+        """Check the report options."""
+        _at_least(self, "gallery", 0)

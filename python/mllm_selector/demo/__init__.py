@@ -1,0 +1,1 @@
+"""The demo: a small model made by code, a shipped sample of real statements, the real pipeline."""

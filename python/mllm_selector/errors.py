@@ -1,0 +1,59 @@
+"""The errors of this package, under one base class.
+
+Every message says what is wrong, where (file, record, column), what is allowed, and how to go on.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ExportError",
+    "MissingPackageError",
+    "MllmSelectorError",
+    "ModelError",
+    "PoolError",
+    "RunDirectoryError",
+    "ScoreError",
+    "UsageError",
+]
+
+
+class MllmSelectorError(Exception):
+    """Base of all errors of this package.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command line returns: 1 for a failure, 2 for wrong usage.
+    """
+
+    exit_code = 1
+
+
+class UsageError(MllmSelectorError, ValueError):
+    """An option, argument or combination of them that cannot work."""
+
+    exit_code = 2
+
+
+class PoolError(MllmSelectorError, ValueError):
+    """A pool, or a file made from it, that cannot be read as one."""
+
+
+class ModelError(MllmSelectorError, ValueError):
+    """A model directory that cannot be loaded, trained or scored with."""
+
+
+class ExportError(MllmSelectorError):
+    """An ONNX graph that could not be made or does not agree with torch."""
+
+
+class ScoreError(MllmSelectorError):
+    """Scoring that cannot go on."""
+
+
+class RunDirectoryError(MllmSelectorError):
+    """A run directory that is locked, damaged or lacks what a stage needs."""
+
+
+class MissingPackageError(MllmSelectorError, ImportError):
+    """A package of an optional extra is not installed."""

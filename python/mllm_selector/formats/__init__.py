@@ -1,0 +1,1 @@
+"""Pool formats: one module each."""

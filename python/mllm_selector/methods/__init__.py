@@ -1,0 +1,1 @@
+"""Selection methods: one module each, in a registry."""

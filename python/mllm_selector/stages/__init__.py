@@ -1,0 +1,1 @@
+"""The stages of a run. A stage never imports another: files in the run directory carry the data."""

@@ -1,0 +1,11 @@
+//! Python bindings: convert arguments, release the GIL, map errors. No algorithm lives here.
+
+mod call;
+mod io;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    io::register(module)
+}
