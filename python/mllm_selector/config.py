@@ -181,6 +181,13 @@ class IngestOptions(_Checked):
         "else the pool's file name.",
         metavar="NAME",
     )
+    threads: int | None = option(
+        None, help="CPU threads for computing; default all.", metavar="N", matters=False
+    )
+
+    def check(self) -> None:
+        """Check the reading options."""
+        _at_least(self, "threads", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

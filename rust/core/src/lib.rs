@@ -5,13 +5,17 @@
 
 mod dedup;
 mod error;
+mod files;
 mod hash;
+pub mod ingest;
 mod kcenter;
 mod kmeans;
 mod linalg;
 mod observe;
+pub mod pool;
 mod rng;
 mod sampling;
+pub mod writeback;
 
 pub use dedup::{near_duplicate_pairs, near_duplicates};
 pub use error::{Error, Result};
