@@ -8,8 +8,8 @@ import numpy as np
 def dot(X, y):
     """Dot products by the package's definition: fused multiply-add in float32, block sums of 64 columns.
 
-    A product of two float32 is exact in float64, and so nearly is its sum with a float32: rounding that sum to
-    float32 is a fused multiply-add but for rare double rounding.
+    A product of two float32 is exact in float64, and so nearly is its sum with a float32: rounding that sum
+    to float32 is a fused multiply-add but for rare double rounding.
     """
     total = np.zeros(len(X), np.float32)
     for first in range(0, X.shape[1], 64):
@@ -47,6 +47,7 @@ def k_center(X, k, first=(0,), metric="euclidean", weights=None):
     if metric == "euclidean":
         factor = factor * factor
     nearest = np.full(len(X), np.inf, np.float32)
+    rank = nearest * factor
     rows, radii = [], []
     while len(rows) < k:
         row = first[len(rows)] if len(rows) < len(first) else int(np.argmax(rank))

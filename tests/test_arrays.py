@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.cluster import KMeans
 
+import reference
 from mllm_selector.arrays import k_center, kmeans, near_duplicates
 from mllm_selector.errors import UsageError
 
@@ -320,11 +320,11 @@ def test_progress_is_reported_and_its_error_stops_the_call():
     kmeans(X, 40, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(done, total):
-        raise Stop
+        raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         k_center(X, len(X), progress=stop)

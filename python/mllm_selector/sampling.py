@@ -16,12 +16,34 @@ from mllm_selector.config import PickOptions
 from mllm_selector.errors import UsageError
 from mllm_selector.progress import Progress, SilentProgress
 
-__all__ = ["GroupedSample", "grouped_sample"]
+__all__ = ["GroupedSample", "Scored", "grouped_sample"]
 
 MOST_CLUSTERS = 10_000
 STRATA = 10
 # More rows a cluster do not move the centroids much; the default of faiss.
 TRAINING_ROWS_PER_CLUSTER = 256
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is known of the pool's samples when it comes to choosing.
+
+    Attributes
+    ----------
+    necessity : ndarray of float32, shape (n,)
+        NaN for samples that were not scored.
+    embeddings : sequence of ndarray of float16, each of shape (rows of the part, d)
+        Parts in the order of the pool.
+    sources : ndarray of int, shape (n,)
+        Code of each sample's source.
+    seed_rows : ndarray of int, shape (s,)
+        Rows of the seed subset.
+    """
+
+    necessity: NDArray[np.float32]
+    embeddings: Embeddings
+    sources: NDArray[np.integer[Any]]
+    seed_rows: NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
