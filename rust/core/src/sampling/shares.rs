@@ -1,6 +1,6 @@
 //! How a budget is shared out among groups.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 /// What a group may get.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,26 +109,17 @@ fn round(budget: u64, shares: &[Share]) -> Vec<u64> {
         .iter()
         .map(|share| share.value.floor() as u64)
         .collect();
+    // In parts per billion: remainders that differ by rounding errors only are ties.
+    let remainder = |group: usize| (shares[group].value.fract() * 1e9).round() as u64;
     let mut order: Vec<usize> = (0..shares.len()).collect();
-    let remainder = |group: usize| shares[group].value - shares[group].value.floor();
-    order.sort_by(
-        |&left, &right| match remainder(right).total_cmp(&remainder(left)) {
-            Ordering::Equal => left.cmp(&right),
-            unequal => unequal,
-        },
-    );
+    order.sort_by_key(|&group| (Reverse(remainder(group)), group));
     let mut left = budget.saturating_sub(counts.iter().sum());
     while left > 0 {
-        for &group in order
-            .iter()
-            .filter(|&&group| counts[group] < shares[group].capacity)
-            .collect::<Vec<_>>()
-        {
-            if left == 0 {
-                break;
+        for &group in &order {
+            if left > 0 && counts[group] < shares[group].capacity {
+                counts[group] += 1;
+                left -= 1;
             }
-            counts[group] += 1;
-            left -= 1;
         }
     }
     counts
