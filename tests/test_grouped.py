@@ -35,7 +35,7 @@ def pools(draw):
 def weights(necessity, groups, share):
     """What each group's share is proportional to, written out."""
     rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    positive = np.maximum(necessity, 0)
+    positive = np.maximum(necessity, 0).astype(np.float64)
     return {
         "size-necessity": [len(row) * positive[row].mean() for row in rows],
         "necessity": [positive[row].mean() for row in rows],
