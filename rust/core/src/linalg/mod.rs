@@ -43,3 +43,56 @@ pub(crate) fn ordered_sum(len: usize, value: impl Fn(usize) -> f64 + Sync) -> f6
         .collect();
     blocks.into_iter().sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, word for word.
+    fn canonical(x: &[f32], y: &[f32]) -> f32 {
+        let mut total = 0.0;
+        for (x, y) in x.chunks(BLOCK_K).zip(y.chunks(BLOCK_K)) {
+            let mut block = 0.0;
+            for (&x, &y) in x.iter().zip(y) {
+                block = f32::mul_add(x, y, block);
+            }
+            total += block;
+        }
+        total
+    }
+
+    proptest! {
+        #[test]
+        fn products_are_canonical_on_every_instruction_set(
+            values in prop::collection::vec(-2.0f32..2.0, 131 * 80),
+            dim in 1usize..132,
+        ) {
+            let values = &values[..dim * 80];
+            let mut panels = Panels::new(dim);
+            values.chunks_exact(dim).for_each(|row| panels.push(row));
+            for simd in Simd::available() {
+                let rows = Rows::new([Chunk::F32(values)], dim).unwrap().with_simd(simd);
+                let norms = Norms::new(&rows, Metric::Euclidean, &crate::Observer::default()).unwrap();
+                let mut found = vec![vec![f32::NAN; 80]; 80];
+                products(&rows, 0..80, &panels, &mut Scratch::default(), |panel, tile| {
+                    for (row, dots) in tile.chunks_exact(LANES).enumerate() {
+                        let lanes = (80 - panel * LANES).min(LANES);
+                        found[row][panel * LANES..][..lanes].copy_from_slice(&dots[..lanes]);
+                    }
+                });
+                for (row, x) in values.chunks_exact(dim).enumerate() {
+                    let expected: Vec<u32> =
+                        values.chunks_exact(dim).map(|y| canonical(x, y).to_bits()).collect();
+                    let bits: Vec<u32> = found[row].iter().map(|dot| dot.to_bits()).collect();
+                    prop_assert_eq!(&bits, &expected);
+                    prop_assert_eq!(norms.squared[row].to_bits(), expected[row]);
+                    let first = panels.iter().next().unwrap();
+                    let alone = products_of_one(simd, x, first).map(f32::to_bits);
+                    prop_assert_eq!(&alone[..], &expected[..LANES]);
+                }
+            }
+        }
+    }
+}
