@@ -32,6 +32,10 @@ pub enum Error {
 impl Error {
     /// Wraps an I/O error with the file and what was done to it.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        Self::Io { action, path: path.into(), source }
+        Self::Io {
+            action,
+            path: path.into(),
+            source,
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 mod error;
 mod hash;
+mod observe;
 
 pub use error::{Error, Result};
 pub use hash::hash_file;
+pub use observe::Observer;
