@@ -8,7 +8,6 @@ Reasoning", ACL 2017, section 3). Nothing here is taken from that corpus.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ BOXES = ("left", "middle", "right")
 SHAPES = ("square", "circle", "triangle")
 COLOURS = {"yellow": (255, 255, 0), "black": (0, 0, 0), "blue": (0, 153, 255)}
 SIZES = {"small": 10, "medium": 20, "big": 30}
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = ("no", "one", "two", "three", "four")
 
 BOX_SIDE = 100
 GAP = 50
@@ -74,34 +73,44 @@ class Scene:
         return " ".join(f"The {box} box has {self._contents(box)}." for box in BOXES)
 
     def turns(self, random: np.random.Generator) -> list[tuple[str, str]]:
-        """Return a caption and a few true statements about the scene.
+        """Return what a conversation about the scene can be: the caption, then a question drawn at random.
 
         Returns
         -------
         list of (str, str)
-            Instructions and answers: the caption, then one of each kind of statement, about a box and
-            a colour drawn at random.
+            Instructions and answers.
         """
-        turns = [("Describe the picture.", self.caption())]
-        for instruct in (_contents_turn, _count_turn, _exists_turn, _highest_turn):
-            box = BOXES[random.integers(len(BOXES))]
-            colour = list(COLOURS)[random.integers(len(COLOURS))]
-            turns.append(instruct(self, box, colour))
-        return turns
+        kinds = (self._ask_contents, self._ask_count, self._ask_existence, self._ask_highest)
+        ask = kinds[random.integers(len(kinds))]
+        box = BOXES[random.integers(len(BOXES))]
+        colour = list(COLOURS)[random.integers(len(COLOURS))]
+        return [("Describe the picture.", self.caption()), ask(box, colour)]
 
     def items(self, box: str) -> tuple[Item, ...]:
         """Return the objects of a box by its name."""
         return self.boxes[BOXES.index(box)]
-
-    def count(self, colour: str) -> int:
-        """Count the objects of a colour in all boxes."""
-        return sum(item.colour == colour for items in self.boxes for item in items)
 
     def _contents(self, box: str) -> str:
         counts = Counter(item.name for item in self.items(box))
         # In the order of COLOURS and SHAPES, so that a scene has one caption.
         names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
         return " and ".join(_counted(counts[name], name) for name in names if counts[name])
+
+    def _ask_contents(self, box: str, colour: str) -> tuple[str, str]:
+        return f"What is in the {box} box?", f"{self._contents(box).capitalize()}."
+
+    def _ask_count(self, box: str, colour: str) -> tuple[str, str]:
+        return f"How many {colour} objects are in the {box} box?", f"{self._count(box, colour)}"
+
+    def _ask_existence(self, box: str, colour: str) -> tuple[str, str]:
+        return f"Is there a {colour} object in the {box} box?", "Yes" if self._count(box, colour) else "No"
+
+    def _ask_highest(self, box: str, colour: str) -> tuple[str, str]:
+        highest = min(self.items(box), key=lambda item: (item.y, item.x))
+        return f"What is the highest object in the {box} box?", f"A {highest.name}."
+
+    def _count(self, box: str, colour: str) -> int:
+        return sum(item.colour == colour for item in self.items(box))
 
 
 def draw_scene(random: np.random.Generator) -> Scene:
@@ -155,21 +164,3 @@ def _draw_item(draw: ImageDraw.ImageDraw, item: Item, left: int) -> None:
 def _counted(count: int, name: str) -> str:
     return f"{NUMBERS[count]} {name}{'s' if count != 1 else ''}"
 
-
-def _contents_turn(scene: Scene, box: str, colour: str) -> tuple[str, str]:
-    return f"What is in the {box} box?", f"{scene._contents(box).capitalize()}."
-
-
-def _count_turn(scene: Scene, box: str, colour: str) -> tuple[str, str]:
-    count = sum(item.colour == colour for item in scene.items(box))
-    return f"How many {colour} objects are in the {box} box?", f"{NUMBERS[count].capitalize()}."
-
-
-def _exists_turn(scene: Scene, box: str, colour: str) -> tuple[str, str]:
-    present = any(item.colour == colour for item in scene.items(box))
-    return f"Is there a {colour} object in the {box} box?", "Yes." if present else "No."
-
-
-def _highest_turn(scene: Scene, box: str, colour: str) -> tuple[str, str]:
-    highest = min(scene.items(box), key=lambda item: (item.y, item.x))
-    return f"What is the highest object in the {box} box?", f"A {highest.name}."
