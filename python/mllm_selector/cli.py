@@ -28,7 +28,7 @@ from mllm_selector.selection import Selection
 __all__ = ["main"]
 
 _ABOUT = {
-    "select": "the whole method: read the pool, make the seed model, score, choose, write the subset and a report",
+    "select": "the whole method: read the pool, make the seed model, score, choose, write subset and report",
     "ingest": "read and check the pool; bad samples are set aside in rejected.jsonl with a reason",
     "seed": "draw the seed subset and fine-tune the pretrained model on it (LoRA), giving the seed model",
     "export": "turn the seed model into ONNX scoring graphs and check them against torch",
@@ -41,7 +41,7 @@ _EXAMPLES = {
     "select": """\
         mllm-selector select pool.json --images images/ --model llava-hf/llava-1.5-7b-hf \\
             --budget 10% --run-dir run --out subset.json
-        mllm-selector select pool.jsonl --images images/ --seed-model my-tuned-model/ --budget 50000 --run-dir run""",
+        mllm-selector select pool.jsonl --images images/ --seed-model tuned/ --budget 50000 --run-dir run""",
     "ingest": "mllm-selector ingest pool.json --images images/ --run-dir run",
     "seed": "mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% --run-dir run",
     "export": "mllm-selector export --precision float16 --run-dir run",

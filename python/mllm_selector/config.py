@@ -27,7 +27,6 @@ __all__ = [
     "StageOptions",
     "cli_name",
     "option",
-    "option_names",
 ]
 
 
@@ -123,22 +122,18 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def option_names(options: type[Any]) -> list[str]:
-    """List the option names of a stage's class."""
-    return [field.name for field in dataclasses.fields(options)]
-
-
 def cli_name(name: str) -> str:
     """Write a field name the way the command line shows it."""
     return "--" + name.replace("_", "-")
 
 
+@dataclass(frozen=True, kw_only=True)
 class StageOptions:
     """What the options of every stage share: choices are checked, and they can be written as JSON."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             value = _converted(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
             choices = field.metadata["choices"]
@@ -154,7 +149,7 @@ class StageOptions:
         """Return the options as JSON values, on request only those that can change the result."""
         return {
             field.name: _as_json(getattr(self, field.name))
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            for field in dataclasses.fields(self)
             if field.metadata["matters"] or not only_that_matter
         }
 

@@ -154,7 +154,7 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
         for name, of_stage in options.items():
             _run_stage(run, name, of_stage, progress)
             if isinstance(of_stage, PickOptions) and of_stage.out is not None:
-                _copy(subset_file(run), of_stage.out)
+                _copy(run.path / run.need("pick").counts["subset"], of_stage.out)
             if name == "ingest" and "pick" in options:
                 _check_budget(run, options["pick"])
 
@@ -208,7 +208,7 @@ def select(
         If a stage fails; what was finished before stays.
     """
     paths = {"pool": pool, "images": images, "out": out}
-    given = {name: Path(path) for name, path in paths.items() if path is not None}
+    given: dict[str, Any] = {name: path for name, path in paths.items() if path is not None}
     given |= {"budget": budget, **options}
     if model is not None:
         given["model"] = str(model)
