@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import mllm_selector
+from mllm_selector.config import Amount
 
 
 def main() -> int:
@@ -68,13 +69,14 @@ def check_subset(pool: Path, run_dir: Path, budget: str) -> None:
     records = json.loads(pool.read_bytes())
     subset = json.loads((run_dir / "subset.json").read_bytes())
     rejected = len((run_dir / "rejected.jsonl").read_text().splitlines())
-    expected = mllm_selector.config.Amount.parse(budget).of(len(records) - rejected)
+    expected = Amount.parse(budget).of(len(records) - rejected)
     by_id = {record["id"]: record for record in records}
     assert len(subset) == expected, (len(subset), expected)
     assert all(by_id[record["id"]] == record for record in subset)
     sources = {record["source"] for record in records}
     print(
-        f"{len(records)} samples of {len(sources)} sources, {rejected} rejected; {len(subset)} chosen, all identical"
+        f"{len(records)} samples of {len(sources)} sources, {rejected} rejected; "
+        f"{len(subset)} chosen, all identical"
     )
 
 
