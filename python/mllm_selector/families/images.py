@@ -1,0 +1,43 @@
+"""Opening the images of a sample."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from mllm_selector.errors import SampleError
+
+__all__ = ["MAX_PIXELS", "load_image"]
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused: 256 MB as RGB, Pillow's own bound against decompression bombs."""
+
+
+def load_image(image: Path | bytes) -> Image.Image:
+    """Open an image as an RGB picture, upright (EXIF orientation applied, as transformers does).
+
+    Parameters
+    ----------
+    image : Path or bytes
+        A file, or the encoded image itself.
+
+    Raises
+    ------
+    SampleError
+        ``image-unreadable`` if it is missing, no image, cut off, or larger than `MAX_PIXELS`.
+    """
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
+            width, height = file.size
+            if width * height > MAX_PIXELS:
+                msg = f"{width} x {height} pixels are more than {MAX_PIXELS:,}"
+                raise ValueError(msg)
+            return ImageOps.exif_transpose(file).convert("RGB")
+    # Pillow's decoders raise whatever the damage leads them to (OSError, ValueError, SyntaxError,
+    # struct.error, IndexError, DecompressionBombError ...); all mean the same here.
+    except Exception as error:
+        msg = f"image-unreadable: {name}: {error}"
+        raise SampleError(msg) from error
