@@ -9,10 +9,13 @@ from PIL import Image, ImageOps
 
 from mllm_selector.errors import SampleError
 
-__all__ = ["MAX_PIXELS", "load_image"]
+__all__ = ["MAX_ASPECT", "MAX_PIXELS", "load_image"]
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused: 256 MB as RGB, Pillow's own bound against decompression bombs."""
+
+MAX_ASPECT = 200
+"""Narrower images are refused: brought to a fixed shorter side, they would fill the memory."""
 
 
 def load_image(image: Path | bytes) -> Image.Image:
@@ -26,7 +29,8 @@ def load_image(image: Path | bytes) -> Image.Image:
     Raises
     ------
     SampleError
-        ``image-unreadable`` if it is missing, no image, cut off, or larger than `MAX_PIXELS`.
+        ``image-unreadable`` if it is missing, no image, cut off, larger than `MAX_PIXELS` or narrower
+        than `MAX_ASPECT`.
     """
     name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
     try:
@@ -34,6 +38,9 @@ def load_image(image: Path | bytes) -> Image.Image:
             width, height = file.size
             if width * height > MAX_PIXELS:
                 msg = f"{width} x {height} pixels are more than {MAX_PIXELS:,}"
+                raise ValueError(msg)
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                msg = f"{width} x {height} pixels are narrower than 1:{MAX_ASPECT}"
                 raise ValueError(msg)
             return ImageOps.exif_transpose(file).convert("RGB")
     # Pillow's decoders raise whatever the damage leads them to (OSError, ValueError, SyntaxError,
