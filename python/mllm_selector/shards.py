@@ -250,9 +250,16 @@ class ShardScorer:
     def _prepare(self, ref: ImageRef) -> Arrays | SampleError:
         image = self._pool.sample(ref.row).images[ref.place]
         try:
-            return self._family.prepare(load_image(image))
+            return self._family.prepare(load_image(image, self._name(image)))
         except SampleError as error:
             return error
+
+
+    def _name(self, image: Path | bytes) -> str | None:
+        """Name an image as the pool does, so that parts do not depend on where the images folder is."""
+        if isinstance(image, bytes) or self._pool.images is None:
+            return None
+        return str(image.relative_to(self._pool.images))
 
 
 def _check(encoded: Encoded, limit: int) -> None:

@@ -18,13 +18,15 @@ MAX_ASPECT = 200
 """Narrower images are refused: brought to a fixed shorter side, they would fill the memory."""
 
 
-def load_image(image: Path | bytes) -> Image.Image:
+def load_image(image: Path | bytes, name: str | None = None) -> Image.Image:
     """Open an image as an RGB picture, upright (EXIF orientation applied, as transformers does).
 
     Parameters
     ----------
     image : Path or bytes
         A file, or the encoded image itself.
+    name : str, optional
+        What the image is called in the error; by default its path or size.
 
     Raises
     ------
@@ -32,7 +34,8 @@ def load_image(image: Path | bytes) -> Image.Image:
         ``image-unreadable`` if it is missing, no image, cut off, larger than `MAX_PIXELS` or narrower
         than `MAX_ASPECT`.
     """
-    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    if name is None:
+        name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
             width, height = file.size
@@ -46,5 +49,7 @@ def load_image(image: Path | bytes) -> Image.Image:
     # Pillow's decoders raise whatever the damage leads them to (OSError, ValueError, SyntaxError,
     # struct.error, IndexError, DecompressionBombError ...); all mean the same here.
     except Exception as error:
-        msg = f"image-unreadable: {name}: {error}"
+        # An OSError's own text repeats the path.
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        msg = f"image-unreadable: {name}: {why}"
         raise SampleError(msg) from error

@@ -83,10 +83,8 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
 
     counts = _counts(run.scores)
     aside = sum(counts["set_aside"].values())
-    progress.finish(
-        f"{counts['scored']:,} samples scored, {aside:,} set aside; "
-        f"{meter.rate:,.1f} samples/s with {engine.provider}"
-    )
+    speed = f"; {meter.rate:,.1f} samples/s with {engine.provider}" if todo else ""
+    progress.finish(f"{counts['scored']:,} samples scored, {aside:,} set aside{speed}")
     return {
         **counts,
         "parts": len(parts),
@@ -198,7 +196,7 @@ def _counts(folder: Path) -> dict[str, Any]:
         If more than half of the samples have no score.
     """
     table = ScoreTable.load(folder)
-    reasons = [reason for reason in table.reasons.to_pylist() if reason is not None]
+    reasons = table.reasons.drop_null().to_pylist()
     set_aside = Counter(reason.partition(":")[0] for reason in reasons)
     if 2 * len(reasons) > len(table):
         commonest = "; ".join(
