@@ -127,7 +127,7 @@ class RunDirectory:
 
     @property
     def subset_stem(self) -> Path:
-        """The chosen records in the pool's format; the suffix is the pool's (pick)."""
+        """The chosen records in the pool's format, less the suffix, which is the pool's (pick)."""
         return self.path / "subset"
 
     @property
@@ -157,9 +157,19 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._lock is None:
+            return
+        if not any(record.state == "done" for record in self.stages.values()):
+            self._remove_if_bare()
+        self._lock.close()
+        self._lock = None
+
+    def _remove_if_bare(self) -> None:
+        """Leave no trace of a run that came to nothing."""
+        if {entry.name for entry in self.path.iterdir()} <= {"lock", "manifest.json"}:
+            self.manifest.unlink(missing_ok=True)
+            (self.path / "lock").unlink()
+            self.path.rmdir()
 
     def save(self) -> None:
         """Write the manifest."""
@@ -189,9 +199,12 @@ class RunDirectory:
 
     def _take_lock(self) -> None:
         # flock is released by the kernel when the holder dies, so a killed run leaves no stale lock.
-        lock = (self.path / "lock").open("a+")
+        path = self.path / "lock"
+        lock = path.open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                raise BlockingIOError  # its holder removed it between our open and our lock
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
