@@ -358,11 +358,19 @@ def test_a_killed_training_goes_on_and_ends_the_same(
 def test_another_training_does_not_go_on_from_the_checkpoints(
     tmp_path: Path, tiny_pool: TinyPool, tiny_model: Path
 ) -> None:
+    class Stops(Recorder):
+        def update(self, done: int, **fields: float | str) -> None:
+            if self.stages[-1] == "steps" and done == 5:
+                raise KeyboardInterrupt
+
     write_pool(tmp_path / "run", tiny_pool)
-    kill_after(tmp_path / "run", tiny_model, 8)
+    options = {"model": str(tiny_model), **KILLED}
     recorder = Recorder()
     with RunDirectory(tmp_path / "run") as run:
-        seed.run(run, SeedOptions(model=str(tiny_model), **{**KILLED, "lora_rank": 2}), recorder)
+        with pytest.raises(KeyboardInterrupt):
+            seed.run(run, SeedOptions(**options), Stops())
+        assert [*run.seed.glob("checkpoints/*/whole")]
+        seed.run(run, SeedOptions(**{**options, "lora_rank": 2}), recorder)
     assert recorder.stages == ["samples", "steps"]
     assert recorder.updates[0] == 0
 
@@ -454,7 +462,7 @@ def test_a_loss_that_is_no_number_stops_the_training(ingested: Path, damaged: Pa
     from safetensors.numpy import load_file, save_file
 
     weights = load_file(damaged / "model.safetensors")
-    weights["lm_head.weight"] *= np.nan
+    weights[next(name for name in weights if "lm_head" in name)] *= np.nan
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"loss is nan at step 1 .*--seed-learning-rate"):
         tune(ingested, model=str(damaged), **QUICK)

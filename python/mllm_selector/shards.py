@@ -254,7 +254,6 @@ class ShardScorer:
         except SampleError as error:
             return error
 
-
     def _name(self, image: Path | bytes) -> str | None:
         """Name an image as the pool does, so that parts do not depend on where the images folder is."""
         if isinstance(image, bytes) or self._pool.images is None:
