@@ -4,8 +4,12 @@
 //! to the selection algorithms. Nothing here prints, reads the environment or owns a global thread pool.
 
 mod error;
+mod files;
 mod hash;
+pub mod ingest;
 mod observe;
+pub mod pool;
+pub mod writeback;
 
 pub use error::{Error, Result};
 pub use hash::hash_file;
