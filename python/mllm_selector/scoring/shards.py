@@ -17,7 +17,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.batching import (
+from mllm_selector.config import ScoreOptions
+from mllm_selector.engine import Engine
+from mllm_selector.errors import SampleError
+from mllm_selector.families.base import Arrays, Encoded, Family
+from mllm_selector.families.images import load_image
+from mllm_selector.pool import Pool
+from mllm_selector.scoring.batching import (
     IMAGES_AT_ONCE,
     ImageUse,
     Placement,
@@ -25,12 +31,6 @@ from mllm_selector.batching import (
     plan_features,
     scorer_batch,
 )
-from mllm_selector.config import ScoreOptions
-from mllm_selector.engine import Engine
-from mllm_selector.errors import SampleError
-from mllm_selector.families.base import Arrays, Encoded, Family
-from mllm_selector.families.images import load_image
-from mllm_selector.pool import Pool
 
 __all__ = ["EncodedShard", "ShardScorer", "ShardScores", "encode_shard"]
 
@@ -253,7 +253,6 @@ class ShardScorer:
             return self._family.prepare(load_image(image, self._name(image)))
         except SampleError as error:
             return error
-
 
     def _name(self, image: Path | bytes) -> str | None:
         """Name an image as the pool does, so that parts do not depend on where the images folder is."""
