@@ -6,9 +6,11 @@ every layer; the default initialisation of transformers makes a tiny model nearl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
@@ -28,6 +30,10 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
+
+from mllm_selector.artifacts import write_arrow
+from mllm_selector.pool import POOL_SCHEMA, POOL_VERSION
+from mllm_selector.rundir import StageRecord
 
 CORPUS = [
     "There are three yellow squares and two blue circles in the left box.",
@@ -167,3 +173,30 @@ def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     """A picture of random pixels, width and height in `size`."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def write_pool(run: Path, samples: Sequence[tuple[Sequence[tuple[str, str]], Sequence[str | bytes]]]) -> None:
+    """Write `pool.arrow` of a run directory: messages and images (path or bytes) of each sample."""
+    records = [
+        {
+            "id": f"s{index}",
+            "source": "made",
+            "messages": [{"role": role, "content": content} for role, content in messages],
+            "images": [
+                {"path": None, "bytes": image} if isinstance(image, bytes) else {"path": image, "bytes": None}
+                for image in images
+            ],
+            "offset": 0,
+            "length": 0,
+        }
+        for index, (messages, images) in enumerate(samples)
+    ]
+    schema = POOL_SCHEMA.with_metadata(
+        {"mllm_selector.pool_version": POOL_VERSION, "mllm_selector.format": "llava-json"}
+    )
+    write_arrow(run / "pool.arrow", pa.Table.from_pylist(records, schema=schema))
+
+
+def done(**record: object) -> StageRecord:
+    """The record of a finished stage."""
+    return StageRecord(state="done", key="made", **record)

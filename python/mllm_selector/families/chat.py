@@ -319,8 +319,8 @@ def encode_for_training(
     -------
     dict of str to torch.Tensor
         ``input_ids``, ``labels`` (-100 outside answers), ``attention_mask`` and whatever else the processor
-        gives per token (``mm_token_type_ids``, ...), each of shape (length,); the rest as the processor returns
-        it for a batch of one (``pixel_values``, ``image_grid_thw``, ...).
+        gives per token (``mm_token_type_ids``, ...), each of shape (length,); the rest as the processor
+        returns it for a batch of one (``pixel_values``, ``image_grid_thw``, ...).
 
     Raises
     ------
