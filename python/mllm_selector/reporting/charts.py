@@ -202,6 +202,7 @@ def _horizontal_lines(
     steps: int = 5,
 ) -> list[Content]:
     tick = nice_step(highest, steps)
+    tick = max(tick, 1.0) if name is _count else tick
     parts: list[Content] = []
     for number in range(math.floor(highest / tick) + 1):
         y = base - height * number * tick / highest
@@ -216,7 +217,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
 
 
 def _count(value: float, _tick: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else ""
+    return f"{value:,.0f}"
 
 
 def _percent(value: float, tick: float) -> str:

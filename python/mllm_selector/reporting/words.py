@@ -157,9 +157,9 @@ def _seed_step(numbers: Numbers, seed: dict[str, Any]) -> str:
         return f"The seed model was given{given}, so nothing was tuned."
     model = seed["model"] or "the pretrained model"
     return (
-        f"{numbers.seed_subset:,} samples were drawn uniformly at random, and {model} was tuned on them with "
-        f"LoRA: rank {seed['lora_rank']}, epochs {seed['seed_epochs']:g}, {seed['seed_batch_size']} samples a "
-        f"step, peak learning rate {seed['seed_learning_rate']:g}, random seed {seed['seed']}."
+        f"{numbers.seed_subset:,} samples were drawn uniformly at random, and {model} was tuned on them "
+        f"with LoRA: rank {seed['lora_rank']}, epochs {seed['seed_epochs']:g}, {seed['seed_batch_size']} "
+        f"samples a step, peak learning rate {seed['seed_learning_rate']:g}, random seed {seed['seed']}."
     )
 
 
