@@ -48,7 +48,7 @@ class Thumbnails:
         except FileNotFoundError:
             return "image file not found"
         except Exception as error:
-            # Pillow's decoders raise many kinds of error for damaged files; one image must not stop the report.
+            # Pillow's decoders raise many kinds of error; one damaged file must not stop the report.
             return f"image cannot be read ({type(error).__name__})"
         mime, data = _encode(small)
         if len(data) > self._left:
