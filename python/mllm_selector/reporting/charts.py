@@ -184,7 +184,7 @@ def _necessity_axis(
     for number in range(math.ceil(low / tick - 1e-9), math.floor((low + width * regular) / tick + 1e-9) + 1):
         at = x[0] + step * (number * tick - low) / width
         anchor = "start" if at < x[0] + 8 else "middle"
-        if at > x[-1] - 12 and number * tick > low:
+        if _has_tail(data) and at > x[-1] + step - 46:
             continue
         parts.append(_text(at, base + 15, _number(number * tick, tick), anchor))
     if _has_tail(data):
