@@ -418,15 +418,18 @@ def _rejected(path: Path) -> list[Reason]:
 
 
 def _unscored(reasons: pa.ChunkedArray, pool: Pool) -> list[Reason]:
-    """Count why samples were not scored."""
+    """Count why samples were not scored; a reason is a code, a colon and a detail."""
     rows = np.flatnonzero(reasons.is_valid().to_numpy())
     texts: list[str] = reasons.take(pa.array(rows)).to_pylist()
-    counts = Counter(texts)
-    examples: dict[str, list[dict[str, Any]]] = {reason: [] for reason in counts}
-    for row, reason in zip(rows.tolist(), texts, strict=True):
-        if len(examples[reason]) < EXAMPLES:
-            examples[reason].append({"id": pool.ids([row])[0], "row": row})
-    return [Reason(reason, count, examples[reason]) for reason, count in counts.most_common()]
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for row, text in zip(rows.tolist(), texts, strict=True):
+        code, _, detail = text.partition(": ")
+        counts[code] += 1
+        examples.setdefault(code, [])
+        if len(examples[code]) < EXAMPLES:
+            examples[code].append({"id": pool.ids([row])[0], "row": row, "detail": detail})
+    return [Reason(code, count, examples[code]) for code, count in counts.most_common()]
 
 
 def _descending(necessity: Floats) -> NDArray[np.int64]:

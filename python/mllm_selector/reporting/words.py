@@ -26,6 +26,7 @@ STAGES = {
 }
 
 REJECTED = {
+    "too-large": "The record is larger than is read",
     "not-an-object": "The record is not a JSON object",
     "broken-utf8": "The text is not valid UTF-8",
     "invalid-json": "The record is not valid JSON",
