@@ -27,6 +27,7 @@ __all__ = [
     "Box",
     "Item",
     "Statement",
+    "copy_tree",
     "read_statements",
     "samples",
     "write_llava",
@@ -305,7 +306,7 @@ def write_pool(folder: Path) -> tuple[Path, Path]:
     """
     # Copied, not referenced: a package may be imported from an archive.
     images = folder / "nlvr"
-    _copy(resources.files("mllm_selector.demo") / "data" / "nlvr", images)
+    copy_tree(resources.files("mllm_selector.demo") / "data" / "nlvr", images)
     pool = folder / "pool.json"
     write_llava(pool, samples(read_statements(images), SHIPPED_SAMPLES_PER_IMAGE))
     return pool, images
@@ -318,13 +319,14 @@ def write_llava(path: Path, records: Iterable[dict[str, Any]]) -> None:
         file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode())
 
 
-def _copy(source: Traversable, target: Path) -> None:
+def copy_tree(source: Traversable, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it, from a package that may be an archive."""
     if source.is_file():
         with atomic_write(target) as file:
             file.write(source.read_bytes())
         return
     for child in source.iterdir():
-        _copy(child, target / child.name)
+        copy_tree(child, target / child.name)
 
 
 def _record(name: str, source: str, images: list[str], turns: Turns, draw: Draw) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from mllm_selector.reporting.numbers import Numbers, Source
 __all__ = [
     "REJECTED",
     "STAGES",
+    "UNSCORED",
     "duration",
     "lead",
     "method_steps",
@@ -37,6 +38,15 @@ REJECTED = {
     "image-outside": "The image path leaves the images folder",
     "image-marks": "The image marks do not match the images",
     "duplicate-id": "An earlier record has the same id",
+}
+
+UNSCORED = {
+    "too-long": "More tokens than are scored",
+    "no-answer-tokens": "No token of an answer is left after the chat template",
+    "image-unreadable": "An image cannot be read",
+    "chat-template": "The chat template refuses the conversation",
+    "image-marks": "The image marks do not match the images",
+    "not-finite": "The loss is not a finite number",
 }
 
 GROUPS = {
