@@ -184,7 +184,7 @@ def _necessity_axis(
     for number in range(math.ceil(low / tick - 1e-9), math.floor((low + width * regular) / tick + 1e-9) + 1):
         at = x[0] + step * (number * tick - low) / width
         anchor = "start" if at < x[0] + 8 else "middle"
-        if at > x[-1] - 12 and number * tick > low:
+        if _has_tail(data) and at > x[-1] + step - 46:
             continue
         parts.append(_text(at, base + 15, _number(number * tick, tick), anchor))
     if _has_tail(data):
@@ -202,6 +202,7 @@ def _horizontal_lines(
     steps: int = 5,
 ) -> list[Content]:
     tick = nice_step(highest, steps)
+    tick = max(tick, 1.0) if name is _count else tick
     parts: list[Content] = []
     for number in range(math.floor(highest / tick) + 1):
         y = base - height * number * tick / highest
@@ -216,7 +217,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
 
 
 def _count(value: float, _tick: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else ""
+    return f"{value:,.0f}"
 
 
 def _percent(value: float, tick: float) -> str:

@@ -13,8 +13,8 @@ __all__ = ["Gallery"]
 
 IMAGE_BYTES = 4_000_000
 MOST_IMAGES = 4
-MOST_MESSAGES = 8
-MOST_CHARACTERS = 600
+MOST_MESSAGES = 6
+MOST_CHARACTERS = 400
 ROLES = {"system": "System", "user": "Question", "assistant": "Answer"}
 
 

@@ -33,7 +33,7 @@ __all__ = [
 
 STAGES = ("ingest", "seed", "export", "score", "pick")
 GROUPS_KEY = b"mllm_selector.groups"
-MOST_BINS = 60
+LEAST_BINS, MOST_BINS = 10, 60
 SOURCE_HISTOGRAMS = 12
 EXAMPLES = 3
 
@@ -250,7 +250,6 @@ def collect(run: RunDirectory, pool: Pool, gallery: int) -> Numbers:
     seed_rows = _seed_rows(run)
     rejected = _rejected(run.rejected)
     edges = _edges(necessity)
-    by_source = np.bincount(codes, minlength=len(names))
     groups, groups_are_whole = _groups(selection, codes, names)
 
     def items(which: NDArray[np.int64]) -> list[GalleryItem]:
@@ -285,10 +284,7 @@ def collect(run: RunDirectory, pool: Pool, gallery: int) -> Numbers:
         rejected_reasons=rejected,
         unscored_reasons=_unscored(scores.reasons, pool),
         histogram=Histogram.of(necessity, chosen, edges),
-        sources=[
-            _source(rank, names[code], codes == code, necessity, chosen, edges)
-            for rank, code in enumerate(np.argsort(-by_source, kind="stable"))
-        ],
+        sources=_sources(codes, names, necessity, chosen, edges),
         groups_are_whole=groups_are_whole,
         groups=groups,
         highest=items(descending[:gallery]),
@@ -317,25 +313,32 @@ def _edges(necessity: Floats) -> Floats:
     low, high, highest = float(min(values.min(), 0.0)), float(np.quantile(values, 0.995)), float(values.max())
     if highest <= low:
         return np.array([low, low + 1.0])
-    step = nice_step((high if high > low else highest) - low, MOST_BINS)
+    bins = min(MOST_BINS, max(LEAST_BINS, int(2 * math.sqrt(len(values)))))
+    step = nice_step((high if high > low else highest) - low, bins)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     edges = [step * number for number in range(first, last + 1)]
     return np.array(edges if highest <= edges[-1] else [*edges, highest], dtype=np.float64)
 
 
-def _source(
-    rank: int, name: str, of_source: Flags, necessity: Floats, chosen: Flags, edges: Floats
-) -> Source:
-    own, own_chosen = necessity[of_source], chosen[of_source]
-    return Source(
-        source=name,
-        pool=len(own),
-        chosen=int(own_chosen.sum()),
-        pool_share=len(own) / len(chosen),
-        chosen_share=float(own_chosen.sum() / max(1, chosen.sum())),
-        mean_necessity=Statistics.of(own).mean,
-        histogram=Histogram.of(own, own_chosen, edges) if rank < SOURCE_HISTOGRAMS else None,
-    )
+def _sources(
+    codes: NDArray[np.int32], names: list[str], necessity: Floats, chosen: Flags, edges: Floats
+) -> list[Source]:
+    sizes = np.bincount(codes, minlength=len(names))
+    rows_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
+    sources = []
+    for rank, code in enumerate(np.argsort(-sizes, kind="stable")):
+        own, own_chosen = necessity[rows_of[code]], chosen[rows_of[code]]
+        source = Source(
+            source=names[code],
+            pool=len(own),
+            chosen=int(own_chosen.sum()),
+            pool_share=len(own) / len(chosen),
+            chosen_share=float(own_chosen.sum() / max(1, chosen.sum())),
+            mean_necessity=Statistics.of(own).mean,
+            histogram=Histogram.of(own, own_chosen, edges) if rank < SOURCE_HISTOGRAMS else None,
+        )
+        sources.append(source)
+    return sources
 
 
 def _groups(selection: pa.Table, codes: NDArray[np.int32], names: list[str]) -> tuple[list[Group], bool]:
@@ -415,15 +418,18 @@ def _rejected(path: Path) -> list[Reason]:
 
 
 def _unscored(reasons: pa.ChunkedArray, pool: Pool) -> list[Reason]:
-    """Count why samples were not scored."""
+    """Count why samples were not scored; a reason is a code, a colon and a detail."""
     rows = np.flatnonzero(reasons.is_valid().to_numpy())
     texts: list[str] = reasons.take(pa.array(rows)).to_pylist()
-    counts = Counter(texts)
-    examples: dict[str, list[dict[str, Any]]] = {reason: [] for reason in counts}
-    for row, reason in zip(rows.tolist(), texts, strict=True):
-        if len(examples[reason]) < EXAMPLES:
-            examples[reason].append({"id": pool.ids([row])[0], "row": row})
-    return [Reason(reason, count, examples[reason]) for reason, count in counts.most_common()]
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for row, text in zip(rows.tolist(), texts, strict=True):
+        code, _, detail = text.partition(": ")
+        counts[code] += 1
+        examples.setdefault(code, [])
+        if len(examples[code]) < EXAMPLES:
+            examples[code].append({"id": pool.ids([row])[0], "row": row, "detail": detail})
+    return [Reason(code, count, examples[code]) for code, count in counts.most_common()]
 
 
 def _descending(necessity: Floats) -> NDArray[np.int64]:

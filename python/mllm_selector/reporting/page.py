@@ -318,7 +318,10 @@ def _set_aside(numbers: Numbers) -> Content:
         content += [
             element("h3", "Not scored"),
             element("p", f"{total:,} samples of the pool have no score."),
-            (_reason(reason, None, total) for reason in numbers.unscored_reasons),
+            (
+                _reason(reason, words.UNSCORED.get(reason.reason), total)
+                for reason in numbers.unscored_reasons
+            ),
         ]
     return content
 

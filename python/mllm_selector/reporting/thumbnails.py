@@ -14,6 +14,8 @@ __all__ = ["Thumbnail", "Thumbnails"]
 
 LONGEST_SIDE = 400
 MOST_PIXELS = 50_000_000
+MOST_COLOURS = 1024
+LEFT_OUT = "image left out to keep the page small"
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,19 @@ class Thumbnails:
 
     def make(self, image: Path | bytes) -> Thumbnail | str:
         """Return a small copy of an image, or in words why there is none."""
+        if not self._left:
+            return LEFT_OUT
         try:
             small = _shrink(image)
         except FileNotFoundError:
             return "image file not found"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
-            # What Pillow raises for a damaged file depends on the format.
+        except Exception as error:
+            # Pillow's decoders raise many kinds of error; one damaged file must not stop the report.
             return f"image cannot be read ({type(error).__name__})"
         mime, data = _encode(small)
         if len(data) > self._left:
-            return "image left out to keep the page small"
+            self._left = 0
+            return LEFT_OUT
         self._left -= len(data)
         uri = f"data:{mime};base64,{base64.b64encode(data).decode()}"
         return Thumbnail(uri, small.width, small.height)
@@ -56,6 +61,7 @@ class Thumbnails:
 
 def _shrink(source: Path | bytes) -> Image.Image:
     with warnings.catch_warnings():
+        # Pillow warns of large images; they are refused below, by size.
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.width * image.height > MOST_PIXELS:
@@ -69,10 +75,10 @@ def _shrink(source: Path | bytes) -> Image.Image:
 
 
 def _encode(image: Image.Image) -> tuple[str, bytes]:
-    """Encode as JPEG or PNG, whichever is smaller: photographs and drawings differ."""
-    encoded = []
-    for mime, settings in (("image/jpeg", {"quality": 80}), ("image/png", {"optimize": True})):
-        buffer = io.BytesIO()
-        image.save(buffer, mime.removeprefix("image/"), **settings)
-        encoded.append((mime, buffer.getvalue()))
-    return min(encoded, key=lambda entry: len(entry[1]))
+    """Encode drawings, which have few colours, as PNG and photographs as JPEG."""
+    buffer = io.BytesIO()
+    if image.getcolors(MOST_COLOURS) is not None:
+        image.save(buffer, "PNG", optimize=True)
+        return "image/png", buffer.getvalue()
+    image.save(buffer, "JPEG", quality=80)
+    return "image/jpeg", buffer.getvalue()

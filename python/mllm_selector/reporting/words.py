@@ -9,6 +9,7 @@ from mllm_selector.reporting.numbers import Numbers, Source
 __all__ = [
     "REJECTED",
     "STAGES",
+    "UNSCORED",
     "duration",
     "lead",
     "method_steps",
@@ -26,6 +27,7 @@ STAGES = {
 }
 
 REJECTED = {
+    "too-large": "The record is larger than is read",
     "not-an-object": "The record is not a JSON object",
     "broken-utf8": "The text is not valid UTF-8",
     "invalid-json": "The record is not valid JSON",
@@ -36,6 +38,15 @@ REJECTED = {
     "image-outside": "The image path leaves the images folder",
     "image-marks": "The image marks do not match the images",
     "duplicate-id": "An earlier record has the same id",
+}
+
+UNSCORED = {
+    "too-long": "More tokens than are scored",
+    "no-answer-tokens": "No token of an answer is left after the chat template",
+    "image-unreadable": "An image cannot be read",
+    "chat-template": "The chat template refuses the conversation",
+    "image-marks": "The image marks do not match the images",
+    "not-finite": "The loss is not a finite number",
 }
 
 GROUPS = {
@@ -157,9 +168,9 @@ def _seed_step(numbers: Numbers, seed: dict[str, Any]) -> str:
         return f"The seed model was given{given}, so nothing was tuned."
     model = seed["model"] or "the pretrained model"
     return (
-        f"{numbers.seed_subset:,} samples were drawn uniformly at random, and {model} was tuned on them with "
-        f"LoRA: rank {seed['lora_rank']}, epochs {seed['seed_epochs']:g}, {seed['seed_batch_size']} samples a "
-        f"step, peak learning rate {seed['seed_learning_rate']:g}, random seed {seed['seed']}."
+        f"{numbers.seed_subset:,} samples were drawn uniformly at random, and {model} was tuned on them "
+        f"with LoRA: rank {seed['lora_rank']}, epochs {seed['seed_epochs']:g}, {seed['seed_batch_size']} "
+        f"samples a step, peak learning rate {seed['seed_learning_rate']:g}, random seed {seed['seed']}."
     )
 
 
