@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 
 from mllm_selector.errors import MissingPackageError, ScoreError
 
-__all__ = ["SCORER", "VISION", "BatchScores", "Engine", "onnxruntime_conflict"]
+__all__ = ["SCORER", "VISION", "BatchScores", "Engine", "onnxruntime_conflict", "working_providers"]
 
 VISION = "vision.onnx"
 SCORER = "scorer.onnx"
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+# An ONNX model of one Identity node (opset 17), to see whether a provider starts.
+_IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
+    "0801620f0a0179120a0a08080112040a02080142040a001011"
+)
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -66,6 +71,29 @@ def onnxruntime_conflict() -> str | None:
         "'pip uninstall -y onnxruntime onnxruntime-gpu', then \"pip install 'mllm-selector[gpu]'\" on a "
         "machine with an NVIDIA GPU, else \"pip install 'mllm-selector[cpu]'\""
     )
+
+
+def working_providers() -> list[str]:
+    """List the execution providers that start here: CUDA or not, and the CPU.
+
+    The list of *available* providers only says what the package was built with, so each is tried.
+
+    Raises
+    ------
+    MissingPackageError
+        If ONNX Runtime is not installed.
+    ScoreError
+        If both of its packages are.
+    """
+    ort = _import_onnxruntime()
+    providers = [name for name in (_CUDA, _CPU) if name in ort.get_available_providers()]
+    if _CUDA in providers:
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    sessions = [ort.InferenceSession(_IDENTITY, options, providers=[name]) for name in providers]
+    started = [session.get_providers()[0] for session in sessions]
+    return [name for name, got in zip(providers, started, strict=True) if name == got]
 
 
 class Engine:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import families
-from mllm_selector.artifacts import atomic_folder_sync, write_json
+from mllm_selector.artifacts import atomic_folder, write_json
 from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION
 from mllm_selector.errors import ExportError, MissingPackageError
 from mllm_selector.families.base import Graph
 from mllm_selector.families.loading import load_model
-from mllm_selector.parity import Check, check_against, reference
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.parity import Check, check_against, reference
 
 __all__ = ["run"]
 
@@ -62,12 +60,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     seed = run.need("seed")
     folder = run.path / seed.counts["model"]
     trust = bool(seed.options.get("trust_remote_code", False))
-    for left_over in run.path.glob("onnx.tmp-*"):
-        shutil.rmtree(left_over)
-    temporary = run.path / f"onnx.tmp-{os.getpid()}"
-    temporary.mkdir()
-    try:
-        progress.start("export", total=4, unit="steps")
+    progress.start("export", total=4, unit="steps")
+    with atomic_folder(run.onnx) as temporary:
         family = families.load(folder, trust_remote_code=trust)
         model = load_model(folder, trust_remote_code=trust)
         # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
@@ -83,11 +77,7 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         family.save(temporary / "processor")
         check = check_against(family, temporary, expected)
         _judge(check, options.precision, temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    size = sum(path.stat().st_size for path in temporary.iterdir() if path.is_file())
-    _publish(temporary, run.onnx)
+    size = sum(path.stat().st_size for path in run.onnx.iterdir() if path.is_file())
     progress.finish(
         f"{size / 1e6:,.0f} MB in {options.precision}; mean loss differs from torch by at most "
         f"{check.worst_nll:.1e} on {check.samples} samples"
@@ -160,17 +150,6 @@ def _judge(check: Check, precision: str, folder: Path) -> None:
         + ("Use --precision float32." if precision == "float16" else "Please report the model's name.")
     )
     raise ExportError(msg)
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    for path in sorted(temporary.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.replace(final)
-    atomic_folder_sync(final.parent)
 
 
 @contextmanager

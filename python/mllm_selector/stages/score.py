@@ -21,7 +21,7 @@ from mllm_selector.errors import PoolError, RunDirectoryError, ScoreError
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.shards import EncodedShard, ShardScorer, ShardScores, encode_shard
+from mllm_selector.scoring.shards import EncodedShard, ShardScorer, ShardScores, encode_shard
 
 __all__ = ["run"]
 

@@ -17,7 +17,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.batching import (
+from mllm_selector.config import ScoreOptions
+from mllm_selector.engine import Engine
+from mllm_selector.errors import SampleError
+from mllm_selector.families.base import Arrays, Encoded, Family
+from mllm_selector.families.images import load_image
+from mllm_selector.pool import Pool
+from mllm_selector.scoring.batching import (
     IMAGES_AT_ONCE,
     ImageUse,
     Placement,
@@ -25,12 +31,6 @@ from mllm_selector.batching import (
     plan_features,
     scorer_batch,
 )
-from mllm_selector.config import ScoreOptions
-from mllm_selector.engine import Engine
-from mllm_selector.errors import SampleError
-from mllm_selector.families.base import Arrays, Encoded, Family
-from mllm_selector.families.images import load_image
-from mllm_selector.pool import Pool
 
 __all__ = ["EncodedShard", "ShardScorer", "ShardScores", "encode_shard"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.batching import ImageUse, plan_features, scorer_batch
 from mllm_selector.engine import BatchScores, Engine
 from mllm_selector.errors import ExportError
 from mllm_selector.families.base import Arrays, Encoded, Family
 from mllm_selector.families.chat import IMAGE_MARK, encode_for_training
+from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch
 
 __all__ = ["BatchDifference", "Check", "Expected", "check_against", "plain_scores", "reference"]
 
