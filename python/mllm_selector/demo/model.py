@@ -155,8 +155,8 @@ class CaptionLoss:
 def pretrain(
     directory: Path,
     *,
-    steps: int = 200,
-    batch_size: int = 32,
+    steps: int = 250,
+    batch_size: int = 16,
     learning_rate: float = 2e-3,
     seed: int = 0,
     progress: Progress | None = None,
