@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import zipfile
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -267,6 +269,13 @@ def test_what_is_not_nlvr_is_refused(tmp_path):
     (tmp_path / "dev" / "dev.json").write_text('{"identifier": "1-0"}\n')
     with pytest.raises(PoolError, match=r"dev\.json, line 1"):
         nlvr.read_statements(tmp_path)
+
+
+def test_the_shipped_part_can_be_in_an_archive(shipped, tmp_path):
+    _, images = shipped
+    archive = shutil.make_archive(str(tmp_path / "package"), "zip", images)
+    nlvr.copy_tree(zipfile.Path(archive), tmp_path / "copy")
+    assert nlvr.read_statements(tmp_path / "copy") == nlvr.read_statements(images)
 
 
 def test_the_shipped_part_is_small_and_says_whose_it_is():

@@ -202,6 +202,13 @@ class IngestOptions(StageOptions):
         "else the pool's file name.",
         metavar="NAME",
     )
+    threads: int | None = option(
+        None, help="CPU threads for computing; default all.", metavar="N", matters=False
+    )
+
+    def check(self) -> None:
+        """Check the reading options."""
+        _at_least(self, "threads", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import families
-from mllm_selector.artifacts import atomic_write
 from mllm_selector.config import (
     ExportOptions,
     IngestOptions,
@@ -154,7 +152,7 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
         for name, of_stage in options.items():
             _run_stage(run, name, of_stage, progress)
             if isinstance(of_stage, PickOptions) and of_stage.out is not None:
-                _copy(run.path / run.need("pick").counts["subset"], of_stage.out)
+                Selection.load(run.path).write(of_stage.out)
             if name == "ingest" and "pick" in options:
                 _check_budget(run, options["pick"])
 
@@ -320,8 +318,3 @@ def _refuse_to_mix(
         "Name another --run-dir, or repeat the options of that run"
     )
     raise UsageError(msg)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, atomic_write(target) as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)

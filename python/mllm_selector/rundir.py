@@ -17,7 +17,7 @@ from mllm_selector import _internal
 from mllm_selector.artifacts import write_json
 from mllm_selector.errors import RunDirectoryError, UsageError
 
-__all__ = ["RunDirectory", "StageRecord", "fingerprint", "stage_key"]
+__all__ = ["RunDirectory", "StageRecord", "fingerprint", "read_manifest", "stage_key"]
 
 MANIFEST_VERSION = 1
 
@@ -151,7 +151,7 @@ class RunDirectory:
             raise UsageError(msg)
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self.stages = self._read_manifest()
+        self.stages = read_manifest(self.path)
         return self
 
     def __exit__(
@@ -217,25 +217,34 @@ class RunDirectory:
         lock.flush()
         self._lock = lock
 
-    def _read_manifest(self) -> dict[str, StageRecord]:
-        try:
-            text = self.manifest.read_text()
-        except FileNotFoundError:
-            return {}
-        try:
-            content = json.loads(text)
-            version = content["version"]
-            stages = {name: StageRecord(**record) for name, record in content["stages"].items()}
-        except (ValueError, KeyError, TypeError) as error:
-            msg = f"{self.manifest} cannot be read ({error}); use another --run-dir"
-            raise RunDirectoryError(msg) from error
-        if version != MANIFEST_VERSION:
-            msg = (
-                f"{self.manifest} has version {version}, this package reads {MANIFEST_VERSION}; "
-                "use another --run-dir or the version of mllm-selector that made it"
-            )
-            raise RunDirectoryError(msg)
-        return stages
+
+def read_manifest(folder: Path) -> dict[str, StageRecord]:
+    """Return what the manifest of a run directory says of each stage; nothing if there is none.
+
+    Raises
+    ------
+    RunDirectoryError
+        If it cannot be read, or is of another version.
+    """
+    manifest = folder / "manifest.json"
+    try:
+        text = manifest.read_text()
+    except FileNotFoundError:
+        return {}
+    try:
+        content = json.loads(text)
+        version = content["version"]
+        stages = {name: StageRecord(**record) for name, record in content["stages"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"{manifest} cannot be read ({error}); use another --run-dir"
+        raise RunDirectoryError(msg) from error
+    if version != MANIFEST_VERSION:
+        msg = (
+            f"{manifest} has version {version}, this package reads {MANIFEST_VERSION}; "
+            "use another --run-dir or the version of mllm-selector that made it"
+        )
+        raise RunDirectoryError(msg)
+    return stages
 
 
 def fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:

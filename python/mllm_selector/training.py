@@ -1,7 +1,7 @@
 """LoRA fine-tuning of a vision-language model with transformers and peft.
 
-What this module adds to their `Trainer`: a loss on answer tokens only that is the same for every model and every
-micro-batch size, checkpoints that count only when they are whole, and a terminal that stays quiet.
+What this module adds to their `Trainer`: a loss on answer tokens only that is the same for every model and
+every micro-batch size, checkpoints that count only when they are whole, and a terminal that stays quiet.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import re
 import shutil
 import time
@@ -121,8 +120,8 @@ def check_model_directory(directory: Path, option: str) -> None:
     pickled = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
     if pickled:
         msg = (
-            f"{option}: the weights in {directory} are pickled ({pickled[0].name}), and loading a pickle can run "
-            "any code. If you trust them, convert them once: AutoModelForImageTextToText.from_pretrained("
+            f"{option}: the weights in {directory} are pickled ({pickled[0].name}), and loading a pickle can "
+            "run any code. If you trust them, convert them once: AutoModelForImageTextToText.from_pretrained("
             "DIR, use_safetensors=False).save_pretrained(NEW_DIR), and copy the tokenizer and processor files"
         )
     else:
@@ -289,7 +288,9 @@ class Collator:
                 padded = [_pad(value, (length,), padding) for value in values]
                 batch[name] = torch.stack(padded)
             else:
-                shape = tuple(max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True))
+                shape = tuple(
+                    max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)
+                )
                 batch[name] = torch.cat([_pad(value, (len(value), *shape), 0) for value in values])
         return batch
 
@@ -384,9 +385,9 @@ def fine_tune(
 ) -> int:
     """Train what is trainable in a model, going on from the last whole checkpoint.
 
-    AdamW without weight decay, a cosine schedule with a short warm-up, gradients clipped to norm 1. On CUDA in
-    mixed precision with activation checkpointing. A run that was killed and goes on ends with the same weights
-    as one that was not, on the same machine with deterministic kernels (the CPU's are).
+    AdamW without weight decay, a cosine schedule with a short warm-up, gradients clipped to norm 1. On CUDA
+    in mixed precision with activation checkpointing. A run that was killed and goes on ends with the same
+    weights as one that was not, on the same machine with deterministic kernels (the CPU's are).
 
     Parameters
     ----------
@@ -482,7 +483,7 @@ def merge(model: Any, processor: Any, folder: Path) -> None:
 
 
 def _number_format() -> str:
-    """Return the number format of frozen weights: bfloat16 on CUDA, float16 on older GPUs, float32 on the CPU."""
+    """Return the number format of frozen weights: bfloat16 on CUDA, else float16; float32 on the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -508,7 +509,7 @@ def _training_arguments(options: SeedOptions, folder: Path, steps: int) -> Any:
         gradient_accumulation_steps=options.seed_batch_size // options.seed_micro_batch,
         learning_rate=options.seed_learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(_WARMUP * steps),
+        warmup_steps=round(_WARMUP * steps),
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch",

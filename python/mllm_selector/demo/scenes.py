@@ -1,8 +1,8 @@
 """Pictures drawn by code in the style of NLVR, and what there is to say about them.
 
-A picture has three grey boxes side by side; each holds squares, circles and triangles in three colours and three
-sizes, scattered or stacked into a tower (Suhr, Lewis, Yeh and Artzi, "A Corpus of Natural Language for Visual
-Reasoning", ACL 2017, section 3). Nothing here is taken from that corpus.
+A picture has three grey boxes side by side; each holds squares, circles and triangles in three colours and
+three sizes, scattered or stacked into a tower (Suhr, Lewis, Yeh and Artzi, "A Corpus of Natural Language for
+Visual Reasoning", ACL 2017). Nothing here is taken from that corpus.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Item", "Scene", "draw_scene"]
 BOXES = ("left", "middle", "right")
 SHAPES = ("square", "circle", "triangle")
 COLOURS = {"yellow": (255, 255, 0), "black": (0, 0, 0), "blue": (0, 153, 255)}
-SIZES = {"small": 10, "medium": 20, "big": 30}
+SIZES = {"small": 10, "medium": 20, "large": 30}
 NUMBERS = ("no", "one", "two", "three", "four")
 
 BOX_SIDE = 100
@@ -163,4 +163,3 @@ def _draw_item(draw: ImageDraw.ImageDraw, item: Item, left: int) -> None:
 
 def _counted(count: int, name: str) -> str:
     return f"{NUMBERS[count]} {name}{'s' if count != 1 else ''}"
-

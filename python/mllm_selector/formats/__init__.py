@@ -1,1 +1,116 @@
-"""Pool formats: one module each."""
+"""Pool formats: one class each, in a registry.
+
+A format knows how a pool is recognised, read into ``pool.arrow`` and written back. The stages ask this
+module and never name a format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mllm_selector.config import IngestOptions
+from mllm_selector.errors import PoolError
+from mllm_selector.formats.llava import LlavaJson, LlavaJsonLines
+from mllm_selector.pool import Pool
+from mllm_selector.rundir import RunDirectory, fingerprint
+
+__all__ = ["FORMATS", "PoolFormat", "find", "subset_suffix", "write_subset"]
+
+
+class PoolFormat(Protocol):
+    """How one kind of pool is recognised, read and written back."""
+
+    @property
+    def name(self) -> str:
+        """Name in options and in the metadata of ``pool.arrow``."""
+
+    @property
+    def suffix(self) -> str:
+        """File suffix of a subset, with the dot."""
+
+    def recognises(self, path: Path) -> bool:
+        """Say by its content whether a file is of this format."""
+
+    def ingest(
+        self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
+
+    def write_subset(self, pool: Path, rows: NDArray[np.uint64], source: Path, out: Path) -> None:
+        """Copy the records of `rows`, in that order, from the input `source` to `out`."""
+
+
+FORMATS: dict[str, PoolFormat] = {known.name: known for known in (LlavaJson(), LlavaJsonLines())}
+
+
+def find(options: IngestOptions) -> PoolFormat:
+    """Return the format asked for, or for ``auto`` the one that recognises the pool.
+
+    A pool that none recognises goes to the first format, whose reader says what is wrong with it.
+    """
+    if options.format != "auto":
+        return FORMATS[options.format]
+    first, *_ = FORMATS.values()
+    return next((known for known in FORMATS.values() if known.recognises(options.pool)), first)
+
+
+def subset_suffix(run: RunDirectory) -> str:
+    """Return the file suffix of a subset of the run's pool, such as ``.json``."""
+    return _of(run).suffix
+
+
+def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -> None:
+    """Write chosen records in the pool's own format, byte for byte as they stand in the pool.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        A run whose pool has been ingested.
+    rows : ndarray of int, shape (k,)
+        Rows of the pool, in the order in which they are written.
+    out : Path
+        The file; whole or not there.
+
+    Raises
+    ------
+    RunDirectoryError
+        If ingest has not finished in this run directory.
+    PoolError
+        If the pool is gone or has changed since it was ingested.
+    UsageError
+        If a row is not in the pool, or `out` is the pool itself.
+    """
+    record = run.need("ingest")
+    source = Path(record.options["pool"])
+    _check_unchanged(source, record.inputs["pool"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _of(run).write_subset(run.pool, np.ascontiguousarray(rows, dtype=np.uint64), source, out)
+
+
+def _of(run: RunDirectory) -> PoolFormat:
+    name = Pool.open(run.pool).format
+    if name not in FORMATS:
+        msg = f"{run.pool}: format '{name}' is not one of {', '.join(FORMATS)}; ingest again"
+        raise PoolError(msg)
+    return FORMATS[name]
+
+
+def _check_unchanged(source: Path, known: dict[str, Any]) -> None:
+    try:
+        now = fingerprint(source, known)
+    except OSError as error:
+        msg = (
+            f"{source}: cannot be read ({error.strerror}); the subset is copied from the pool, so put it back"
+        )
+        raise PoolError(msg) from error
+    if now["hash"] != known["hash"]:
+        msg = (
+            f"{source} has changed since it was ingested, so its records cannot be copied; "
+            "restore it, or select from it in a new --run-dir"
+        )
+        raise PoolError(msg)

@@ -1,7 +1,7 @@
 """Seed: draws the seed subset and fine-tunes the pretrained model on it.
 
-The seed model is the pretrained model with a little instruction tuning: LoRA on samples drawn uniformly from the
-pool (MLLM-Selector, arXiv 2503.20502, section 3). With ``--seed-model`` the user brings one, and nothing is done.
+The seed model is the pretrained model with a little instruction tuning: LoRA on samples drawn uniformly from
+the pool (MLLM-Selector, arXiv 2503.20502). With ``--seed-model`` the user brings one, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ from mllm_selector.rundir import RunDirectory
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_COUNT", "DEFAULT_SHARE", "draw_rows", "random_order", "run", "seed_count", "training_order"]
+__all__ = [
+    "DEFAULT_COUNT",
+    "DEFAULT_SHARE",
+    "draw_rows",
+    "random_order",
+    "run",
+    "seed_count",
+    "training_order",
+]
 
 DEFAULT_COUNT = 512
 DEFAULT_SHARE = Amount.parse("1%")
@@ -68,8 +76,8 @@ def run(run: RunDirectory, options: SeedOptions, progress: Progress) -> dict[str
     Raises
     ------
     UsageError
-        If neither a model nor a seed model is named, there is none at that path, or more samples are asked for
-        than the pool has.
+        If neither a model nor a seed model is named, there is none at that path, or more samples are asked
+        for than the pool has.
     ModelError
         If the model cannot be loaded or trained, or no drawn sample can be trained on.
     MissingPackageError
@@ -96,7 +104,12 @@ def _use(run: RunDirectory, model: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _tune(
-    run: RunDirectory, options: SeedOptions, name: str, pool: Pool, rows: NDArray[np.uint64], progress: Progress
+    run: RunDirectory,
+    options: SeedOptions,
+    name: str,
+    pool: Pool,
+    rows: NDArray[np.uint64],
+    progress: Progress,
 ) -> dict[str, Any]:
     model, processor = training.load_pretrained(name, trust_remote_code=options.trust_remote_code)
     chat = ChatEncoder.of(processor)
@@ -114,9 +127,7 @@ def _tune(
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     order = training_order(plan.rows, options.seed_epochs, options.seed)
     collate = training.Collator(processor.tokenizer.pad_token_id or 0)
-    steps = training.fine_tune(
-        adapted, _Samples(order, encode), collate, options, checkpoints, log, progress
-    )
+    steps = training.fine_tune(adapted, _Samples(order, encode), collate, options, checkpoints, log, progress)
     training.save_adapter(adapted, run.seed / "adapter")
     training.merge(adapted, processor, run.seed_model)
     shutil.rmtree(checkpoints)
@@ -166,8 +177,8 @@ def random_order(count: int, seed: int, stream: int) -> NDArray[np.int64]:
     """Return a random order of ``0 .. count - 1``.
 
     Item `i` gets the `i`-th output of Philox-4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
-    3", SC 2011) under the key (`seed`, `stream`); the order is that of these numbers, ties by item. NumPy keeps
-    the output of its bit generators the same for ever (NEP 19), unlike that of ``Generator.permutation``.
+    3", SC 2011) under the key (`seed`, `stream`); the order is that of these numbers, ties by item. NumPy
+    never changes the output of a bit generator (NEP 19), unlike that of ``Generator.permutation``.
 
     Parameters
     ----------
@@ -197,7 +208,7 @@ def draw_rows(total: int, count: int, seed: int) -> NDArray[np.uint64]:
 
 
 def training_order(rows: Sequence[int], epochs: float, seed: int) -> list[int]:
-    """Lay out the rows in the order in which they are seen: each epoch shuffled anew, the last one cut off."""
+    """Lay out rows in the order in which they are seen: each epoch shuffled anew, the last one cut off."""
     wanted = max(1, round(epochs * len(rows)))
     order = [
         rows[index]
@@ -306,7 +317,7 @@ def _training_key(options: SeedOptions, name: str, rows: NDArray[np.uint64]) -> 
     import transformers
 
     decides = {
-        "options": options.that_matter(),
+        "options": options.as_json(only_that_matter=True),
         "model": name,
         "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
         "versions": [torch.__version__, transformers.__version__, peft.__version__],

@@ -3,10 +3,28 @@
 //! Data flows from [`ingest`] (the user's file to an Arrow pool) through [`pool`] (memory-mapped reading)
 //! to the selection algorithms. Nothing here prints, reads the environment or owns a global thread pool.
 
+mod dedup;
 mod error;
+mod files;
 mod hash;
+pub mod ingest;
+mod kcenter;
+mod kmeans;
+mod linalg;
 mod observe;
+pub mod pool;
+mod rng;
+mod sampling;
+pub mod writeback;
 
+pub use dedup::{near_duplicate_pairs, near_duplicates};
 pub use error::{Error, Result};
 pub use hash::hash_file;
+pub use kcenter::{First, KCenter, KCenterOptions, k_center};
+pub use kmeans::{KMeans, KMeansOptions, kmeans};
+pub use linalg::{Chunk, Metric, Rows, Simd};
 pub use observe::Observer;
+pub use sampling::{
+    Candidates, Claim, GroupedOptions, Share, Within, allocate, grouped_sample, random_groups,
+    strata,
+};

@@ -3,15 +3,85 @@
 use std::path::PathBuf;
 
 use mllm_selector_core as core;
+use mllm_selector_core::ingest::{Format, IngestOptions, Summary};
+use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use crate::call::detached;
+use crate::call::{detached, observed};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(hash_file, module)?)
+    module.add_function(wrap_pyfunction!(hash_file, module)?)?;
+    module.add_function(wrap_pyfunction!(ingest, module)?)?;
+    module.add_function(wrap_pyfunction!(write_subset, module)?)
 }
 
 #[pyfunction]
 fn hash_file(py: Python<'_>, path: PathBuf) -> PyResult<String> {
     detached(py, || core::hash_file(&path))
+}
+
+#[pyfunction]
+#[pyo3(signature = (pool, pool_format, out, rejected, *, images=None, source=None, threads=None, progress=None))]
+// One argument an option, so that Python names them.
+#[allow(clippy::too_many_arguments)]
+fn ingest<'py>(
+    py: Python<'py>,
+    pool: PathBuf,
+    pool_format: &str,
+    out: PathBuf,
+    rejected: PathBuf,
+    images: Option<PathBuf>,
+    source: Option<String>,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let name = pool_format.to_owned();
+    let summary = observed(py, progress.as_ref(), move |observer| {
+        let format = Format::from_name(&name)?;
+        let options = IngestOptions {
+            pool,
+            format,
+            images,
+            source,
+            threads,
+            out,
+            rejected,
+        };
+        core::ingest::ingest(&options, observer)
+    })?;
+    as_dict(py, &summary)
+}
+
+fn as_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDict>> {
+    let rejected = PyDict::new(py);
+    for (reason, count) in &summary.rejected {
+        rejected.set_item(reason.code(), count)?;
+    }
+    let counts = PyDict::new(py);
+    counts.set_item("samples", summary.samples)?;
+    counts.set_item("rejected", rejected)?;
+    counts.set_item("text_only", summary.text_only)?;
+    counts.set_item("multi_image", summary.multi_image)?;
+    counts.set_item("multi_turn", summary.multi_turn)?;
+    counts.set_item("images", summary.images)?;
+    counts.set_item("sources", &summary.sources)?;
+    counts.set_item("bytes", summary.bytes)?;
+    Ok(counts)
+}
+
+#[pyfunction]
+#[pyo3(signature = (pool, rows, input_file, out, *, progress=None))]
+fn write_subset(
+    py: Python<'_>,
+    pool: PathBuf,
+    rows: PyReadonlyArray1<'_, u64>,
+    input_file: PathBuf,
+    out: PathBuf,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let rows = rows.as_slice()?;
+    observed(py, progress.as_ref(), |observer| {
+        core::writeback::write_subset(&pool, rows, &input_file, &out, observer)
+    })
 }

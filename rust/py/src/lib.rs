@@ -2,10 +2,12 @@
 
 mod call;
 mod io;
+mod select;
 
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
 fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    io::register(module)
+    io::register(module)?;
+    select::register(module)
 }

@@ -1,0 +1,138 @@
+"""A finished selection: what was chosen, ready to be used, written and shown."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mllm_selector.artifacts import atomic_write, open_arrow
+from mllm_selector.errors import RunDirectoryError
+from mllm_selector.rundir import StageRecord, read_manifest
+
+__all__ = ["SELECTION_SCHEMA", "Selection"]
+
+SELECTION_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.uint64(), nullable=False),
+        pa.field("id", pa.large_utf8(), nullable=False),
+        pa.field("order", pa.uint32(), nullable=False),
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("necessity", pa.float32(), nullable=False),
+        pa.field("seed", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen samples of a run, in pool order.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (k,)
+        Rows of the pool, ascending.
+    ids : list of str, length k
+        Their ids.
+    order : ndarray of uint32, shape (k,)
+        0 for the sample chosen first; a prefix by this order keeps to the groups' shares.
+    groups : ndarray of int32, shape (k,)
+        Group that each was chosen in.
+    necessity : ndarray of float32, shape (k,)
+        Mean negative log-likelihood of the answer tokens, in nats.
+    seed : ndarray of bool, shape (k,)
+        Whether the seed model was tuned on the sample.
+    run_dir : Path
+        The run directory.
+    """
+
+    rows: NDArray[np.int64]
+    ids: list[str]
+    order: NDArray[np.uint32]
+    groups: NDArray[np.int32]
+    necessity: NDArray[np.float32]
+    seed: NDArray[np.bool_]
+    run_dir: Path
+    _stages: dict[str, StageRecord] = field(repr=False)
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> Selection:
+        """Read the selection of a run directory.
+
+        Raises
+        ------
+        RunDirectoryError
+            If nothing has been picked there.
+        """
+        folder = Path(run_dir)
+        stages = read_manifest(folder)
+        if "pick" not in stages or stages["pick"].state != "done":
+            msg = f"{folder} holds no selection; run 'mllm-selector pick' or 'select' on it first"
+            raise RunDirectoryError(msg)
+        table = open_arrow(folder / "selection.arrow")
+        return cls(
+            rows=table["row"].to_numpy().astype(np.int64),
+            ids=table["id"].to_pylist(),
+            order=table["order"].to_numpy(),
+            groups=table["group"].to_numpy(),
+            necessity=table["necessity"].to_numpy(),
+            seed=np.asarray(table["seed"].to_pylist(), dtype=np.bool_),
+            run_dir=folder,
+            _stages=stages,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        samples = self._stages["ingest"].counts["samples"]
+        return f"Selection({len(self):,} of {samples:,} samples, {self.run_dir})"
+
+    @property
+    def subset(self) -> Path:
+        """The chosen records in the format of the pool."""
+        return self.run_dir / str(self._stages["pick"].counts["subset"])
+
+    def write(self, path: str | Path) -> None:
+        """Write the chosen records, byte for byte as in the pool, in its format."""
+        _copy(self.subset, Path(path))
+
+    def report(self, path: str | Path) -> None:
+        """Write the page that shows what was chosen.
+
+        Raises
+        ------
+        RunDirectoryError
+            If the run directory has none.
+        """
+        page = self.run_dir / "report.html"
+        if not page.exists():
+            msg = f"{self.run_dir} holds no report; run 'mllm-selector report' on it first"
+            raise RunDirectoryError(msg)
+        _copy(page, Path(path))
+
+    def summary(self) -> dict[str, Any]:
+        """Return sizes, times in seconds, peak memory in MB and paths, as JSON values."""
+        ingest = self._stages["ingest"].counts
+        return {
+            "chosen": len(self),
+            "samples": ingest["samples"],
+            "rejected": sum(ingest["rejected"].values()),
+            "stages": [
+                {"stage": name, "seconds": record.seconds, "peak_mb": record.peak_mb}
+                for name, record in self._stages.items()
+                if record.state == "done"
+            ],
+            "subset": str(self.subset),
+            "report": str(self.run_dir / "report.html"),
+        }
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, atomic_write(target) as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)

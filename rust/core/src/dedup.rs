@@ -1,0 +1,319 @@
+//! Near-duplicates by cosine, exactly: every pair is compared by the canonical dot product.
+
+use rayon::prelude::*;
+
+use crate::linalg::{BLOCK_ROWS, LANES, Metric, Norms, Panels, Rows, Scratch, products};
+use crate::{Error, Observer, Result};
+
+/// Rows that are compared with all kept rows at once.
+pub(crate) const BATCH: usize = 24 * LANES;
+
+/// Returns for every row the row that stands for it: itself if it is kept.
+///
+/// Rows are visited in the order of `priority` (a permutation), by default from the first to the last; a row
+/// is kept unless its cosine with a row kept before is at least `threshold`, and the first such row in the
+/// order of visiting stands for it.
+pub fn near_duplicates(
+    rows: &Rows,
+    threshold: f64,
+    priority: Option<&[usize]>,
+    observer: &Observer,
+) -> Result<Vec<usize>> {
+    let ascending: Vec<usize>;
+    let order = match priority {
+        Some(order) => {
+            check_permutation(order, rows.len())?;
+            order
+        }
+        None => {
+            ascending = (0..rows.len()).collect();
+            &ascending
+        }
+    };
+    observer.expect(order.len() as u64);
+    let mut kept = Kept::new(rows, threshold, observer)?;
+    let mut representatives = vec![0; rows.len()];
+    for batch in order.chunks(BATCH) {
+        let mut near = kept.compare(batch, observer)?;
+        for (place, &row) in batch.iter().enumerate() {
+            representatives[row] = near.original(place).unwrap_or(row);
+            if representatives[row] == row {
+                near.keep(place);
+                kept.add(row);
+            }
+        }
+        observer.advance(batch.len() as u64);
+    }
+    Ok(representatives)
+}
+
+/// Returns all pairs of rows with a cosine of at least `threshold`, as (lower row, higher row), ascending.
+pub fn near_duplicate_pairs(
+    rows: &Rows,
+    threshold: f64,
+    observer: &Observer,
+) -> Result<Vec<(usize, usize)>> {
+    observer.expect(rows.len() as u64);
+    let similarity = Similarity::new(rows, threshold, observer)?;
+    let all: Vec<usize> = (0..rows.len()).collect();
+    let mut pairs = Vec::new();
+    for batch in all.chunks(BATCH) {
+        let end = batch[batch.len() - 1] + 1;
+        let lanes = Lanes::new(&similarity, batch);
+        let found: Vec<Vec<(usize, usize)>> = (0..end.div_ceil(BLOCK_ROWS))
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, block| {
+                observer.check()?;
+                let range = block * BLOCK_ROWS..end.min((block + 1) * BLOCK_ROWS);
+                let mut pairs = Vec::new();
+                similarity.each_near(
+                    rows,
+                    &all[range.clone()],
+                    range.start,
+                    &lanes,
+                    scratch,
+                    |row, place| {
+                        if row < batch[place] {
+                            pairs.push((row, batch[place]));
+                        }
+                    },
+                );
+                Ok::<_, Error>(pairs)
+            })
+            .collect::<Result<_>>()?;
+        pairs.extend(found.into_iter().flatten());
+        observer.advance(batch.len() as u64);
+    }
+    pairs.par_sort_unstable();
+    Ok(pairs)
+}
+
+fn check_permutation(order: &[usize], n: usize) -> Result<()> {
+    let mut seen = vec![false; n];
+    let fits = order.len() == n
+        && order
+            .iter()
+            .all(|&row| row < n && !std::mem::replace(&mut seen[row], true));
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Argument(format!(
+        "priority: it must name each of the {n} rows once"
+    )))
+}
+
+/// When two rows count as the same.
+struct Similarity<'a> {
+    rows: &'a Rows<'a>,
+    norms: Norms,
+    threshold: f64,
+}
+
+/// A batch of rows, packed as one side of a product.
+struct Lanes<'a> {
+    rows: &'a [usize],
+    panels: Panels,
+    /// Length of each vector; infinite for lanes without one, so that they are near nothing.
+    lengths: Vec<f32>,
+}
+
+impl<'a> Lanes<'a> {
+    fn new(similarity: &Similarity, rows: &'a [usize]) -> Self {
+        let mut panels = Panels::new(similarity.rows.dim());
+        let mut lengths = vec![f32::INFINITY; rows.len().next_multiple_of(LANES)];
+        let mut vector = vec![0.0; similarity.rows.dim()];
+        for (lane, &row) in rows.iter().enumerate() {
+            similarity.rows.copy_row(row, &mut vector);
+            panels.push(&vector);
+            lengths[lane] = similarity.norms.squared[row].sqrt();
+        }
+        Self {
+            rows,
+            panels,
+            lengths,
+        }
+    }
+}
+
+impl<'a> Similarity<'a> {
+    fn new(rows: &'a Rows<'a>, threshold: f64, observer: &Observer) -> Result<Self> {
+        if !(threshold > 0.0 && threshold <= 1.0) {
+            return Err(Error::Argument(format!(
+                "threshold: {threshold} is not a cosine above 0 and up to 1"
+            )));
+        }
+        let norms = Norms::new(rows, Metric::Cosine, observer)?;
+        Ok(Self {
+            rows,
+            norms,
+            threshold,
+        })
+    }
+
+    /// Equal rows have the cosine 1 exactly: the product of two float32 is exact in float64, and so is the root
+    /// of a square.
+    fn near(&self, dot: f32, row: usize, other: usize) -> bool {
+        let squares = f64::from(self.norms.squared[row]) * f64::from(self.norms.squared[other]);
+        f64::from(dot) >= self.threshold * squares.sqrt()
+    }
+
+    /// Calls `visit(place in names, lane)` for each near pair of a row and a vector. `names[i]` is the number,
+    /// among all rows, of row `start + i` of the view `some`.
+    fn each_near(
+        &self,
+        some: &Rows,
+        names: &[usize],
+        start: usize,
+        lanes: &Lanes,
+        scratch: &mut Scratch,
+        mut visit: impl FnMut(usize, usize),
+    ) {
+        // Below this no rounding of the comparison in float32 can hide a near pair.
+        let safe = (self.threshold * (1.0 - 1e-6)) as f32;
+        products(
+            some,
+            start..start + names.len(),
+            &lanes.panels,
+            scratch,
+            |panel, tile| {
+                let lengths = &lanes.lengths[panel * LANES..(panel + 1) * LANES];
+                for (place, dots) in tile.chunks_exact(LANES).enumerate() {
+                    let row = names[place];
+                    let limit = safe * self.norms.squared[row].sqrt();
+                    let likely = |lane: usize| dots[lane] >= limit * lengths[lane];
+                    if !(0..LANES).fold(false, |any, lane| any | likely(lane)) {
+                        continue;
+                    }
+                    for lane in (0..LANES).filter(|&lane| likely(lane)) {
+                        if self.near(dots[lane], row, lanes.rows[panel * LANES + lane]) {
+                            visit(start + place, panel * LANES + lane);
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Rows that were kept, none near another that was compared with them.
+pub(crate) struct Kept<'a> {
+    similarity: Similarity<'a>,
+    view: Rows<'a>,
+    names: Vec<usize>,
+}
+
+/// What a batch of rows is near to.
+pub(crate) struct Near {
+    /// For each row of the batch, the first kept row near it.
+    kept: Vec<Option<usize>>,
+    /// For each row of the batch, earlier places of the batch near it, ascending.
+    earlier: Vec<Vec<usize>>,
+    rows: Vec<usize>,
+    chosen: Vec<bool>,
+}
+
+impl Near {
+    /// The row that makes the row at a place of the batch a duplicate: the first that was kept.
+    pub(crate) fn original(&self, place: usize) -> Option<usize> {
+        let inside = || {
+            self.earlier[place]
+                .iter()
+                .find(|&&other| self.chosen[other])
+        };
+        self.kept[place].or_else(|| inside().map(|&other| self.rows[other]))
+    }
+
+    /// Says that the row at a place of the batch is kept.
+    pub(crate) fn keep(&mut self, place: usize) {
+        self.chosen[place] = true;
+    }
+}
+
+impl<'a> Kept<'a> {
+    pub(crate) fn new(rows: &'a Rows<'a>, threshold: f64, observer: &Observer) -> Result<Self> {
+        let similarity = Similarity::new(rows, threshold, observer)?;
+        Ok(Self {
+            similarity,
+            view: rows.without_rows(),
+            names: Vec::new(),
+        })
+    }
+
+    pub(crate) fn add(&mut self, row: usize) {
+        self.view.push(self.similarity.rows, row);
+        self.names.push(row);
+    }
+
+    /// Compares a batch with the kept rows and with itself.
+    pub(crate) fn compare(&self, batch: &[usize], observer: &Observer) -> Result<Near> {
+        let lanes = Lanes::new(&self.similarity, batch);
+        let none = || vec![usize::MAX; batch.len()];
+        let first = (0..self.names.len().div_ceil(BLOCK_ROWS))
+            .into_par_iter()
+            .try_fold(
+                || (Scratch::default(), none()),
+                |(mut scratch, mut first), block| {
+                    observer.check()?;
+                    let start = block * BLOCK_ROWS;
+                    let names = &self.names[start..self.names.len().min(start + BLOCK_ROWS)];
+                    self.similarity.each_near(
+                        &self.view,
+                        names,
+                        start,
+                        &lanes,
+                        &mut scratch,
+                        |place, lane| {
+                            first[lane] = first[lane].min(place);
+                        },
+                    );
+                    Ok::<_, Error>((scratch, first))
+                },
+            )
+            .map(|part| part.map(|(_, first)| first))
+            .try_reduce(none, |left, right| {
+                Ok(left
+                    .into_iter()
+                    .zip(right)
+                    .map(|(left, right)| left.min(right))
+                    .collect())
+            })?;
+        let kept = first
+            .into_iter()
+            .map(|place| self.names.get(place).copied())
+            .collect();
+        let mut near = Near {
+            kept,
+            earlier: vec![Vec::new(); batch.len()],
+            rows: batch.to_vec(),
+            chosen: vec![false; batch.len()],
+        };
+        self.compare_inside(batch, &lanes, &mut near)?;
+        Ok(near)
+    }
+
+    fn compare_inside(&self, batch: &[usize], lanes: &Lanes, near: &mut Near) -> Result<()> {
+        let view = self.similarity.rows.subset(batch)?;
+        let found: Vec<Vec<(usize, usize)>> = (0..batch.len().div_ceil(BLOCK_ROWS))
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, block| {
+                let start = block * BLOCK_ROWS;
+                let names = &batch[start..batch.len().min(start + BLOCK_ROWS)];
+                let mut pairs = Vec::new();
+                self.similarity
+                    .each_near(&view, names, start, lanes, scratch, |place, lane| {
+                        if place < lane {
+                            pairs.push((place, lane));
+                        }
+                    });
+                pairs
+            })
+            .collect();
+        for (place, lane) in found.into_iter().flatten() {
+            near.earlier[lane].push(place);
+        }
+        near.earlier
+            .iter_mut()
+            .for_each(|places| places.sort_unstable());
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! Whether the image paths of a pool name files inside the images folder.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::reject::{Reason, Rejection, shown};
+use crate::{Error, Result};
+
+/// A path as 128 bits of its BLAKE3 hash: a pool of 10^7 images would not fit into memory as text.
+pub(super) type ImageKey = [u8; 16];
+
+/// Hashes a text to 128 bits.
+pub(super) fn key(text: &str) -> [u8; 16] {
+    let mut key = [0; 16];
+    key.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    key
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Inside,
+    /// Inside once the backslashes are read as separators.
+    InsideWithSlashes,
+    Outside,
+    Missing,
+    NotAFile,
+}
+
+/// The images folder, with what has been found out about it.
+pub(super) struct ImageFolder {
+    root: PathBuf,
+    /// `root` without symbolic links.
+    real: PathBuf,
+    files: Shards,
+    folders: Shards,
+}
+
+impl ImageFolder {
+    pub(super) fn open(root: &Path) -> Result<Self> {
+        let wrong = |what: &str| {
+            let root = root.display();
+            Error::Argument(format!(
+                "--images: {root} {what}; name the folder that the image paths start from"
+            ))
+        };
+        if !root.exists() {
+            return Err(wrong("does not exist"));
+        }
+        if !root.is_dir() {
+            return Err(wrong("is not a folder"));
+        }
+        let real = root
+            .canonicalize()
+            .map_err(|source| Error::io("open", root, source))?;
+        Ok(Self {
+            root: root.to_path_buf(),
+            real,
+            files: Shards::new(),
+            folders: Shards::new(),
+        })
+    }
+
+    /// Returns the path with `/` as the separator, and its key.
+    pub(super) fn resolve<'a>(
+        &self,
+        path: Cow<'a, str>,
+    ) -> std::result::Result<(Cow<'a, str>, ImageKey), Rejection> {
+        let path_key = key(&path);
+        let verdict = self.files.get_or_insert(path_key, || self.examine(&path));
+        let (reason, what) = match verdict {
+            Verdict::Inside => return Ok((path, path_key)),
+            Verdict::InsideWithSlashes => {
+                let path = with_slashes(&path);
+                let path_key = key(&path);
+                return Ok((Cow::Owned(path), path_key));
+            }
+            Verdict::Outside => (Reason::ImageOutside, "leads out of"),
+            Verdict::Missing => (Reason::ImageMissing, "does not exist in"),
+            Verdict::NotAFile => (Reason::ImageMissing, "is not a regular file of"),
+        };
+        let detail = format!("image '{}' {what} the images folder", shown(&path));
+        Err(Rejection::new(reason, None, detail))
+    }
+
+    fn examine(&self, path: &str) -> Verdict {
+        match self.examine_as_given(Path::new(path)) {
+            Verdict::Missing if path.contains('\\') => {
+                match self.examine_as_given(Path::new(&with_slashes(path))) {
+                    Verdict::Inside => Verdict::InsideWithSlashes,
+                    verdict => verdict,
+                }
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn examine_as_given(&self, path: &Path) -> Verdict {
+        if path.is_absolute() || climbs_out(path) {
+            return Verdict::Outside;
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder_key = key(&folder.to_string_lossy());
+        match self
+            .folders
+            .get_or_insert(folder_key, || self.examine_folder(folder))
+        {
+            Verdict::Inside => {}
+            verdict => return verdict,
+        }
+        let full = self.root.join(path);
+        // Nothing is opened, so that a FIFO or device cannot hold the check up.
+        let Ok(metadata) = fs::symlink_metadata(&full) else {
+            return Verdict::Missing;
+        };
+        if metadata.is_file() {
+            return Verdict::Inside;
+        }
+        if metadata.is_symlink() {
+            return self.examine_link(&full);
+        }
+        Verdict::NotAFile
+    }
+
+    fn examine_folder(&self, folder: &Path) -> Verdict {
+        match self.root.join(folder).canonicalize() {
+            Ok(real) if real.starts_with(&self.real) => Verdict::Inside,
+            Ok(_) => Verdict::Outside,
+            Err(_) => Verdict::Missing,
+        }
+    }
+
+    fn examine_link(&self, link: &Path) -> Verdict {
+        match link.canonicalize() {
+            Ok(real) if !real.starts_with(&self.real) => Verdict::Outside,
+            Ok(real) if real.is_file() => Verdict::Inside,
+            Ok(_) => Verdict::NotAFile,
+            Err(_) => Verdict::Missing,
+        }
+    }
+}
+
+fn with_slashes(path: &str) -> String {
+    path.replace('\\', "/")
+}
+
+/// Says whether `..` leads above where the path starts.
+fn climbs_out(path: &Path) -> bool {
+    let mut depth = 0_usize;
+    for component in path.components() {
+        match component {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir if depth == 0 => return true,
+            Component::ParentDir => depth -= 1,
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    false
+}
+
+/// A map that several threads fill; the value of a key is the same whoever finds it.
+struct Shards(Vec<Mutex<HashMap<ImageKey, Verdict>>>);
+
+impl Shards {
+    fn new() -> Self {
+        Self((0..64).map(|_| Mutex::default()).collect())
+    }
+
+    fn get_or_insert(&self, key: ImageKey, find: impl FnOnce() -> Verdict) -> Verdict {
+        let shard = &self.0[usize::from(key[0]) % self.0.len()];
+        let lock = || shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().get(&key).copied();
+        // Looked up without the lock: a slow file system must not hold the other threads up.
+        known.unwrap_or_else(|| {
+            let verdict = find();
+            lock().insert(key, verdict);
+            verdict
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, ImageFolder) {
+        let temporary = tempfile::tempdir().unwrap();
+        let images = temporary.path().join("images");
+        fs::create_dir_all(images.join("a/b")).unwrap();
+        fs::create_dir(images.join("c")).unwrap();
+        for name in ["x.png", "a/b/y.png", "back\\slash.png"] {
+            fs::write(images.join(name), "").unwrap();
+        }
+        fs::write(temporary.path().join("secret.png"), "").unwrap();
+        symlink("../secret.png", images.join("out.png")).unwrap();
+        symlink("..", images.join("c/up")).unwrap();
+        symlink("..", images.join("parent")).unwrap();
+        symlink("a/b/y.png", images.join("in.png")).unwrap();
+        symlink("a", images.join("folder.png")).unwrap();
+        symlink("nowhere", images.join("dangling.png")).unwrap();
+        let folder = ImageFolder::open(&images).unwrap();
+        (temporary, folder)
+    }
+
+    #[test]
+    fn paths_are_judged_by_where_they_lead() {
+        let (temporary, folder) = folder();
+        let absolute = temporary.path().join("images/x.png").display().to_string();
+        for (path, expected) in [
+            ("x.png", Ok("x.png")),
+            ("./a//b/y.png", Ok("./a//b/y.png")),
+            ("a/b/../../x.png", Ok("a/b/../../x.png")),
+            ("a\\b\\y.png", Ok("a/b/y.png")),
+            ("back\\slash.png", Ok("back\\slash.png")),
+            ("in.png", Ok("in.png")),
+            ("c/up/x.png", Ok("c/up/x.png")),
+            ("../images/x.png", Err(Reason::ImageOutside)),
+            ("..\\secret.png", Err(Reason::ImageOutside)),
+            ("a/../../secret.png", Err(Reason::ImageOutside)),
+            ("parent/secret.png", Err(Reason::ImageOutside)),
+            ("out.png", Err(Reason::ImageOutside)),
+            (absolute.as_str(), Err(Reason::ImageOutside)),
+            ("/dev/null", Err(Reason::ImageOutside)),
+            ("nothing.png", Err(Reason::ImageMissing)),
+            ("x.png/more.png", Err(Reason::ImageMissing)),
+            ("dangling.png", Err(Reason::ImageMissing)),
+            ("folder.png", Err(Reason::ImageMissing)),
+            ("a", Err(Reason::ImageMissing)),
+            (".", Err(Reason::ImageMissing)),
+            ("", Err(Reason::ImageMissing)),
+            ("x\0.png", Err(Reason::ImageMissing)),
+            ("C:\\x.png", Err(Reason::ImageMissing)),
+        ] {
+            // Twice: the second answer comes from the cache.
+            for _ in 0..2 {
+                let found = folder.resolve(Cow::Borrowed(path));
+                let found = found
+                    .as_ref()
+                    .map(|(path, _)| path.as_ref())
+                    .map_err(|error| error.reason);
+                assert_eq!(found, expected, "{path:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Why a record is set aside.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use super::split::Place;
+
+/// Reason codes of `rejected.jsonl`, in the order in which the rules are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Longer than ingest holds in memory.
+    TooLarge,
+    /// Bytes that are not UTF-8, or an escape that is half of a surrogate pair.
+    BrokenUtf8,
+    /// A line that is not JSON, or a record nested too deep.
+    InvalidJson,
+    /// A number, string, list, ... instead of an object.
+    NotAnObject,
+    /// `conversations` missing, empty or not a list.
+    NoConversations,
+    /// A turn without a known role or without text.
+    BadTurn,
+    /// No assistant turn with text.
+    NoAnswer,
+    /// `<image>` marks that do not match the images, or stand in an answer.
+    ImageMarks,
+    /// An image path that leaves the images folder.
+    ImageOutside,
+    /// An image that is not a file of the images folder.
+    ImageMissing,
+    /// An id that an earlier sample has.
+    DuplicateId,
+}
+
+impl Reason {
+    /// The code as it stands in `rejected.jsonl`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too-large",
+            Self::BrokenUtf8 => "broken-utf8",
+            Self::InvalidJson => "invalid-json",
+            Self::NotAnObject => "not-an-object",
+            Self::NoConversations => "no-conversations",
+            Self::BadTurn => "bad-turn",
+            Self::NoAnswer => "no-answer",
+            Self::ImageMarks => "image-marks",
+            Self::ImageOutside => "image-outside",
+            Self::ImageMissing => "image-missing",
+            Self::DuplicateId => "duplicate-id",
+        }
+    }
+}
+
+/// The reason of one record in words.
+#[derive(Debug)]
+pub(super) struct Rejection {
+    pub(super) reason: Reason,
+    pub(super) id: Option<String>,
+    pub(super) detail: String,
+}
+
+impl Rejection {
+    pub(super) fn new(reason: Reason, id: Option<Cow<'_, str>>, detail: String) -> Self {
+        Self {
+            reason,
+            id: id.map(Cow::into_owned),
+            detail,
+        }
+    }
+
+    pub(super) fn with_id(self, id: Option<Cow<'_, str>>) -> Self {
+        Self {
+            id: id.map(Cow::into_owned),
+            ..self
+        }
+    }
+
+    pub(super) fn at(self, place: Place) -> Rejected {
+        let Place {
+            record,
+            offset,
+            length,
+        } = place;
+        let Self { reason, id, detail } = self;
+        Rejected {
+            id,
+            record,
+            offset,
+            length,
+            reason,
+            detail,
+        }
+    }
+}
+
+/// A line of `rejected.jsonl`.
+#[derive(Debug, Serialize)]
+pub(super) struct Rejected {
+    pub(super) id: Option<String>,
+    pub(super) record: u64,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) reason: Reason,
+    pub(super) detail: String,
+}
+
+/// Shortens a text from the input for a message.
+pub(super) fn shown(text: &str) -> String {
+    const MOST: usize = 120;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,241 @@
+//! Lloyd's iterations: assign every row to its nearest centroid, move each centroid to the mean of its rows.
+
+use rayon::prelude::*;
+
+use super::{KMeans, KMeansOptions};
+use crate::linalg::{BLOCK_ROWS, Centres, Chunk, Metric, Norms, Rows, Scratch, Sums, ordered_sum};
+use crate::{Error, Observer, Result};
+
+/// Rows that are assigned, then added to the sums, while they are still in the cache.
+const SPAN: usize = 128 * BLOCK_ROWS;
+
+/// Clusters in the making.
+pub(super) struct Lloyd<'a> {
+    rows: &'a Rows<'a>,
+    norms: &'a Norms,
+    metric: Metric,
+    k: usize,
+    centroids: Vec<f32>,
+    labels: Vec<u32>,
+    scores: Vec<f32>,
+    sums: Sums,
+}
+
+impl<'a> Lloyd<'a> {
+    pub(super) fn new(
+        rows: &'a Rows<'a>,
+        norms: &'a Norms,
+        metric: Metric,
+        first: &[usize],
+    ) -> Self {
+        let mut centroids = vec![0.0; first.len() * rows.dim()];
+        for (&row, centroid) in first.iter().zip(centroids.chunks_exact_mut(rows.dim())) {
+            rows.copy_row(row, centroid);
+            if metric == Metric::Cosine {
+                let length = norms.squared[row].sqrt();
+                centroid.iter_mut().for_each(|value| *value /= length);
+            }
+        }
+        Self {
+            rows,
+            norms,
+            metric,
+            k: first.len(),
+            centroids,
+            labels: vec![0; rows.len()],
+            scores: vec![0.0; rows.len()],
+            sums: Sums::new(first.len(), rows.dim()),
+        }
+    }
+
+    /// Updates the centroids until they settle and returns how often; labels fit the centroids afterwards.
+    pub(super) fn train(&mut self, options: &KMeansOptions, observer: &Observer) -> Result<usize> {
+        let mut before: Option<f64> = None;
+        for iteration in 0..options.max_iterations {
+            let changed = self.assign(observer, true)?;
+            let inertia = self.inertia();
+            let settled =
+                before.is_some_and(|before| before - inertia <= options.tolerance * before);
+            if settled || (before.is_some() && changed == 0) {
+                return Ok(iteration);
+            }
+            before = Some(inertia);
+            self.repair();
+            self.update();
+        }
+        self.assign(observer, false)?;
+        Ok(options.max_iterations)
+    }
+
+    /// Returns the clusters of the rows trained on.
+    pub(super) fn finish(self) -> KMeans {
+        let inertia = self.inertia();
+        without_empty(self.centroids, self.labels, self.rows.dim(), inertia)
+    }
+
+    /// Returns the clusters of all rows.
+    pub(super) fn assign_others(
+        self,
+        rows: &Rows,
+        norms: &Norms,
+        observer: &Observer,
+    ) -> Result<KMeans> {
+        let mut all = Lloyd {
+            rows,
+            norms,
+            labels: vec![0; rows.len()],
+            scores: vec![0.0; rows.len()],
+            ..self
+        };
+        all.assign(observer, false)?;
+        let inertia = all.inertia();
+        Ok(without_empty(
+            all.centroids,
+            all.labels,
+            rows.dim(),
+            inertia,
+        ))
+    }
+
+    /// Finds the nearest centroid of every row and returns how many rows changed theirs.
+    fn assign(&mut self, observer: &Observer, summing: bool) -> Result<usize> {
+        let centres = self.centres(observer)?;
+        let (rows, mut changed) = (self.rows, 0);
+        self.sums.clear();
+        for first in (0..rows.len()).step_by(SPAN) {
+            let span = first..rows.len().min(first + SPAN);
+            let (labels, scores) = (
+                &mut self.labels[span.clone()],
+                &mut self.scores[span.clone()],
+            );
+            changed += labels
+                .par_chunks_mut(BLOCK_ROWS)
+                .zip(scores.par_chunks_mut(BLOCK_ROWS))
+                .enumerate()
+                .map_init(Scratch::default, |scratch, (block, (labels, scores))| {
+                    observer.check()?;
+                    let first = span.start + block * BLOCK_ROWS;
+                    let before = labels.to_vec();
+                    scores.fill(f32::NEG_INFINITY);
+                    centres.raise_labelled(
+                        rows,
+                        first..first + labels.len(),
+                        scratch,
+                        0,
+                        scores,
+                        labels,
+                    );
+                    observer.advance(labels.len() as u64);
+                    Ok::<_, Error>(
+                        labels
+                            .iter()
+                            .zip(before)
+                            .filter(|(now, before)| **now != *before)
+                            .count(),
+                    )
+                })
+                .try_reduce(|| 0, |left, right| Ok(left + right))?;
+            if summing {
+                let weight = |row| self.metric.weight(self.norms.squared[row]);
+                self.sums
+                    .add(rows, span.clone(), &self.labels[span], weight);
+            }
+        }
+        Ok(changed)
+    }
+
+    fn centres(&self, observer: &Observer) -> Result<Centres> {
+        let dim = self.rows.dim();
+        let matrix = Rows::new([Chunk::F32(&self.centroids)], dim)?.with_simd(self.rows.simd());
+        let norms = Norms::new(&matrix, Metric::Euclidean, observer)?;
+        let mut centres = Centres::new(dim, self.metric);
+        for (centroid, &norm) in self.centroids.chunks_exact(dim).zip(&norms.squared) {
+            centres.push(centroid, norm);
+        }
+        Ok(centres)
+    }
+
+    fn distance(&self, row: usize) -> f32 {
+        self.metric
+            .reduced(self.scores[row], self.norms.squared[row])
+    }
+
+    fn inertia(&self) -> f64 {
+        ordered_sum(self.rows.len(), |row| f64::from(self.distance(row)))
+    }
+
+    /// Gives each empty cluster the row that is farthest from its centroid and not alone in its cluster.
+    fn repair(&mut self) {
+        let mut empty = (0..self.k)
+            .filter(|&cluster| self.sums.count(cluster) == 0)
+            .peekable();
+        if empty.peek().is_none() {
+            return;
+        }
+        let empty: Vec<_> = empty.collect();
+        let mut farthest: Vec<_> = (0..self.rows.len())
+            .map(|row| (self.distance(row), row))
+            .filter(|(distance, _)| *distance > 0.0)
+            .collect();
+        farthest
+            .sort_unstable_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
+        let mut empty = empty.into_iter();
+        let mut cluster = empty.next();
+        for (_, row) in farthest {
+            let Some(target) = cluster else { return };
+            let donor = self.labels[row] as usize;
+            if self.sums.count(donor) > 1 {
+                let weight = self.metric.weight(self.norms.squared[row]);
+                self.sums.move_row(self.rows, row, weight, donor, target);
+                self.labels[row] = target as u32;
+                cluster = empty.next();
+            }
+        }
+    }
+
+    /// Moves every centroid to the mean of its rows; one without rows, or whose rows cancel, stays.
+    fn update(&mut self) {
+        let dim = self.rows.dim();
+        let (sums, metric) = (&self.sums, self.metric);
+        self.centroids
+            .par_chunks_exact_mut(dim)
+            .enumerate()
+            .for_each(|(cluster, centroid)| {
+                let mean: Vec<f64> = sums.of(cluster).collect();
+                let size = match metric {
+                    Metric::Euclidean => sums.count(cluster) as f64,
+                    Metric::Cosine => mean.iter().map(|value| value * value).sum::<f64>().sqrt(),
+                };
+                if size > 0.0 {
+                    for (out, value) in centroid.iter_mut().zip(mean) {
+                        *out = (value / size) as f32;
+                    }
+                }
+            });
+    }
+}
+
+/// Leaves out clusters without rows and renumbers the others in order.
+fn without_empty(centroids: Vec<f32>, mut labels: Vec<u32>, dim: usize, inertia: f64) -> KMeans {
+    let mut used = vec![false; centroids.len() / dim];
+    for &label in &labels {
+        used[label as usize] = true;
+    }
+    let mut names = vec![0; used.len()];
+    let mut kept = Vec::with_capacity(centroids.len());
+    for (cluster, centroid) in centroids.chunks_exact(dim).enumerate() {
+        names[cluster] = (kept.len() / dim) as u32;
+        if used[cluster] {
+            kept.extend_from_slice(centroid);
+        }
+    }
+    for label in &mut labels {
+        *label = names[*label as usize];
+    }
+    KMeans {
+        centroids: kept,
+        labels,
+        inertia,
+        iterations: 0,
+    }
+}

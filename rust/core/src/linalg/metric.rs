@@ -1,0 +1,94 @@
+//! Distances, as functions of dot products and norms.
+
+use rayon::prelude::*;
+
+use super::product::{Panels, squared_norms};
+use super::{LANES, Rows};
+use crate::{Error, Observer, Result};
+
+/// What "far" means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// `|x - y|`; computed as `sqrt(max(0, |x|^2 - (2 x.y - |y|^2)))`.
+    Euclidean,
+    /// `1 - x.y / (|x| |y|)`; undefined for zero vectors.
+    Cosine,
+}
+
+impl Metric {
+    /// Scale and offset of a centre, by which [`Metric::reduced`] needs one multiplication and one
+    /// subtraction for each pair: the score `scale * x.c - offset` is greatest for the nearest centre.
+    pub(crate) fn score_terms(self, squared_norm: f32) -> (f32, f32) {
+        match self {
+            Self::Euclidean => (2.0, squared_norm),
+            Self::Cosine => (1.0 / squared_norm.sqrt(), 0.0),
+        }
+    }
+
+    /// The squared Euclidean or the cosine distance that belongs to a score.
+    pub(crate) fn reduced(self, score: f32, squared_norm: f32) -> f32 {
+        match self {
+            Self::Euclidean => (squared_norm - score).max(0.0),
+            Self::Cosine => (1.0 - score / squared_norm.sqrt()).max(0.0),
+        }
+    }
+
+    /// What a row counts in a mean: under the cosine metric, its direction counts only.
+    pub(crate) fn weight(self, squared_norm: f32) -> f64 {
+        match self {
+            Self::Euclidean => 1.0,
+            Self::Cosine => 1.0 / f64::from(squared_norm).sqrt(),
+        }
+    }
+
+    /// The distance that users see.
+    pub(crate) fn distance(self, reduced: f32) -> f32 {
+        match self {
+            Self::Euclidean => reduced.sqrt(),
+            Self::Cosine => reduced,
+        }
+    }
+}
+
+/// Squared norm of every row, by the canonical dot product.
+#[derive(Debug)]
+pub(crate) struct Norms {
+    pub(crate) squared: Vec<f32>,
+}
+
+impl Norms {
+    /// Reads all rows once; this is where their values are checked.
+    pub(crate) fn new(rows: &Rows, metric: Metric, observer: &Observer) -> Result<Self> {
+        let mut squared = vec![0.0; rows.len()];
+        squared
+            .par_chunks_mut(LANES)
+            .enumerate()
+            .try_for_each_init(
+                || (Panels::new(rows.dim()), Vec::new()),
+                |(panels, buffer), (number, out)| {
+                    observer.check()?;
+                    let first = number * LANES;
+                    squared_norms(rows, first..first + out.len(), panels, buffer, out);
+                    Ok::<_, Error>(())
+                },
+            )?;
+        if let Some(row) = squared.iter().position(|norm| !norm.is_finite()) {
+            return Err(Error::Argument(format!(
+                "embeddings: row {} holds NaN, infinity or values too large to be squared in float32; \
+                 leave the row out or mend it",
+                rows.place(row)
+            )));
+        }
+        let tiny = |norm: &f32| *norm < f32::MIN_POSITIVE;
+        if metric == Metric::Cosine
+            && let Some(row) = squared.iter().position(tiny)
+        {
+            return Err(Error::Argument(format!(
+                "embeddings: row {} is zero (or too small), so it has no cosine; leave the row out or use the \
+                 euclidean metric",
+                rows.place(row)
+            )));
+        }
+        Ok(Self { squared })
+    }
+}

@@ -1,0 +1,145 @@
+//! Products of rows with packed vectors, block by block.
+
+use std::ops::Range;
+
+use super::kernel::GROUP;
+use super::{BLOCK_K, LANES, Rows};
+
+/// Rows of one block: their products with a panel (24 KiB) stay in the first-level cache's neighbourhood.
+pub(crate) const BLOCK_ROWS: usize = 16 * GROUP;
+
+/// Vectors packed for the kernel: panels of [`LANES`], interleaved by column, the last one filled with zeros.
+#[derive(Debug)]
+pub(crate) struct Panels {
+    values: Vec<f32>,
+    dim: usize,
+    len: usize,
+}
+
+impl Panels {
+    pub(crate) fn new(dim: usize) -> Self {
+        Self {
+            values: Vec::new(),
+            dim,
+            len: 0,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.values.clear();
+        self.len = 0;
+    }
+
+    pub(crate) fn push(&mut self, vector: &[f32]) {
+        let size = self.dim * LANES;
+        let (panel, lane) = (self.len / LANES, self.len % LANES);
+        if lane == 0 {
+            self.values.resize((panel + 1) * size, 0.0);
+        }
+        let lanes = self.values[panel * size..].chunks_exact_mut(LANES);
+        for (lanes, &value) in lanes.zip(vector) {
+            lanes[lane] = value;
+        }
+        self.len += 1;
+    }
+
+    /// The panels in order.
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.values.chunks_exact(self.dim * LANES)
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    widened: Vec<f32>,
+    packed: Vec<f32>,
+    tile: Vec<f32>,
+}
+
+/// Computes the dot products of the rows in `range` with every packed vector.
+///
+/// Calls `visit(panel, tile)` for each panel in order; line `i` of the tile (of [`LANES`] values) belongs to
+/// row `range.start + i`. Lanes past the last vector hold zeros.
+pub(crate) fn products(
+    rows: &Rows,
+    range: Range<usize>,
+    panels: &Panels,
+    scratch: &mut Scratch,
+    mut visit: impl FnMut(usize, &[f32]),
+) {
+    let Scratch {
+        widened,
+        packed,
+        tile,
+    } = scratch;
+    let (dim, len) = (rows.dim(), range.len());
+    interleave(rows.block(range, widened), dim, packed);
+    let groups = len.div_ceil(GROUP);
+    tile.resize(groups * GROUP * LANES, 0.0);
+    for (number, panel) in panels.iter().enumerate() {
+        tile.fill(0.0);
+        for first in (0..dim).step_by(BLOCK_K) {
+            let columns = first..dim.min(first + BLOCK_K);
+            let part = &panel[columns.start * LANES..columns.end * LANES];
+            for (group, sums) in packed
+                .chunks_exact(dim * GROUP)
+                .zip(tile.chunks_exact_mut(GROUP * LANES))
+            {
+                let group = &group[columns.start * GROUP..columns.end * GROUP];
+                rows.simd().add_block(group, part, sums);
+            }
+        }
+        visit(number, &tile[..len * LANES]);
+    }
+}
+
+/// Computes the dot products of one vector with the vectors of one panel.
+pub(crate) fn products_of_one(simd: super::Simd, vector: &[f32], panel: &[f32]) -> [f32; LANES] {
+    let mut sums = [0.0; LANES];
+    for (part, panel) in vector.chunks(BLOCK_K).zip(panel.chunks(BLOCK_K * LANES)) {
+        simd.add_block_of_one(part, panel, &mut sums);
+    }
+    sums
+}
+
+/// Packs rows in groups of [`GROUP`], interleaved by column, the last group filled with zeros.
+fn interleave(rows: &[f32], dim: usize, packed: &mut Vec<f32>) {
+    packed.clear();
+    packed.resize(rows.len().div_ceil(dim * GROUP) * dim * GROUP, 0.0);
+    for (group, packed) in rows
+        .chunks(dim * GROUP)
+        .zip(packed.chunks_exact_mut(dim * GROUP))
+    {
+        for (place, row) in group.chunks_exact(dim).enumerate() {
+            for (column, &value) in row.iter().enumerate() {
+                packed[column * GROUP + place] = value;
+            }
+        }
+    }
+}
+
+/// Computes the squared norms of at most [`LANES`] rows, with the same bits as their dot products.
+pub(crate) fn squared_norms(
+    rows: &Rows,
+    range: Range<usize>,
+    panels: &mut Panels,
+    buffer: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    panels.clear();
+    for row in rows.block(range, buffer).chunks_exact(rows.dim()) {
+        panels.push(row);
+    }
+    let mut sums = [0.0; LANES];
+    for panel in panels.iter() {
+        for block in panel.chunks(BLOCK_K * LANES) {
+            rows.simd().add_squares(block, &mut sums);
+        }
+    }
+    out.copy_from_slice(&sums[..out.len()]);
+}

@@ -1,0 +1,244 @@
+//! Arrow files, memory-mapped: validated before a pointer into them is followed, columns without a copy.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_buffer::Buffer;
+use arrow_ipc::convert::try_fb_to_schema;
+use arrow_ipc::reader::{FileDecoder, read_footer_length};
+use arrow_ipc::{Block, root_as_footer, root_as_message};
+use arrow_schema::{ArrowError, DataType, Metadata, Schema};
+use memmap2::Mmap;
+
+use crate::{Error, Result};
+
+const MAGIC: &[u8] = b"ARROW1";
+/// The magic, padded, begins the file; the footer's length and the magic end it.
+const HEADER: usize = 8;
+const TRAILER: usize = 10;
+
+/// Some columns of an Arrow IPC file, backed by the mapped file.
+///
+/// Opening reads the footer and each batch's header; a batch's data is checked (offsets, UTF-8, lengths) when
+/// it is asked for, and only in the columns asked for.
+pub struct ArrowFile {
+    path: PathBuf,
+    map: Buffer,
+    decoder: FileDecoder,
+    blocks: Vec<Block>,
+    /// First row of each batch, then the number of rows.
+    starts: Vec<u64>,
+    metadata: Metadata,
+}
+
+impl ArrowFile {
+    /// Maps a file that must have these columns; others may be there too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if it cannot be opened; [`Error::Pool`] if it is cut off, damaged, compressed, of another
+    /// byte order or without a column.
+    pub fn open(path: &Path, columns: &[(&str, DataType)]) -> Result<Self> {
+        let map = map(path)?;
+        Self::read(path, map, columns).map_err(|why| {
+            Error::Pool(format!(
+                "{} is not a whole Arrow file: {why}",
+                path.display()
+            ))
+        })
+    }
+
+    fn read(
+        path: &Path,
+        map: Buffer,
+        columns: &[(&str, DataType)],
+    ) -> std::result::Result<Self, String> {
+        let footer_bytes = footer_range(&map)?;
+        let end = footer_bytes.start;
+        // Copied, because the tables in it must be aligned and nothing pads a file's footer.
+        let footer_bytes = map[footer_bytes].to_vec();
+        let footer = root_as_footer(&footer_bytes)
+            .map_err(|error| format!("its footer is damaged ({error})"))?;
+        let fb_schema = footer.schema().ok_or("its footer holds no schema")?;
+        if !fb_schema.endianness().equals_to_target_endianness() {
+            return Err("it was written on a machine of another byte order".into());
+        }
+        let schema = Arc::new(try_fb_to_schema(fb_schema).map_err(text)?);
+        let projection = columns
+            .iter()
+            .map(|(name, data_type)| find_column(&schema, name, data_type))
+            .collect::<std::result::Result<_, _>>()?;
+        let blocks: Vec<Block> = footer
+            .recordBatches()
+            .iter()
+            .flat_map(|blocks| blocks.iter().copied())
+            .collect();
+        let mut starts = vec![0];
+        for (index, block) in blocks.iter().enumerate() {
+            let rows =
+                check_block(&map[..end], block).map_err(|why| format!("batch {index}: {why}"))?;
+            starts.push(starts[index] + rows);
+        }
+        let metadata = schema.metadata().clone();
+        let decoder = FileDecoder::new(schema, footer.version()).with_projection(projection);
+        Ok(Self {
+            path: path.to_path_buf(),
+            map,
+            decoder,
+            blocks,
+            starts,
+            metadata,
+        })
+    }
+
+    /// Returns the number of rows.
+    pub fn rows(&self) -> u64 {
+        self.starts[self.blocks.len()]
+    }
+
+    /// Returns the number of record batches.
+    pub fn batches(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Returns a value of the schema's metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// Returns the batch that holds a row and the row's place in it.
+    pub fn locate(&self, row: u64) -> Option<(usize, usize)> {
+        if row >= self.rows() {
+            return None;
+        }
+        let batch = self.starts.partition_point(|&start| start <= row) - 1;
+        Some((batch, (row - self.starts[batch]) as usize))
+    }
+
+    /// Returns the columns asked for, in that order, of one batch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pool`] if the batch's data is damaged.
+    pub fn batch(&self, index: usize) -> Result<RecordBatch> {
+        let block = &self.blocks[index];
+        let length = block.metaDataLength() as usize + block.bodyLength() as usize;
+        let bytes = self.map.slice_with_length(block.offset() as usize, length);
+        let damaged = |why: String| {
+            Error::Pool(format!(
+                "{}: batch {index} is damaged: {why}",
+                self.path.display()
+            ))
+        };
+        match self.decoder.read_record_batch(block, &bytes) {
+            Ok(Some(batch)) => Ok(batch),
+            Ok(None) => Err(damaged("it holds no data".into())),
+            Err(error) => Err(damaged(text(error))),
+        }
+    }
+}
+
+fn map(path: &Path) -> Result<Buffer> {
+    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+    let metadata = file
+        .metadata()
+        .map_err(|source| Error::io("open", path, source))?;
+    if !metadata.is_file() {
+        return Err(Error::Pool(format!(
+            "{} is not a regular file",
+            path.display()
+        )));
+    }
+    // SAFETY: the file is read-only here, and this package never writes to a file under its final name:
+    // it writes a sibling and renames it, which leaves the mapped file as it was.
+    let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+    let Some(start) = NonNull::new(map.as_ptr().cast_mut()) else {
+        return Ok(Buffer::from(&[]));
+    };
+    let length = map.len();
+    // SAFETY: `start` and `length` are the mapping's own; the buffer is immutable and keeps it alive.
+    Ok(unsafe { Buffer::from_custom_allocation(start, length, Arc::new(map)) })
+}
+
+fn footer_range(map: &[u8]) -> std::result::Result<Range<usize>, String> {
+    if !map.starts_with(MAGIC) {
+        return Err("it does not begin as one".into());
+    }
+    let cut_off = || "it is cut off".to_string();
+    let trailer = map.last_chunk::<TRAILER>().ok_or_else(cut_off)?;
+    let length = read_footer_length(*trailer).map_err(|_| cut_off())?;
+    let end = map.len() - TRAILER;
+    let start = end
+        .checked_sub(length)
+        .filter(|&start| start >= HEADER)
+        .ok_or_else(cut_off)?;
+    Ok(start..end)
+}
+
+fn find_column(
+    schema: &Schema,
+    name: &str,
+    data_type: &DataType,
+) -> std::result::Result<usize, String> {
+    let (index, field) = schema
+        .column_with_name(name)
+        .ok_or_else(|| format!("it has no column '{name}'"))?;
+    if field.data_type() != data_type {
+        return Err(format!(
+            "column '{name}' is {}, not {data_type}",
+            field.data_type()
+        ));
+    }
+    Ok(index)
+}
+
+/// Checks that a batch and all of its buffers lie where the file says, which the decoder takes for granted.
+///
+/// Returns the number of rows.
+fn check_block(data: &[u8], block: &Block) -> std::result::Result<u64, String> {
+    let outside = || "it lies outside of the file".to_string();
+    let size = |length: i64| usize::try_from(length).map_err(|_| outside());
+    let start = size(block.offset())?;
+    let header = size(block.metaDataLength().into())?;
+    let body = size(block.bodyLength())?;
+    let body_start = start.checked_add(header).ok_or_else(outside)?;
+    let end = body_start.checked_add(body).ok_or_else(outside)?;
+    // Eight bytes of marker and length stand before the header's tables.
+    if end > data.len() || header < 8 {
+        return Err(outside());
+    }
+    let header = &data[start..body_start];
+    let prefix = if header.starts_with(&[0xff; 4]) { 8 } else { 4 };
+    let message = root_as_message(&header[prefix..])
+        .map_err(|error| format!("its header is damaged ({error})"))?;
+    let batch = message
+        .header_as_record_batch()
+        .ok_or("it is not a record batch")?;
+    if batch.compression().is_some() {
+        return Err("it is compressed, and cannot be mapped".into());
+    }
+    for buffer in batch.buffers().iter().flatten() {
+        let buffer_end = size(buffer.offset())?.checked_add(size(buffer.length())?);
+        if buffer_end.is_none_or(|end| end > body) {
+            return Err("one of its buffers lies outside of it".into());
+        }
+    }
+    for node in batch.nodes().iter().flatten() {
+        // An entry takes at least one bit; without the bound, sizes in bytes could overflow.
+        if node.null_count() < 0
+            || node.null_count() > node.length()
+            || node.length() as u64 > (1 << 48)
+        {
+            return Err("one of its columns has an impossible length".into());
+        }
+    }
+    u64::try_from(batch.length()).map_err(|_| "it has a negative length".into())
+}
+
+fn text(error: ArrowError) -> String {
+    error.to_string()
+}
