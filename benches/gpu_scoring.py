@@ -184,7 +184,8 @@ def measured(engine: Callable[[], np.ndarray]) -> Result:
 
 def show(results: dict[str, Result], tokens: int, tolerance: float) -> int:
     print(
-        f"{'engine':<7} {'seconds':>9} {'samples/s':>10} {'tokens/s':>11} {'peak':>9} {'busy':>6} {'worst':>9}"
+        f"{'engine':<7} {'seconds':>9} {'samples/s':>10} {'tokens/s':>11} "
+        f"{'peak':>9} {'busy':>6} {'worst':>9}"
     )
     reference = next(iter(results.values())).losses
     agree = True
@@ -193,7 +194,8 @@ def show(results: dict[str, Result], tokens: int, tolerance: float) -> int:
         agree &= worst <= tolerance
         count = len(result.losses)
         print(
-            f"{name:<7} {result.seconds:>9.1f} {count / result.seconds:>10.1f} {tokens / result.seconds:>11,.0f} "
+            f"{name:<7} {result.seconds:>9.1f} {count / result.seconds:>10.1f} "
+            f"{tokens / result.seconds:>11,.0f} "
             f"{result.usage} {worst:>9.1e}"
         )
     return 0 if agree else 1
