@@ -251,6 +251,6 @@ def _check_schema(schema: pa.Schema, path: Path | None) -> None:
         raise PoolError(msg)
     if not schema.equals(POOL_SCHEMA):
         wrong = [field.name for field in POOL_SCHEMA if field not in list(schema)]
-        differ = ", ".join(wrong) or "extra columns"
-        msg = f"{path} has not the columns of a pool ({differ}); delete the file and ingest again"
+        what = f"missing or of another type: {', '.join(wrong)}" if wrong else "it has extra ones"
+        msg = f"{path} does not have the columns of a pool ({what}); delete the file and ingest again"
         raise PoolError(msg)
