@@ -146,8 +146,7 @@ fn ingest_within(options: &IngestOptions, limits: Limits, observer: &Observer) -
     workers.in_place_scope(|scope| {
         let mut queue = Queue::with_capacity(in_flight);
         let end = loop {
-            observer.check()?;
-            let block = match blocks.next() {
+            let block = match blocks.next(observer) {
                 Ok(Some(block)) => block,
                 Ok(None) => break Ok(()),
                 Err(fault) => break Err(fault),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Format;
 use super::scan::Scanner;
-use crate::{Error, Result};
+use crate::{Error, Observer, Result};
 
 /// Sizes that bound the memory of ingest.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +78,7 @@ pub(super) struct Blocks {
     base: u64,
     /// Records found but not yet handed out.
     found: Vec<Place>,
-    /// Where the last block ended.
+    /// Up to where the input has been handed out or let go.
     counted: u64,
     at_end: bool,
     failure: Option<Error>,
@@ -113,14 +113,16 @@ impl Blocks {
     /// Returns the next block, or None after the last.
     ///
     /// What was read before a fault goes out first, for its own faults come earlier in the file.
-    pub(super) fn next(&mut self) -> Result<Option<Block>> {
+    pub(super) fn next(&mut self, observer: &Observer) -> Result<Option<Block>> {
         loop {
+            observer.check()?;
             if let Some(records) = self.full_block() {
                 return Ok(Some(self.cut(records)));
             }
             if !self.at_end {
                 self.failure = self.read_window().err();
                 self.at_end |= self.failure.is_some();
+                self.drop_overlong(observer);
                 continue;
             }
             if !self.found.is_empty() {
@@ -178,17 +180,16 @@ impl Blocks {
         if self.at_end && outcome.is_ok() {
             outcome = self.scanner.finish(position + read as u64, &mut self.found);
         }
-        outcome.map_err(|text| Error::Pool(format!("{}: {text}", self.path.display())))?;
-        self.drop_overlong();
-        Ok(())
+        outcome.map_err(|text| Error::Pool(format!("{}: {text}", self.path.display())))
     }
 
     /// Lets go of white space, and of an unfinished record that is already over the limit.
-    fn drop_overlong(&mut self) {
+    fn drop_overlong(&mut self, observer: &Observer) {
         let end = self.base + self.pending.len() as u64;
         let start = self.scanner.open_record().unwrap_or(0);
         if self.found.is_empty() && end - start > self.limits.record_bytes {
-            self.base = end;
+            observer.advance(end - self.counted);
+            (self.base, self.counted) = (end, end);
             self.pending.clear();
         }
     }
@@ -252,9 +253,9 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text).unwrap();
         let mut blocks = Blocks::open(file.path(), format, limits)?;
+        let observer = Observer::default();
         let mut found = Vec::new();
-        let mut counted = 0;
-        while let Some(block) = blocks.next()? {
+        while let Some(block) = blocks.next(&observer)? {
             assert!(!block.places.is_empty() && block.places.len() <= limits.block_records);
             let kept = block
                 .places
@@ -262,7 +263,7 @@ mod tests {
                 .filter(|place| place.length <= limits.record_bytes);
             let size: u64 = kept.clone().map(|place| place.length).sum();
             assert!(size <= limits.block_bytes as u64 || kept.count() == 1);
-            counted += block.advance;
+            observer.advance(block.advance);
             found.extend(
                 block
                     .places
@@ -271,7 +272,7 @@ mod tests {
             );
         }
         let end = found.last().map_or(0, |(place, _)| place.end());
-        assert!((end..=text.len() as u64).contains(&counted));
+        assert!((end..=text.len() as u64).contains(&observer.progress().0));
         Ok(found)
     }
 
