@@ -256,10 +256,10 @@ def _check_budget(budget: int, total: int, candidates: int, unscored: int) -> No
     excluded = total - candidates - unscored
     reasons = [
         f"{count} {why}"
-        for count, why in ((unscored, "were not scored"), (excluded, "are excluded seed samples"))
+        for count, why in ((unscored, "not scored"), (excluded, "excluded as seed samples"))
         if count
     ]
-    but = f", for {' and '.join(reasons)}" if reasons else ""
+    but = f" ({', '.join(reasons)})" if reasons else ""
     msg = (
         f"budget: {budget} samples cannot be chosen: {candidates} of {total} are candidates{but}; "
         "lower the budget"
