@@ -12,7 +12,9 @@ import hypothesis
 import numpy as np
 import pytest
 
-# Before anything imports a Hugging Face library.
+# Before anything imports torch or a Hugging Face library; child processes take it over. One thread: the
+# models are too small to share out, and threads that wait for each other spin.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

@@ -358,11 +358,19 @@ def test_a_killed_training_goes_on_and_ends_the_same(
 def test_another_training_does_not_go_on_from_the_checkpoints(
     tmp_path: Path, tiny_pool: TinyPool, tiny_model: Path
 ) -> None:
+    class Stops(Recorder):
+        def update(self, done: int, **fields: float | str) -> None:
+            if self.stages[-1] == "steps" and done == 5:
+                raise KeyboardInterrupt
+
     write_pool(tmp_path / "run", tiny_pool)
-    kill_after(tmp_path / "run", tiny_model, 8)
+    options = {"model": str(tiny_model), **KILLED}
     recorder = Recorder()
     with RunDirectory(tmp_path / "run") as run:
-        seed.run(run, SeedOptions(model=str(tiny_model), **{**KILLED, "lora_rank": 2}), recorder)
+        with pytest.raises(KeyboardInterrupt):
+            seed.run(run, SeedOptions(**options), Stops())
+        assert [*run.seed.glob("checkpoints/*/whole")]
+        seed.run(run, SeedOptions(**{**options, "lora_rank": 2}), recorder)
     assert recorder.stages == ["samples", "steps"]
     assert recorder.updates[0] == 0
 
@@ -454,7 +462,7 @@ def test_a_loss_that_is_no_number_stops_the_training(ingested: Path, damaged: Pa
     from safetensors.numpy import load_file, save_file
 
     weights = load_file(damaged / "model.safetensors")
-    weights["lm_head.weight"] *= np.nan
+    weights[next(name for name in weights if "lm_head" in name)] *= np.nan
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"loss is nan at step 1 .*--seed-learning-rate"):
         tune(ingested, model=str(damaged), **QUICK)
@@ -493,3 +501,68 @@ def test_a_missing_package_is_named(
     )
     with pytest.raises(MissingPackageError, match=r"needs peft: pip install 'mllm-selector\[train\]'"):
         tune(ingested, model=str(tiny_model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "language", "projector"),
+    [
+        ("qwen2_5_vl", "model.language_model.", "model.visual.merger."),
+        ("smolvlm", "model.text_model.", "model.connector."),
+        ("paligemma", "model.language_model.", "model.multi_modal_projector."),
+    ],
+)
+def test_other_architectures_get_lora_in_the_same_places(kind: str, language: str, projector: str) -> None:
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    from mllm_selector.training import attach_lora
+
+    layers = {"num_hidden_layers": 1, "depth": 1}
+    config = CONFIG_MAPPING[kind](text_config={"num_hidden_layers": 2}, vision_config=layers)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+        linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        adapted = attach_lora(model, 2, 4, seed=0)
+    trained = {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): parameter
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    }
+    lora = {name.partition(".lora_")[0] for name in trained if ".lora_" in name}
+    assert lora == {name for name in linear if name.startswith(language)}
+    rest = [name for name in trained if ".lora_" not in name]
+    assert rest
+    assert all(name.startswith(projector) for name in rest)
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+
+
+def test_a_model_without_a_language_model_of_its_own_is_refused() -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, GitConfig
+
+    from mllm_selector.training import attach_lora
+
+    config = GitConfig(num_hidden_layers=1, vision_config={"num_hidden_layers": 1})
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(ModelError, match="no language model apart from its vision tower"):
+        attach_lora(model, 2, 4, seed=0)
+
+
+def test_batches_are_padded_on_the_right_and_images_lie_in_sample_order() -> None:
+    import torch
+
+    from mllm_selector.training import Collator
+
+    def sample(length: int, images: int, side: int) -> dict[str, torch.Tensor]:
+        encoded = {name: torch.arange(1, length + 1) for name in ("input_ids", "labels", "attention_mask")}
+        return encoded | ({"pixel_values": torch.full((images, 3, side, side), length)} if images else {})
+
+    batch = Collator(pad_token_id=9)([sample(2, 0, 0), sample(4, 2, 5), sample(3, 1, 6)])
+    assert batch["input_ids"].tolist() == [[1, 2, 9, 9], [1, 2, 3, 4], [1, 2, 3, 9]]
+    assert batch["labels"].tolist() == [[1, 2, -100, -100], [1, 2, 3, 4], [1, 2, 3, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 4], [1, 2, 3, 0]]
+    pixels = batch["pixel_values"]
+    assert pixels.shape == (3, 3, 6, 6)
+    assert [image[:, :5, :5].unique().tolist() for image in pixels] == [[4], [4], [3]]
+    assert pixels[:2, :, 5:].abs().sum() == pixels[:2, :, :, 5:].abs().sum() == 0

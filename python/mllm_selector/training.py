@@ -236,9 +236,10 @@ def _language_layers(model: Any) -> str:
     """Return a regular expression for the names of the language model's linear layers."""
     import torch
 
-    decoder, head, vision = model.get_decoder(), model.get_output_embeddings(), model.get_encoder("image")
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
-    if decoder is model or decoder not in names or vision in set(decoder.modules()):
+    sees = any(isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) for module in decoder.modules())
+    if decoder is model or decoder not in names or sees:
         msg = (
             f"{type(model).__name__} has no language model apart from its vision tower, "
             "so LoRA cannot be placed; tune it elsewhere and pass it with --seed-model"
