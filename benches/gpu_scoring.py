@@ -119,6 +119,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Result:
+    """Mean losses by one engine, and what they cost."""
+
     losses: np.ndarray
     seconds: float
     usage: Usage
@@ -183,19 +185,16 @@ def measured(engine: Callable[[], np.ndarray]) -> Result:
 
 
 def show(results: dict[str, Result], tokens: int, tolerance: float) -> int:
-    print(
-        f"{'engine':<7} {'seconds':>9} {'samples/s':>10} {'tokens/s':>11} "
-        f"{'peak':>9} {'busy':>6} {'worst':>9}"
-    )
+    titles = f"{'engine':<7} {'seconds':>9} {'samples/s':>10} {'tokens/s':>11}"
+    print(f"{titles} {'peak':>9} {'busy':>6} {'worst':>9}")
     reference = next(iter(results.values())).losses
     agree = True
     for name, result in results.items():
         worst = float(np.abs(result.losses - reference).max())
         agree &= worst <= tolerance
-        count = len(result.losses)
+        speed = len(result.losses) / result.seconds
         print(
-            f"{name:<7} {result.seconds:>9.1f} {count / result.seconds:>10.1f} "
-            f"{tokens / result.seconds:>11,.0f} "
+            f"{name:<7} {result.seconds:>9.1f} {speed:>10.1f} {tokens / result.seconds:>11,.0f} "
             f"{result.usage} {worst:>9.1e}"
         )
     return 0 if agree else 1

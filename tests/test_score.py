@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import shutil
@@ -21,11 +20,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mllm_selector import engine
 from mllm_selector.artifacts import ScoreTable, score_schema
 from mllm_selector.config import ScoreOptions
 from mllm_selector.engine import Engine
-from mllm_selector.errors import MissingPackageError, RunDirectoryError, ScoreError
+from mllm_selector.errors import RunDirectoryError, ScoreError
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
 from mllm_selector.pool import Pool
@@ -458,60 +456,6 @@ def test_more_than_half_unscored_is_an_error(make_run: Any, score_run: Any) -> N
     assert score_run(half)["scored"] == 5
 
 
-# The engine
-
-
-def test_cuda_that_does_not_start_is_an_error(make_run: Any, score_run: Any) -> None:
-    with pytest.raises(ScoreError, match=r"--device cuda: .*pip install 'mllm-selector\[gpu\]'"):
-        score_run(make_run(many(3)), device="cuda")
-
-
-def test_a_silent_fall_back_to_the_cpu_is_found(
-    make_run: Any, score_run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of onnxruntime-gpu without a driver: CUDA is listed as available, and the session has none."""
-    import onnxruntime
-
-    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    real = onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime,
-        "InferenceSession",
-        lambda *args, providers: real(*args, providers=["CPUExecutionProvider"]),
-    )
-    folder = make_run(many(3))
-    with pytest.raises(ScoreError, match="CUDA provider is installed but does not start"):
-        score_run(folder, device="cuda")
-    assert engine.working_providers() == ["CPUExecutionProvider"]
-    progress = Notes()
-    assert score_run(folder, progress, device="auto")["provider"] == "CPUExecutionProvider"
-    assert progress.notes == ["scoring on the CPU: ONNX Runtime finds no CUDA device that works"]
-
-
-def test_the_cpu_asked_for_needs_no_note(make_run: Any, score_run: Any) -> None:
-    progress = Notes()
-    score_run(make_run(many(3)), progress, device="cpu")
-    assert progress.notes == []
-
-
-def test_both_packages_of_onnxruntime_are_a_conflict(
-    make_run: Any, score_run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = importlib.metadata.version
-    assert engine.onnxruntime_conflict() is None
-    monkeypatch.setattr(engine, "version", lambda name: "1" if name.startswith("onnxruntime") else real(name))
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in str(engine.onnxruntime_conflict())
-    with pytest.raises(ScoreError, match="both installed"):
-        score_run(make_run(many(3)))
-
-
-def test_missing_onnxruntime_is_named(make_run: Any, score_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'mllm-selector\[cpu\]'"):
-        score_run(make_run(many(3)))
-
-
 WITHOUT_TORCH = """
 import importlib.util, json, sys
 HIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "peft", "accelerate"}
@@ -541,10 +485,3 @@ def test_scoring_needs_no_torch(make_run: Any, score_run: Any, images: Path) -> 
     assert process.stderr == ""
     assert json.loads(process.stdout)["scored"] == score_run(here)["scored"] == 20
     assert parts(here) == parts(there)
-
-
-def test_broken_graphs_are_named(make_run: Any, score_run: Any) -> None:
-    folder = make_run(many(3))
-    (folder / "onnx" / "scorer.onnx.data").unlink()
-    with pytest.raises(ScoreError, match=r"scorer.onnx cannot be loaded .*run 'mllm-selector export'"):
-        score_run(folder)
