@@ -212,7 +212,7 @@ def _pretrain(
         inputs = _batch(processor, random, batch_size)
         labels = inputs.pop("labels")
         loss = answer_loss(model(**inputs), labels)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()  # type: ignore[no-untyped-call] # so in torch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
