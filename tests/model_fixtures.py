@@ -6,8 +6,13 @@ every layer; the default initialisation of transformers makes a tiny model nearl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +37,11 @@ from transformers import (
 )
 
 from mllm_selector.artifacts import write_arrow
+from mllm_selector.config import ExportOptions
 from mllm_selector.pool import POOL_SCHEMA, POOL_VERSION
-from mllm_selector.rundir import StageRecord
+from mllm_selector.progress import SilentProgress
+from mllm_selector.rundir import RunDirectory, StageRecord
+from mllm_selector.stages import export
 
 CORPUS = [
     "There are three yellow squares and two blue circles in the left box.",
@@ -143,6 +151,45 @@ def siglip_qwen2(folder: Path) -> Path:
     )
     config = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
     return _save(folder, vision, language, processor, config)
+
+
+def all_layers(folder: Path) -> Path:
+    """CLIP with its class token kept and the features of two layers side by side."""
+    clip_llama(folder, vision_feature_layer=[-2, 1], vision_feature_select_strategy="full")
+    settings = folder / "processor_config.json"
+    content = json.loads(settings.read_text()) | {"vision_feature_select_strategy": "full"}
+    settings.write_text(json.dumps(content))
+    return folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model directory, its `onnx` folder, and what the export stage returned."""
+
+    model: Path
+    graphs: Path
+    counts: dict[str, Any]
+
+
+MODELS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "clip-llama": (clip_llama, "float32"),
+    "siglip-qwen2": (siglip_qwen2, "float32"),
+    "layers-float16": (all_layers, "float16"),
+}
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="mllm-selector-tests-")
+
+
+@functools.cache
+def export_once(name: str) -> Exported:
+    """Build and export one of `MODELS`; an export takes ten seconds, so all test files share it."""
+    build, precision = MODELS[name]
+    folder = Path(_FOLDER.name) / name
+    model = build(folder / "model")
+    with RunDirectory(folder / "run") as run:
+        run.stages["seed"] = done(counts={"model": str(model)})
+        counts = export.run(run, ExportOptions(precision=precision), SilentProgress())
+    return Exported(model, run.onnx, counts)
 
 
 def _save(

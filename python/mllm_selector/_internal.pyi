@@ -27,3 +27,59 @@ def write_subset(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> None: ...
+def kmeans(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    *,
+    k: int,
+    metric: str,
+    seed: int,
+    max_iterations: int,
+    tolerance: float,
+    train_rows: int | None,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.uint32], float, int]: ...
+def k_center(
+    embeddings: list[NDArray[Any]],
+    *,
+    k: int,
+    metric: str,
+    first: NDArray[np.int64] | None,
+    weights: NDArray[np.float32] | None,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
+def near_duplicates(
+    embeddings: list[NDArray[Any]],
+    *,
+    threshold: float,
+    priority: NDArray[np.int64] | None,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.int64]: ...
+def near_duplicate_pairs(
+    embeddings: list[NDArray[Any]],
+    *,
+    threshold: float,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.int64]: ...
+def strata(necessity: NDArray[np.float32], count: int) -> NDArray[np.uint32]: ...
+def random_groups(size: int, count: int, seed: int) -> NDArray[np.uint32]: ...
+def grouped_sample(
+    necessity: NDArray[np.float32],
+    groups: NDArray[np.uint32],
+    included: NDArray[np.int64],
+    embeddings: list[NDArray[Any]] | None,
+    index: NDArray[np.int64] | None,
+    *,
+    budget: int,
+    share: str,
+    within: str,
+    trim: float,
+    skip_duplicates: float | None,
+    seed: int,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.int64]: ...

@@ -29,7 +29,7 @@ SELECTION_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """The chosen samples of a run, in pool order.
 
@@ -37,7 +37,7 @@ class Selection:
     ----------
     rows : ndarray of int64, shape (k,)
         Rows of the pool, ascending.
-    ids : list of str, length k
+    ids : ndarray of str, shape (k,)
         Their ids.
     order : ndarray of uint32, shape (k,)
         0 for the sample chosen first; a prefix by this order keeps to the groups' shares.
@@ -52,7 +52,7 @@ class Selection:
     """
 
     rows: NDArray[np.int64]
-    ids: list[str]
+    ids: NDArray[np.object_]
     order: NDArray[np.uint32]
     groups: NDArray[np.int32]
     necessity: NDArray[np.float32]
@@ -77,7 +77,7 @@ class Selection:
         table = open_arrow(folder / "selection.arrow")
         return cls(
             rows=table["row"].to_numpy().astype(np.int64),
-            ids=table["id"].to_pylist(),
+            ids=table["id"].to_numpy(),
             order=table["order"].to_numpy(),
             groups=table["group"].to_numpy(),
             necessity=table["necessity"].to_numpy(),
@@ -90,8 +90,8 @@ class Selection:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        samples = self._stages["ingest"].counts["samples"]
-        return f"Selection({len(self):,} of {samples:,} samples, {self.run_dir})"
+        samples, groups = self._stages["ingest"].counts["samples"], len(np.unique(self.groups))
+        return f"Selection of {len(self):,} of {samples:,} samples from {groups:,} groups, in {self.run_dir}"
 
     @property
     def subset(self) -> Path:

@@ -256,9 +256,10 @@ class ShardScorer:
 
     def _name(self, image: Path | bytes) -> str | None:
         """Name an image as the pool does, so that parts do not depend on where the images folder is."""
-        if isinstance(image, bytes) or self._pool.images is None:
+        folder = self._pool.images
+        if isinstance(image, bytes) or folder is None or not image.is_relative_to(folder):
             return None
-        return str(image.relative_to(self._pool.images))
+        return str(image.relative_to(folder))
 
 
 def _check(encoded: Encoded, limit: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from mllm_selector import formats
 from mllm_selector.artifacts import ScoreTable, open_arrow, write_arrow
 from mllm_selector.config import PickOptions
 from mllm_selector.errors import RunDirectoryError
+from mllm_selector.methods import METHODS
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.sampling import GroupedSample, grouped_sample
+from mllm_selector.sampling import GroupedSample, Scored
 from mllm_selector.selection import SELECTION_SCHEMA
 
 __all__ = ["run"]
@@ -52,24 +54,19 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
         msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
         raise RunDirectoryError(msg)
     seed_rows = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
-    sources = pool.sources()[0] if options.groups == "source" else None
-
+    scored = Scored(scores.necessity, scores.embeddings, pool.sources()[0], seed_rows)
     progress.start("pick")
-    sample = grouped_sample(
-        scores.necessity,
-        list(scores.embeddings),
-        options,
-        groups=sources,
-        seed_rows=seed_rows,
-        progress=progress,
-    )
+    sample = METHODS["grouped"](scored, options, progress)
     _write_selection(run, pool, scores, sample, seed_rows)
     in_order = np.sort(sample.rows) if options.order == "pool" else sample.rows
     subset = run.subset_stem.with_suffix(formats.subset_suffix(run))
     formats.write_subset(run, in_order, subset)
 
     progress.start("pick")
-    progress.finish(f"{len(sample.rows):,} of {len(pool):,} samples from {sample.group_count:,} groups")
+    unscored = f"; {sample.unscored:,} were not scored" if sample.unscored else ""
+    progress.finish(
+        f"{len(sample.rows):,} of {len(pool):,} samples from {sample.group_count:,} groups{unscored}"
+    )
     return {
         "chosen": len(sample.rows),
         "groups": sample.group_count,
@@ -97,4 +94,16 @@ def _write_selection(
         pa.array(scores.necessity[rows]),
         pa.array(np.isin(rows, seed_rows)),
     ]
-    write_arrow(run.selection, pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA))
+    schema = SELECTION_SCHEMA.with_metadata({"mllm_selector.groups": json.dumps(_groups(sample))})
+    write_arrow(run.selection, pa.Table.from_arrays(columns, schema=schema))
+
+
+def _groups(sample: GroupedSample) -> list[dict[str, float]]:
+    """List the groups with their candidates and mean necessity, for the report."""
+    return [
+        {"group": number, "size": size, "mean_necessity": necessity}
+        for number, (size, necessity) in enumerate(
+            zip(sample.group_sizes.tolist(), sample.group_necessity.tolist(), strict=True)
+        )
+        if size
+    ]

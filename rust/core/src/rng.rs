@@ -10,12 +10,14 @@ const WEYL: (u32, u32) = (0x9E37_79B9, 0xBB67_AE85);
 pub(crate) enum Stream {
     /// The training sample of k-means.
     TrainingRows = 1,
-    /// First centres of k-means.
-    Seeding = 2,
+    /// The sample that first centroids are drawn from.
+    SeedingRows = 2,
+    /// First centroids of k-means.
+    Seeding = 3,
     /// Which random group an item falls into.
-    Groups = 3,
+    Groups = 4,
     /// Draws inside groups.
-    Draw = 4,
+    Draw = 5,
 }
 
 /// A generator without state.

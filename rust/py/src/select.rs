@@ -261,8 +261,8 @@ fn strata<'py>(
 }
 
 #[pyfunction]
-fn random_groups(py: Python<'_>, len: usize, count: usize, seed: u64) -> Bound<'_, PyArray1<u32>> {
-    core::random_groups(len, count, seed).into_pyarray(py)
+fn random_groups(py: Python<'_>, size: usize, count: usize, seed: u64) -> Bound<'_, PyArray1<u32>> {
+    core::random_groups(size, count, seed).into_pyarray(py)
 }
 
 #[pyfunction]

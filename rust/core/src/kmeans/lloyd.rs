@@ -22,14 +22,18 @@ pub(super) struct Lloyd<'a> {
 }
 
 impl<'a> Lloyd<'a> {
+    /// Begins with the rows `first`. Further centroids up to `k` are copies of the first one: ties go to the
+    /// lowest cluster, so these get no rows, and `repair` finds rows for them.
     pub(super) fn new(
         rows: &'a Rows<'a>,
         norms: &'a Norms,
-        metric: Metric,
+        options: &KMeansOptions,
         first: &[usize],
     ) -> Self {
-        let mut centroids = vec![0.0; first.len() * rows.dim()];
-        for (&row, centroid) in first.iter().zip(centroids.chunks_exact_mut(rows.dim())) {
+        let (k, metric) = (options.k, options.metric);
+        let mut centroids = vec![0.0; k * rows.dim()];
+        for (cluster, centroid) in centroids.chunks_exact_mut(rows.dim()).enumerate() {
+            let row = first.get(cluster).copied().unwrap_or(first[0]);
             rows.copy_row(row, centroid);
             if metric == Metric::Cosine {
                 let length = norms.squared[row].sqrt();
@@ -40,11 +44,11 @@ impl<'a> Lloyd<'a> {
             rows,
             norms,
             metric,
-            k: first.len(),
+            k,
             centroids,
             labels: vec![0; rows.len()],
             scores: vec![0.0; rows.len()],
-            sums: Sums::new(first.len(), rows.dim()),
+            sums: Sums::new(k, rows.dim()),
         }
     }
 
@@ -164,33 +168,35 @@ impl<'a> Lloyd<'a> {
         ordered_sum(self.rows.len(), |row| f64::from(self.distance(row)))
     }
 
-    /// Gives each empty cluster the row that is farthest from its centroid and not alone in its cluster.
-    fn repair(&mut self) {
-        let mut empty = (0..self.k)
+    /// Gives each empty cluster the row that is farthest from its centroid and not alone in its cluster;
+    /// returns how many rows were given.
+    fn repair(&mut self) -> usize {
+        let empty: Vec<_> = (0..self.k)
             .filter(|&cluster| self.sums.count(cluster) == 0)
-            .peekable();
-        if empty.peek().is_none() {
-            return;
+            .collect();
+        if empty.is_empty() {
+            return 0;
         }
-        let empty: Vec<_> = empty.collect();
         let mut farthest: Vec<_> = (0..self.rows.len())
             .map(|row| (self.distance(row), row))
             .filter(|(distance, _)| *distance > 0.0)
             .collect();
         farthest
             .sort_unstable_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
-        let mut empty = empty.into_iter();
-        let mut cluster = empty.next();
+        let mut targets = empty.into_iter();
+        let mut given = 0;
         for (_, row) in farthest {
-            let Some(target) = cluster else { return };
             let donor = self.labels[row] as usize;
-            if self.sums.count(donor) > 1 {
-                let weight = self.metric.weight(self.norms.squared[row]);
-                self.sums.move_row(self.rows, row, weight, donor, target);
-                self.labels[row] = target as u32;
-                cluster = empty.next();
+            if self.sums.count(donor) < 2 {
+                continue;
             }
+            let Some(target) = targets.next() else { break };
+            let weight = self.metric.weight(self.norms.squared[row]);
+            self.sums.move_row(self.rows, row, weight, donor, target);
+            self.labels[row] = target as u32;
+            given += 1;
         }
+        given
     }
 
     /// Moves every centroid to the mean of its rows; one without rows, or whose rows cancel, stays.

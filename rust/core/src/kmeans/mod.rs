@@ -39,10 +39,10 @@ pub struct KMeans {
     pub iterations: usize,
 }
 
-/// Clusters rows: k-means++ seeding (Arthur and Vassilvitskii, SODA 2007), then Lloyd's iterations.
+/// Clusters rows: greedy k-means++ seeding, then Lloyd's iterations.
 ///
-/// There are fewer than `k` clusters only if there are fewer than `k` distinct rows, or if a cluster of the
-/// training sample ends up with no row at all.
+/// There are fewer than `k` clusters only if there are fewer than `k` distinct rows, or if no row is nearest to
+/// one of the last centroids.
 pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Result<KMeans> {
     check(rows, options)?;
     let passes = options.max_iterations + 3;
@@ -50,7 +50,11 @@ pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Resu
     let norms = Norms::new(rows, options.metric, observer)?;
     let (train, train_norms) = match options.train_rows {
         Some(count) if count < rows.len() => {
-            let index = sample(rows.len(), count, options.seed);
+            let index = sample(
+                rows.len(),
+                count,
+                Rng::new(options.seed, Stream::TrainingRows),
+            );
             let squared = index.iter().map(|&row| norms.squared[row]).collect();
             (rows.subset(&index)?, Norms { squared })
         }
@@ -62,7 +66,7 @@ pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Resu
         ),
     };
     let first = seeding::plus_plus(&train, &train_norms, options, observer)?;
-    let mut lloyd = Lloyd::new(&train, &train_norms, options.metric, &first);
+    let mut lloyd = Lloyd::new(&train, &train_norms, options, &first);
     let iterations = lloyd.train(options, observer)?;
     let clusters = if train.len() < rows.len() {
         lloyd.assign_others(rows, &norms, observer)?
@@ -102,8 +106,10 @@ fn check(rows: &Rows, options: &KMeansOptions) -> Result<()> {
 }
 
 /// Draws `count` of `n` rows uniformly, ascending: those of the smallest random keys.
-fn sample(n: usize, count: usize, seed: u64) -> Vec<usize> {
-    let rng = Rng::new(seed, Stream::TrainingRows);
+fn sample(n: usize, count: usize, rng: Rng) -> Vec<usize> {
+    if count == n {
+        return (0..n).collect();
+    }
     let mut keyed: Vec<_> = (0..n).map(|row| (rng.bits(row as u64), row)).collect();
     keyed.select_nth_unstable(count);
     let mut rows: Vec<_> = keyed[..count].iter().map(|&(_, row)| row).collect();

@@ -1,64 +1,66 @@
-//! k-means++ with few passes over the data.
+//! Greedy k-means++ on a sample of the rows.
 //!
-//! The next centre is a row drawn with probability proportional to its distance to the nearest centre so far
-//! (squared Euclidean, or cosine). Distances only shrink as centres come in, so the distances of the last pass
-//! are upper bounds: drawing by them and accepting with probability (distance now / distance then) draws from
-//! exactly the wanted distribution. Hence the distances of all rows are brought up to date only once for
-//! [`PENDING`] centres, by one matrix product, and seeding costs about as much as one of Lloyd's iterations.
+//! k-means++ draws the next centre with probability proportional to the distance to the nearest centre so far
+//! (squared Euclidean, or cosine): Arthur and Vassilvitskii, k-means++: the advantages of careful seeding
+//! (SODA 2007). The greedy form of their section 7 draws several and takes the one that lowers the sum of
+//! distances the most. The sample bounds the cost to about that of one of Lloyd's iterations.
 
 use rayon::prelude::*;
 
-use super::KMeansOptions;
-use crate::linalg::{BLOCK_ROWS, Centres, Metric, Norms, Rows, Scratch};
+use super::{KMeansOptions, sample};
+use crate::linalg::{LANES, Metric, Norms, Packed, Panels, Rows};
 use crate::rng::{Rng, Stream};
-use crate::{Error, Observer, Result};
+use crate::{Observer, Result};
 
-/// Centres that wait for one pass over the rows.
-const PENDING: usize = 256;
+/// Rows of the sample for each centre.
+const ROWS_PER_CENTRE: usize = 16;
 
-/// Rejected draws after which a pass pays even for fewer centres.
-const REJECTIONS: usize = 4 * PENDING;
+/// Fewest rows of a sample.
+const FEWEST_ROWS: usize = 4096;
 
-/// Rows whose distances are summed together.
-const SUM_ROWS: usize = 64 * BLOCK_ROWS;
+/// Panels of the sample that one task compares with the drawn rows.
+const TASK_PANELS: usize = 16;
 
-/// Returns the rows that become the first centroids: `k` of them, or as many as there are distinct rows.
+/// Returns the rows that become the first centroids: `k`, or as many as the sample has distinct rows.
 pub(super) fn plus_plus(
     rows: &Rows,
     norms: &Norms,
     options: &KMeansOptions,
     observer: &Observer,
 ) -> Result<Vec<usize>> {
+    let count = rows.len().min(FEWEST_ROWS.max(ROWS_PER_CENTRE * options.k));
+    let index = sample(
+        rows.len(),
+        count,
+        Rng::new(options.seed, Stream::SeedingRows),
+    );
+    let squared = index.iter().map(|&row| norms.squared[row]).collect();
+    let view = rows.subset(&index)?;
     let mut draws = Draws {
         rng: Rng::new(options.seed, Stream::Seeding),
         count: 0,
     };
-    let mut distances = Distances::new(rows, norms, options.metric);
-    let mut vector = vec![0.0; rows.dim()];
-    let mut chosen = Vec::with_capacity(options.k);
-    let mut rejected = 0;
-    let first = ((draws.next() * rows.len() as f64) as usize).min(rows.len() - 1);
-    chosen.push(first);
-    distances.add(first);
-    distances.update(observer)?;
+    let mut distances = Distances::new(&view, Norms { squared }, options.metric);
+    // The number of draws that scikit-learn found to work well.
+    let trials = 2 + (options.k as f64).ln() as usize;
+    let first = ((draws.next() * count as f64) as usize).min(count - 1);
+    let mut chosen = vec![first];
+    distances.try_centres(&[first]);
+    distances.take(0);
     while chosen.len() < options.k {
-        if distances.pending() == PENDING || rejected == REJECTIONS {
-            distances.update(observer)?;
-            rejected = 0;
-        }
-        let Some(row) = distances.draw(draws.next()) else {
+        observer.check()?;
+        let drawn: Vec<usize> = (0..trials)
+            .map_while(|_| distances.draw(draws.next()))
+            .collect();
+        if drawn.is_empty() {
             break;
-        };
-        rows.copy_row(row, &mut vector);
-        if draws.next() * f64::from(distances.then[row]) < f64::from(distances.now(row, &vector)) {
-            chosen.push(row);
-            distances.add(row);
-        } else {
-            rejected += 1;
         }
+        let best = distances.try_centres(&drawn);
+        distances.take(best);
+        chosen.push(drawn[best]);
+        observer.advance((rows.len() / options.k) as u64);
     }
-    observer.advance(rows.len() as u64);
-    Ok(chosen)
+    Ok(chosen.into_iter().map(|place| index[place]).collect())
 }
 
 struct Draws {
@@ -73,118 +75,133 @@ impl Draws {
     }
 }
 
-/// Distance of every row to its nearest centre, as of the last pass.
+/// Distance of every row of the sample to its nearest centre.
 struct Distances<'a> {
     rows: &'a Rows<'a>,
-    norms: &'a Norms,
+    norms: Norms,
     metric: Metric,
-    scores: Vec<f32>,
-    then: Vec<f32>,
-    /// Sums of `then` over the rows up to and with each block of [`SUM_ROWS`].
-    cumulative: Vec<f64>,
-    centres: Centres,
+    panels: Panels,
+    tasks: Vec<Task>,
+}
+
+/// Some rows of the sample.
+struct Task {
+    nearest: Vec<f32>,
+    sum: f64,
+    /// For each drawn row, what `nearest` and its sum would be with it as a centre.
+    tried: Vec<(Vec<f32>, f64)>,
 }
 
 impl<'a> Distances<'a> {
-    fn new(rows: &'a Rows<'a>, norms: &'a Norms, metric: Metric) -> Self {
-        Self {
-            rows,
-            norms,
-            metric,
-            scores: vec![f32::NEG_INFINITY; rows.len()],
-            then: vec![0.0; rows.len()],
-            cumulative: Vec::new(),
-            centres: Centres::new(rows.dim(), metric),
+    fn new(rows: &'a Rows<'a>, norms: Norms, metric: Metric) -> Self {
+        let mut panels = Panels::new(rows.dim());
+        let mut vector = vec![0.0; rows.dim()];
+        for row in 0..rows.len() {
+            rows.copy_row(row, &mut vector);
+            panels.push(&vector);
         }
-    }
-
-    fn pending(&self) -> usize {
-        self.centres.len()
-    }
-
-    fn add(&mut self, row: usize) {
-        let mut vector = vec![0.0; self.rows.dim()];
-        self.rows.copy_row(row, &mut vector);
-        self.centres.push(&vector, self.norms.squared[row]);
-    }
-
-    /// Brings all rows up to date with the pending centres.
-    fn update(&mut self, observer: &Observer) -> Result<()> {
-        let Self {
-            rows,
-            norms,
-            metric,
-            scores,
-            then,
-            cumulative,
-            centres,
-        } = self;
-        let blocks = scores
-            .par_chunks_mut(BLOCK_ROWS)
-            .zip(then.par_chunks_mut(BLOCK_ROWS));
-        blocks.enumerate().try_for_each_init(
-            Scratch::default,
-            |scratch, (block, (scores, then))| {
-                observer.check()?;
-                let first = block * BLOCK_ROWS;
-                let range = first..first + scores.len();
-                centres.raise(rows, range.clone(), scratch, scores);
-                for ((then, &score), &norm) in
-                    then.iter_mut().zip(&*scores).zip(&norms.squared[range])
-                {
-                    *then = metric.reduced(score, norm);
-                }
-                Ok::<_, Error>(())
-            },
-        )?;
-        let sums: Vec<f64> = then
-            .par_chunks(SUM_ROWS)
-            .map(|part| part.iter().map(|&value| f64::from(value)).sum())
-            .collect();
-        let running = sums.into_iter().scan(0.0, |total, sum| {
-            *total += sum;
-            Some(*total)
+        let sizes = (0..rows.len()).step_by(TASK_PANELS * LANES);
+        let tasks = sizes.map(|first| Task {
+            nearest: vec![f32::INFINITY; (rows.len() - first).min(TASK_PANELS * LANES)],
+            sum: 0.0,
+            tried: Vec::new(),
         });
-        *cumulative = running.collect();
-        centres.clear();
-        Ok(())
+        Self {
+            tasks: tasks.collect(),
+            rows,
+            norms,
+            metric,
+            panels,
+        }
     }
 
-    /// Draws a row by the distances of the last pass; none if all of them are zero.
-    fn draw(&self, uniform: f64) -> Option<usize> {
-        let total = *self.cumulative.last()?;
-        if total <= 0.0 {
-            return None;
+    /// Compares all rows with each drawn row and returns which one would lower the sum of distances the most.
+    fn try_centres(&mut self, drawn: &[usize]) -> usize {
+        let (rows, metric, norms) = (self.rows, self.metric, &self.norms);
+        let mut values = vec![0.0; drawn.len() * rows.dim()];
+        for (&row, out) in drawn.iter().zip(values.chunks_exact_mut(rows.dim())) {
+            rows.copy_row(row, out);
         }
-        let target = uniform * total;
-        let block = self
-            .cumulative
-            .partition_point(|&sum| sum <= target)
-            .min(self.cumulative.len() - 1);
-        let mut sum = if block == 0 {
-            0.0
-        } else {
-            self.cumulative[block - 1]
+        let packed = Packed::new(&values, rows.dim());
+        let terms: Vec<_> = drawn
+            .iter()
+            .map(|&row| metric.score_terms(norms.squared[row]))
+            .collect();
+        let panels: Vec<&[f32]> = self.panels.iter().collect();
+        let tasks = self
+            .tasks
+            .par_iter_mut()
+            .zip(panels.par_chunks(TASK_PANELS))
+            .enumerate();
+        tasks.for_each_init(Vec::new, |tile, (number, (task, panels))| {
+            task.tried.resize(drawn.len(), (Vec::new(), 0.0));
+            task.tried
+                .iter_mut()
+                .for_each(|(nearest, _)| nearest.clone_from(&task.nearest));
+            for (place, panel) in panels.iter().enumerate() {
+                packed.multiply(rows.simd(), panel, tile);
+                let first = place * LANES;
+                let norms = &norms.squared[number * TASK_PANELS * LANES + first..];
+                let lines = tile.chunks_exact(LANES).zip(&terms).zip(&mut task.tried);
+                for ((dots, &(scale, offset)), (nearest, _)) in lines {
+                    for ((nearest, dot), &norm) in nearest[first..].iter_mut().zip(dots).zip(norms)
+                    {
+                        *nearest = metric.reduced(dot * scale - offset, norm).min(*nearest);
+                    }
+                }
+            }
+            for (nearest, sum) in &mut task.tried {
+                *sum = nearest.iter().map(|&distance| f64::from(distance)).sum();
+            }
+        });
+        let sum = |trial: usize| {
+            self.tasks
+                .iter()
+                .map(|task| task.tried[trial].1)
+                .sum::<f64>()
         };
+        let sums: Vec<f64> = (0..drawn.len()).map(sum).collect();
+        (0..drawn.len())
+            .min_by(|&left, &right| sums[left].total_cmp(&sums[right]))
+            .unwrap_or(0)
+    }
+
+    /// Makes a drawn row a centre.
+    fn take(&mut self, trial: usize) {
+        for task in &mut self.tasks {
+            std::mem::swap(&mut task.nearest, &mut task.tried[trial].0);
+            task.sum = task.tried[trial].1;
+        }
+    }
+
+    /// Draws a row by its distance; none if all distances are zero.
+    fn draw(&self, uniform: f64) -> Option<usize> {
+        let target = uniform * self.tasks.iter().map(|task| task.sum).sum::<f64>();
+        // Where rounding leaves the target above all sums, the last row of any distance is drawn.
+        let mut before = 0.0;
+        let mut found = None;
+        for (number, task) in self
+            .tasks
+            .iter()
+            .enumerate()
+            .filter(|(_, task)| task.sum > 0.0)
+        {
+            found = Some((number, before));
+            if before + task.sum > target {
+                break;
+            }
+            before += task.sum;
+        }
+        let (number, mut sum) = found?;
+        let distances = self.tasks[number].nearest.iter().enumerate();
         let mut drawn = None;
-        let first = block * SUM_ROWS;
-        let last = self.then.len().min(first + SUM_ROWS);
-        for row in (first..last).filter(|&row| self.then[row] > 0.0) {
-            drawn = Some(row);
-            sum += f64::from(self.then[row]);
+        for (place, &distance) in distances.filter(|(_, distance)| **distance > 0.0) {
+            drawn = Some(number * TASK_PANELS * LANES + place);
+            sum += f64::from(distance);
             if sum > target {
                 break;
             }
         }
         drawn
-    }
-
-    /// Distance of a row to its nearest centre, pending ones included.
-    fn now(&self, row: usize, vector: &[f32]) -> f32 {
-        let score = self
-            .centres
-            .highest_of_one(self.rows, vector)
-            .max(self.scores[row]);
-        self.metric.reduced(score, self.norms.squared[row])
     }
 }

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::product::{Panels, products_of_one};
-use super::{LANES, Metric, Rows, Scratch, products};
+use super::{LANES, Metric, Panels, Rows, Scratch, products};
 
 /// Vectors to be near to. The score of a row and a centre grows as they come nearer.
 #[derive(Debug)]
@@ -98,22 +97,6 @@ impl Centres {
                 labels[row] = first_label + (panel * LANES + lane.unwrap_or(0)) as u32;
             }
         });
-    }
-
-    /// The highest score of one vector.
-    pub(crate) fn highest_of_one(&self, rows: &Rows, vector: &[f32]) -> f32 {
-        let mut best = f32::NEG_INFINITY;
-        for (number, panel) in self.panels.iter().enumerate() {
-            let dots = products_of_one(rows.simd(), vector, panel);
-            let lanes = number * LANES..(number + 1) * LANES;
-            for (dot, (scale, offset)) in dots
-                .iter()
-                .zip(self.scale[lanes.clone()].iter().zip(&self.offset[lanes]))
-            {
-                best = best.max(dot * scale - offset);
-            }
-        }
-        best
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) use kernel::LANES;
 pub use kernel::Simd;
 pub use metric::Metric;
 pub(crate) use metric::Norms;
-pub(crate) use product::{BLOCK_ROWS, Panels, Scratch, products, products_of_one};
+pub(crate) use product::{BLOCK_ROWS, Packed, Panels, Scratch, products, products_of_one};
 pub use rows::{Chunk, Rows};
 pub(crate) use sums::Sums;
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::kernel::GROUP;
-use super::{BLOCK_K, LANES, Rows};
+use super::{BLOCK_K, LANES, Rows, Simd};
 
 /// Rows of one block: their products with a panel (24 KiB) stay in the first-level cache's neighbourhood.
 pub(crate) const BLOCK_ROWS: usize = 16 * GROUP;
@@ -53,11 +53,57 @@ impl Panels {
     }
 }
 
+/// Rows packed for the kernel: groups of [`GROUP`], interleaved by column, the last one filled with zeros.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    values: Vec<f32>,
+    dim: usize,
+    len: usize,
+}
+
+impl Packed {
+    pub(crate) fn new(rows: &[f32], dim: usize) -> Self {
+        let mut packed = Self::default();
+        packed.fill(rows, dim);
+        packed
+    }
+
+    fn fill(&mut self, rows: &[f32], dim: usize) {
+        (self.dim, self.len) = (dim, rows.len() / dim);
+        self.values.clear();
+        self.values
+            .resize(self.len.div_ceil(GROUP) * dim * GROUP, 0.0);
+        let groups = self.values.chunks_exact_mut(dim * GROUP);
+        for (group, packed) in rows.chunks(dim * GROUP).zip(groups) {
+            for (place, row) in group.chunks_exact(dim).enumerate() {
+                for (packed, &value) in packed.chunks_exact_mut(GROUP).zip(row) {
+                    packed[place] = value;
+                }
+            }
+        }
+    }
+
+    /// Computes the dot products with the vectors of a panel: one line of [`LANES`] of them for each row.
+    pub(crate) fn multiply(&self, simd: Simd, panel: &[f32], tile: &mut Vec<f32>) {
+        tile.clear();
+        tile.resize(self.len.div_ceil(GROUP) * GROUP * LANES, 0.0);
+        for first in (0..self.dim).step_by(BLOCK_K) {
+            let last = self.dim.min(first + BLOCK_K);
+            let part = &panel[first * LANES..last * LANES];
+            let groups = self.values.chunks_exact(self.dim * GROUP);
+            for (group, sums) in groups.zip(tile.chunks_exact_mut(GROUP * LANES)) {
+                simd.add_block(&group[first * GROUP..last * GROUP], part, sums);
+            }
+        }
+        tile.truncate(self.len * LANES);
+    }
+}
+
 /// Buffers of one thread.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     widened: Vec<f32>,
-    packed: Vec<f32>,
+    packed: Packed,
     tile: Vec<f32>,
 }
 
@@ -77,50 +123,20 @@ pub(crate) fn products(
         packed,
         tile,
     } = scratch;
-    let (dim, len) = (rows.dim(), range.len());
-    interleave(rows.block(range, widened), dim, packed);
-    let groups = len.div_ceil(GROUP);
-    tile.resize(groups * GROUP * LANES, 0.0);
+    packed.fill(rows.block(range, widened), rows.dim());
     for (number, panel) in panels.iter().enumerate() {
-        tile.fill(0.0);
-        for first in (0..dim).step_by(BLOCK_K) {
-            let columns = first..dim.min(first + BLOCK_K);
-            let part = &panel[columns.start * LANES..columns.end * LANES];
-            for (group, sums) in packed
-                .chunks_exact(dim * GROUP)
-                .zip(tile.chunks_exact_mut(GROUP * LANES))
-            {
-                let group = &group[columns.start * GROUP..columns.end * GROUP];
-                rows.simd().add_block(group, part, sums);
-            }
-        }
-        visit(number, &tile[..len * LANES]);
+        packed.multiply(rows.simd(), panel, tile);
+        visit(number, tile);
     }
 }
 
 /// Computes the dot products of one vector with the vectors of one panel.
-pub(crate) fn products_of_one(simd: super::Simd, vector: &[f32], panel: &[f32]) -> [f32; LANES] {
+pub(crate) fn products_of_one(simd: Simd, vector: &[f32], panel: &[f32]) -> [f32; LANES] {
     let mut sums = [0.0; LANES];
     for (part, panel) in vector.chunks(BLOCK_K).zip(panel.chunks(BLOCK_K * LANES)) {
         simd.add_block_of_one(part, panel, &mut sums);
     }
     sums
-}
-
-/// Packs rows in groups of [`GROUP`], interleaved by column, the last group filled with zeros.
-fn interleave(rows: &[f32], dim: usize, packed: &mut Vec<f32>) {
-    packed.clear();
-    packed.resize(rows.len().div_ceil(dim * GROUP) * dim * GROUP, 0.0);
-    for (group, packed) in rows
-        .chunks(dim * GROUP)
-        .zip(packed.chunks_exact_mut(dim * GROUP))
-    {
-        for (place, row) in group.chunks_exact(dim).enumerate() {
-            for (column, &value) in row.iter().enumerate() {
-                packed[column * GROUP + place] = value;
-            }
-        }
-    }
 }
 
 /// Computes the squared norms of at most [`LANES`] rows, with the same bits as their dot products.

@@ -1,6 +1,6 @@
 //! How a budget is shared out among groups.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 /// What a group may get.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,14 +39,13 @@ pub fn allocate(budget: u64, claims: &[Claim]) -> Vec<u64> {
     };
     let reachable: u64 = claims.iter().map(most).sum();
     if budget <= reachable {
-        return round(budget, &real_shares(budget, claims, |claim| claim.weight));
+        return round(budget, &real_shares(budget, claims));
     }
     // The weighted groups are full; the others share what is left by size.
     let rest: Vec<Claim> = claims
         .iter()
         .map(|claim| match claim.weight > 0.0 {
             true => Claim {
-                weight: 0.0,
                 floor: claim.capacity,
                 ..*claim
             },
@@ -56,7 +55,7 @@ pub fn allocate(budget: u64, claims: &[Claim]) -> Vec<u64> {
             },
         })
         .collect();
-    round(budget, &real_shares(budget, &rest, |claim| claim.weight))
+    round(budget, &real_shares(budget, &rest))
 }
 
 /// A real share and what it may be rounded to.
@@ -65,42 +64,33 @@ struct Share {
     capacity: u64,
 }
 
-fn real_shares(budget: u64, claims: &[Claim], weight: impl Fn(&Claim) -> f64) -> Vec<Share> {
-    let level = level(budget, claims, &weight);
+fn real_shares(budget: u64, claims: &[Claim]) -> Vec<Share> {
+    let value = |level: f64, claim: &Claim| {
+        (level * claim.weight).clamp(claim.floor as f64, claim.capacity as f64)
+    };
+    let fits =
+        |level: f64| claims.iter().map(|claim| value(level, claim)).sum::<f64>() <= budget as f64;
+    let level = highest(fits);
     let share = |claim: &Claim| Share {
-        value: (level * weight(claim)).clamp(claim.floor as f64, claim.capacity as f64),
+        value: value(level, claim),
         capacity: claim.capacity,
     };
     claims.iter().map(share).collect()
 }
 
-/// Finds the level: the sum of the shares grows with it along straight lines between the levels at which a
-/// group leaves its floor or reaches its capacity.
-fn level(budget: u64, claims: &[Claim], weight: impl Fn(&Claim) -> f64) -> f64 {
-    let mut turns: Vec<(f64, f64)> = Vec::with_capacity(2 * claims.len());
-    for claim in claims
-        .iter()
-        .filter(|claim| weight(claim) > 0.0 && claim.capacity > claim.floor)
-    {
-        turns.push((claim.floor as f64 / weight(claim), weight(claim)));
-        turns.push((claim.capacity as f64 / weight(claim), -weight(claim)));
-    }
-    turns.sort_by(|left, right| left.0.total_cmp(&right.0));
-    let mut total = claims.iter().map(|claim| claim.floor).sum::<u64>() as f64;
-    let (mut level, mut slope) = (0.0, 0.0);
-    for (turn, change) in turns {
-        let next = total + slope * (turn - level);
-        if slope > 0.0 && next >= budget as f64 {
-            break;
+/// The highest number that fits, where 0 does and all below one that fits do: by bisection over the bits,
+/// which order numbers from 0 up as they order whole numbers.
+fn highest(fits: impl Fn(f64) -> bool) -> f64 {
+    let (mut low, mut high) = (0, f64::MAX.to_bits() + 1);
+    while low + 1 < high {
+        let middle = low + (high - low) / 2;
+        if fits(f64::from_bits(middle)) {
+            low = middle;
+        } else {
+            high = middle;
         }
-        (total, level) = (next, turn);
-        slope += change;
     }
-    if slope > 0.0 {
-        level + (budget as f64 - total) / slope
-    } else {
-        level
-    }
+    f64::from_bits(low)
 }
 
 /// Rounds down, then gives one each to the largest remainders until the budget is met.
@@ -109,26 +99,17 @@ fn round(budget: u64, shares: &[Share]) -> Vec<u64> {
         .iter()
         .map(|share| share.value.floor() as u64)
         .collect();
+    // In parts per billion: remainders that differ by rounding errors only are ties.
+    let remainder = |group: usize| (shares[group].value.fract() * 1e9).round() as u64;
     let mut order: Vec<usize> = (0..shares.len()).collect();
-    let remainder = |group: usize| shares[group].value - shares[group].value.floor();
-    order.sort_by(
-        |&left, &right| match remainder(right).total_cmp(&remainder(left)) {
-            Ordering::Equal => left.cmp(&right),
-            unequal => unequal,
-        },
-    );
+    order.sort_by_key(|&group| (Reverse(remainder(group)), group));
     let mut left = budget.saturating_sub(counts.iter().sum());
     while left > 0 {
-        for &group in order
-            .iter()
-            .filter(|&&group| counts[group] < shares[group].capacity)
-            .collect::<Vec<_>>()
-        {
-            if left == 0 {
-                break;
+        for &group in &order {
+            if left > 0 && counts[group] < shares[group].capacity {
+                counts[group] += 1;
+                left -= 1;
             }
-            counts[group] += 1;
-            left -= 1;
         }
     }
     counts

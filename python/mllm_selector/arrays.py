@@ -1,0 +1,403 @@
+"""Selection on plain arrays: `pick`, `k_center`, `kmeans` and `near_duplicates`.
+
+A matrix of embeddings is one array or a list of arrays (parts of one matrix, such as memory-mapped
+files), each two-dimensional, C-contiguous, float16 or float32. It is read in blocks and never copied as a
+whole. float16 and float32 of the same values give the same results, and so does any number of threads on
+any machine: randomness is drawn per item from a counter-based generator (Philox), sums have a fixed order,
+ties go to the lowest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mllm_selector import _internal
+from mllm_selector.checks import Embeddings, checked_count, checked_rows, checked_seed, matrix_parts
+from mllm_selector.config import Amount, PickOptions
+from mllm_selector.errors import UsageError
+from mllm_selector.sampling import grouped_sample
+
+__all__ = ["Clusters", "Cover", "NearDuplicates", "k_center", "kmeans", "near_duplicates", "pick"]
+
+Report: TypeAlias = Callable[[int, int], object]
+"""Called with (done, total) now and then; what it raises stops the call and is passed on."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Result of `kmeans`.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32, shape (k, d)
+        Means of the clusters' rows; of length 1 under the cosine metric.
+    labels : ndarray of uint32, shape (n,)
+        Cluster of each row.
+    inertia : float
+        Sum over the rows of the squared Euclidean, or the cosine, distance to their centroid.
+    iterations : int
+        Updates of the centroids made.
+    """
+
+    centroids: NDArray[np.float32]
+    labels: NDArray[np.uint32]
+    inertia: float
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Result of `k_center`.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (k,)
+        The centres in the order in which they were taken: each prefix is the result for a smaller k.
+    radii : ndarray of float32, shape (k,)
+        After each centre, the greatest distance (times weight) of any row to its nearest centre.
+    """
+
+    rows: NDArray[np.int64]
+    radii: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Result of `near_duplicates`.
+
+    Attributes
+    ----------
+    representatives : ndarray of int64, shape (n,)
+        The row that stands for each row: itself if it is kept.
+    pairs : ndarray of int64, shape (m, 2), or None
+        All near pairs (lower row, higher row) in ascending order, if they were asked for.
+    """
+
+    representatives: NDArray[np.int64]
+    pairs: NDArray[np.int64] | None
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Rows that stand for themselves, ascending."""
+        return np.flatnonzero(self.representatives == np.arange(len(self.representatives)))
+
+
+def pick(
+    necessity: ArrayLike,
+    embeddings: Embeddings | None = None,
+    *,
+    budget: str | int | float | Amount,
+    groups: str | ArrayLike | None = None,
+    group_count: int | None = None,
+    share: str = "size-necessity",
+    within: str = "uniform",
+    trim: float = 0.0,
+    seed_rows: ArrayLike | None = None,
+    seed_samples: str = "compete",
+    skip_duplicates: float | None = None,
+    order: str = "pool",
+    seed: int = 0,
+    threads: int | None = None,
+) -> NDArray[np.int64]:
+    """Choose samples by necessity-based grouped sampling.
+
+    The samples are put into groups, the budget is shared out among the groups, and samples are taken inside
+    each group. This is our reading of the grouped sampling of MLLM-Selector (arXiv 2503.20502), whose
+    formula for groups and shares is not public.
+
+    Parameters
+    ----------
+    necessity : array of float, shape (n,)
+        Necessity of each sample; NaN for samples that were not scored: these are never chosen. Negative
+        values count as 0 in shares and weighted draws.
+    embeddings : array of float16 or float32, shape (n, d), or list of such parts, optional
+        Needed for ``groups="cluster"``, ``within="k-center"`` and `skip_duplicates`, which all compare by
+        cosine. Rows of samples without necessity are not looked at.
+    budget : int, float or str
+        How many samples to choose: a count, or a share of the n samples (``0.1``, ``"10%"``).
+    groups : {"cluster", "necessity", "random"} or array of shape (n,), optional
+        ``cluster`` (default): spherical k-means on the embeddings, trained on at most 256 rows a cluster.
+        ``necessity``: score strata of equal size. ``random``: random groups of equal size. An array
+        (of numbers or strings, such as sources) names the group of each sample.
+    group_count : int, optional
+        Number of groups; default ``sqrt(n / 2)`` up to 10,000 clusters, 10 strata or random groups.
+    share : {"size-necessity", "necessity", "size", "equal"}
+        What a group's share is proportional to: size times mean necessity, mean necessity, size, or nothing.
+        A group gets at most what it has; the rest is shared out again. Shares are rounded by the
+        largest remainder. If the necessity is 0 throughout, shares go by size.
+    within : {"uniform", "top", "weighted", "k-center", "middle"}
+        How samples are taken in a group: drawn uniformly; the highest necessity first; drawn without
+        replacement with probability proportional to necessity (Efraimidis and Spirakis 2006);
+        spread out by greedy k-center (`k_center`); the nearest by rank to the group's median necessity.
+    trim : float
+        Share of the highest necessity in each group that is never chosen, in [0, 1).
+    seed_rows : array of int, optional
+        Rows of the seed subset.
+    seed_samples : {"compete", "include", "exclude"}
+        Seed rows may be chosen like any other, are all taken and count in the budget, or are never chosen.
+    skip_duplicates : float, optional
+        Pass over samples whose embedding has at least this cosine, in (0, 1], with one chosen before.
+    order : {"pool", "chosen"}
+        Return ascending rows, or rows in the order of choice: every prefix keeps to the groups' shares.
+    seed : int
+        Random seed.
+    threads : int, optional
+        CPU threads; default all. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of int64, shape (budget,)
+        The chosen rows.
+
+    Raises
+    ------
+    UsageError
+        If an argument cannot work, or the budget is above what can be chosen.
+
+    Notes
+    -----
+    Time is that of k-means for clusters, O(n k d) an iteration, and O(n log n) otherwise;
+    ``within="k-center"`` adds O(sum of group size x quota x d), `skip_duplicates` O(budget^2 d).
+
+    Examples
+    --------
+    >>> necessity = [0.1, 0.2, 3.0, 1.0, float("nan"), 2.0]
+    >>> pick(necessity, budget=2, groups=["a", "a", "a", "b", "b", "b"], within="top")
+    array([2, 5])
+    """
+    options = PickOptions(
+        budget=Amount.parse(budget),
+        groups=groups if isinstance(groups, str) else "cluster",
+        group_count=group_count,
+        share=share,
+        within=within,
+        trim=trim,
+        seed_samples=seed_samples,
+        skip_duplicates=skip_duplicates,
+        order=order,
+        seed=seed,
+        threads=threads,
+    )
+    names = None if groups is None or isinstance(groups, str) else groups
+    sample = grouped_sample(necessity, embeddings, options, groups=names, seed_rows=seed_rows)
+    return np.sort(sample.rows) if order == "pool" else sample.rows
+
+
+def kmeans(
+    X: Embeddings,
+    k: int,
+    *,
+    metric: str = "euclidean",
+    seed: int = 0,
+    max_iterations: int = 25,
+    tolerance: float = 1e-4,
+    train_rows: int | None = None,
+    threads: int | None = None,
+    progress: Report | None = None,
+) -> Clusters:
+    """Cluster rows by k-means.
+
+    k-means++ seeding (Arthur and Vassilvitskii, SODA 2007), then Lloyd's iterations with exact assignments.
+    A cluster that loses all its rows gets the row that is farthest from its centroid.
+
+    Parameters
+    ----------
+    X : array of float16 or float32, shape (n, d), or list of such parts
+        The rows.
+    k : int
+        Number of clusters, at most n.
+    metric : {"euclidean", "cosine"}
+        ``cosine`` is spherical k-means: rows count by their direction, centroids have length 1.
+    seed : int
+        Random seed of the seeding and of the training sample.
+    max_iterations : int
+        Most updates of the centroids.
+    tolerance : float
+        Stop once an update lowers the inertia by at most this share; 0 goes on until nothing changes.
+    train_rows : int, optional
+        Train on so many rows, drawn uniformly, and assign all of them in the end; default all rows.
+    threads : int, optional
+        CPU threads; default all. The result does not depend on it.
+    progress : callable, optional
+        Called with (done, total) now and then.
+
+    Returns
+    -------
+    Clusters
+        With every cluster non-empty. There are fewer than `k` only if X has fewer than `k` distinct rows (as
+        far as float32 distances tell), or if no row is nearest to one of the last centroids.
+
+    Raises
+    ------
+    UsageError
+        If an argument cannot work, X holds NaN or infinity, or a row is zero under the cosine metric.
+
+    Notes
+    -----
+    Time O(n k d) for the seeding and for each iteration. Memory, X apart: 12 bytes a row, 12 k d bytes.
+
+    Examples
+    --------
+    >>> X = np.array([[0, 0], [0, 2], [9, 0], [9, 2]], np.float32)
+    >>> clusters = kmeans(X, 2)
+    >>> bool(clusters.labels[0] == clusters.labels[1] != clusters.labels[2] == clusters.labels[3])
+    True
+    >>> clusters.inertia
+    4.0
+    """
+    checked_count("k", k)
+    centroids, labels, inertia, iterations = _internal.kmeans(
+        matrix_parts(X),
+        None,
+        k=k,
+        metric=metric,
+        seed=checked_seed(seed),
+        max_iterations=checked_count("max_iterations", max_iterations),
+        tolerance=tolerance,
+        train_rows=None if train_rows is None else checked_count("train_rows", train_rows),
+        threads=None if threads is None else checked_count("threads", threads),
+        progress=progress,
+    )
+    return Clusters(centroids, labels, inertia, iterations)
+
+
+def k_center(
+    X: Embeddings,
+    k: int,
+    *,
+    first: int | Sequence[int] | NDArray[np.integer[Any]] | str = 0,
+    metric: str = "euclidean",
+    weights: ArrayLike | None = None,
+    threads: int | None = None,
+    progress: Report | None = None,
+) -> Cover:
+    """Choose rows that cover all rows: exact greedy k-center (Gonzalez, TCS 38, 1985).
+
+    Takes the row with the greatest distance to its nearest centre, again and again; with weights, the
+    greatest weight times distance. Unweighted, the radius is at most twice the least possible for k centres.
+
+    Parameters
+    ----------
+    X : array of float16 or float32, shape (n, d), or list of such parts
+        The rows.
+    k : int
+        Number of centres, those of `first` included, at most n.
+    first : int, sequence of int, or "mean"
+        Row or rows to begin with, in this order, or the row nearest the mean.
+    metric : {"euclidean", "cosine"}
+        ``cosine`` is ``1 - x.y / (|x| |y|)``; as it is computed in float32, distances below 1e-6 mean little.
+    weights : array of float, shape (n,), optional
+        Weight of each row, at least 0.
+    threads : int, optional
+        CPU threads; default all. The result does not depend on it.
+    progress : callable, optional
+        Called with (done, total) now and then.
+
+    Returns
+    -------
+    Cover
+
+    Raises
+    ------
+    UsageError
+        If an argument cannot work, X holds NaN or infinity, or a row is zero under the cosine metric.
+
+    Notes
+    -----
+    The rows equal those of the plain algorithm, one pass over X for each centre, computed with the same dot
+    products; ties go to the lowest row. Time O(n k d) in few passes, see ``rust/core/src/kcenter.rs``.
+
+    Examples
+    --------
+    >>> X = np.array([[0.0], [1.0], [5.0], [9.0]], np.float32)
+    >>> cover = k_center(X, 3)
+    >>> cover.rows, cover.radii
+    (array([0, 3, 2]), array([9., 4., 1.], dtype=float32))
+    """
+    starts: NDArray[np.int64] | None
+    if isinstance(first, str):
+        if first != "mean":
+            msg = f"first: {first!r} is neither 'mean' nor a row or rows"
+            raise UsageError(msg)
+        starts = None
+    else:
+        starts = checked_rows("first", first)
+    rows, radii = _internal.k_center(
+        matrix_parts(X),
+        k=checked_count("k", k),
+        metric=metric,
+        first=starts,
+        weights=None if weights is None else np.ascontiguousarray(weights, np.float32),
+        threads=None if threads is None else checked_count("threads", threads),
+        progress=progress,
+    )
+    return Cover(rows, radii)
+
+
+def near_duplicates(
+    X: Embeddings,
+    threshold: float,
+    *,
+    priority: ArrayLike | None = None,
+    pairs: bool = False,
+    threads: int | None = None,
+    progress: Report | None = None,
+) -> NearDuplicates:
+    """Find near-duplicates: rows whose cosine is at least a threshold, exactly.
+
+    Rows are visited one after another. A row is kept unless it is near one kept before; the first such row in
+    the order of visiting stands for it. So no two kept rows are near each other, and every other row is near
+    the one that stands for it.
+
+    Parameters
+    ----------
+    X : array of float16 or float32, shape (n, d), or list of such parts
+        The rows; none may be zero.
+    threshold : float
+        Cosine from which two rows count as duplicates, in (0, 1]. Equal rows have exactly 1.
+    priority : array of int, shape (n,), optional
+        All rows in the order of visiting, for example by falling necessity; default 0, 1, ..., n - 1.
+    pairs : bool
+        Also list all near pairs; with m of them this needs 16 m bytes.
+    threads : int, optional
+        CPU threads; default all. The result does not depend on it.
+    progress : callable, optional
+        Called with (done, total) now and then.
+
+    Returns
+    -------
+    NearDuplicates
+
+    Raises
+    ------
+    UsageError
+        If an argument cannot work, X holds NaN or infinity, or a row is zero.
+
+    Notes
+    -----
+    Time O(n m d) for m kept rows, and O(n^2 d) for all pairs, by blocked matrix products.
+
+    Examples
+    --------
+    >>> X = np.array([[1, 0], [0, 1], [1, 0.01]], np.float32)
+    >>> found = near_duplicates(X, 0.99, pairs=True)
+    >>> found.kept, found.representatives, found.pairs
+    (array([0, 1]), array([0, 1, 0]), array([[0, 2]]))
+    """
+    matrix = matrix_parts(X)
+    threads = None if threads is None else checked_count("threads", threads)
+    visits = None if priority is None else checked_rows("priority", priority)
+    representatives = _internal.near_duplicates(
+        matrix, threshold=threshold, priority=visits, threads=threads, progress=progress
+    )
+    found = None
+    if pairs:
+        found = _internal.near_duplicate_pairs(
+            matrix, threshold=threshold, threads=threads, progress=progress
+        )
+    return NearDuplicates(representatives, found)

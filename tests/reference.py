@@ -1,0 +1,127 @@
+"""Selection algorithms written to be read, in plain NumPy: what the Rust core is compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def dot(X, y):
+    """Dot products by the package's definition: fused multiply-add in float32, block sums of 64 columns.
+
+    A product of two float32 is exact in float64, and so nearly is its sum with a float32: rounding that sum
+    to float32 is a fused multiply-add but for rare double rounding.
+    """
+    total = np.zeros(len(X), np.float32)
+    for first in range(0, X.shape[1], 64):
+        block = np.zeros(len(X), np.float32)
+        for column in range(first, min(first + 64, X.shape[1])):
+            product = X[:, column].astype(np.float64) * np.float64(y[column])
+            block = (product + block).astype(np.float32)
+        total += block
+    return total
+
+
+def squared_norms(X):
+    total = np.zeros(len(X), np.float32)
+    for first in range(0, X.shape[1], 64):
+        block = np.zeros(len(X), np.float32)
+        for column in range(first, min(first + 64, X.shape[1])):
+            block = (X[:, column].astype(np.float64) ** 2 + block).astype(np.float32)
+        total += block
+    return total
+
+
+def distances(X, norms, row, metric):
+    """Squared Euclidean or cosine distance of every row to one of them, in float32."""
+    if metric == "euclidean":
+        return np.maximum(norms - (np.float32(2) * dot(X, X[row]) - norms[row]), np.float32(0))
+    scores = dot(X, X[row]) * (np.float32(1) / np.sqrt(norms[row]))
+    return np.maximum(np.float32(1) - scores / np.sqrt(norms), np.float32(0))
+
+
+def k_center(X, k, first=(0,), metric="euclidean", weights=None):
+    """Gonzalez' greedy algorithm, one pass over all rows for each centre."""
+    X = np.asarray(X, np.float32)
+    norms = squared_norms(X)
+    factor = np.ones(len(X), np.float32) if weights is None else np.asarray(weights, np.float32)
+    if metric == "euclidean":
+        factor = factor * factor
+    nearest = np.full(len(X), np.inf, np.float32)
+    rank = nearest * factor
+    rows, radii = [], []
+    while len(rows) < k:
+        row = first[len(rows)] if len(rows) < len(first) else int(np.argmax(rank))
+        rows.append(row)
+        nearest = np.minimum(nearest, distances(X, norms, row, metric))
+        rank = nearest * factor
+        rank[rows] = -1  # never again
+        radius = max(rank.max(), np.float32(0))
+        radii.append(np.sqrt(radius) if metric == "euclidean" else radius)
+    return np.array(rows), np.array(radii, np.float32)
+
+
+def assign(X, centroids):
+    """Nearest centroid of every row, and the squared distance to it, in float64."""
+    X, centroids = np.asarray(X, np.float64), np.asarray(centroids, np.float64)
+    squares = ((X[:, None, :] - centroids[None, :, :]) ** 2).sum(axis=2)
+    return squares.argmin(axis=1), squares.min(axis=1)
+
+
+def lloyd(X, centroids, iterations):
+    """Lloyd's iterations; no cluster may become empty."""
+    X = np.asarray(X, np.float64)
+    for _ in range(iterations):
+        labels, _ = assign(X, centroids)
+        centroids = np.stack([X[labels == label].mean(axis=0) for label in range(len(centroids))])
+    return centroids
+
+
+def allocate(budget, weights, capacities):
+    """Share a budget out by weight, at most the capacity each; rounded by the largest remainder."""
+    weights, capacities = np.asarray(weights, float), np.asarray(capacities)
+    full = np.zeros(len(weights), bool)
+    while True:
+        rest = budget - capacities[full].sum()
+        shares = np.where(full, capacities, rest * weights / max(weights[~full].sum(), 1e-300))
+        overfull = ~full & (shares > capacities)
+        if not overfull.any():
+            break
+        full |= overfull
+    counts = np.floor(shares + 1e-9).astype(int)
+    order = np.argsort(-np.round(shares - counts, 9), kind="stable")
+    for group in order[: budget - counts.sum()]:
+        counts[group] += 1
+    return counts
+
+
+def near_duplicates(X, threshold, priority=None):
+    """Keep a row unless it is near one kept before; return the row that stands for each."""
+    X = np.asarray(X, np.float64)
+    X = X / np.linalg.norm(X, axis=1, keepdims=True)
+    representatives = np.arange(len(X))
+    kept: list[int] = []
+    for row in range(len(X)) if priority is None else priority:
+        near = [other for other in kept if X[row] @ X[other] >= threshold]
+        if near:
+            representatives[row] = near[0]
+        else:
+            kept.append(row)
+    return representatives
+
+
+def weighted_inclusion(weights, count):
+    """Probability of each item to be among `count` drawn one by one without replacement, by weight."""
+    weights = np.asarray(weights, float)
+    inclusion = np.zeros(len(weights))
+
+    def draw(left, probability, drawn):
+        if drawn == count:
+            return
+        total = weights[left].sum()
+        for place in left:
+            chance = probability * weights[place] / total
+            inclusion[place] += chance
+            draw([other for other in left if other != place], chance, drawn + 1)
+
+    draw(list(range(len(weights))), 1.0, 0)
+    return inclusion

@@ -1,0 +1,330 @@
+"""k-center, k-means and near-duplicates on arrays, against plain NumPy and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from sklearn.cluster import KMeans
+
+import reference
+from mllm_selector.arrays import k_center, kmeans, near_duplicates
+from mllm_selector.errors import UsageError
+
+
+def clusters(n, d, centres=20, seed=0, spread=0.4):
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(centres, d))
+    X = means[rng.integers(centres, size=n)] + spread * rng.normal(size=(n, d))
+    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+
+
+# Multiples of 1/8 have exact dot products, so that equal distances are equal and ties are met.
+grids = npst.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 30), st.integers(1, 5)),
+    elements=st.integers(-16, 16).map(lambda value: value / 8),
+)
+metrics = st.sampled_from(["euclidean", "cosine"])
+
+
+def without_zero_rows(X):
+    return X + np.float32(0.5) * ~X.any(axis=1, keepdims=True)
+
+
+class TestKCenter:
+    @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+    @pytest.mark.parametrize("d", [3, 64, 100])
+    def test_equals_one_pass_per_centre(self, metric, d):
+        X = clusters(700, d)
+        cover = k_center(X, 40, metric=metric)
+        rows, radii = reference.k_center(X, 40, metric=metric)
+        np.testing.assert_array_equal(cover.rows, rows)
+        np.testing.assert_array_equal(cover.radii, radii)
+
+    @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+    def test_equals_one_pass_per_centre_beyond_the_pool(self, metric):
+        # More rows than the pool of candidates holds, so that rows outside are brought up to date.
+        X = clusters(6000, 24, centres=200)
+        X = np.concatenate([X, X[:500]])
+        cover = k_center(X, 150, metric=metric, first=[6100, 3])
+        rows, radii = reference.k_center(X, 150, first=[6100, 3], metric=metric)
+        np.testing.assert_array_equal(cover.rows, rows)
+        np.testing.assert_array_equal(cover.radii, radii)
+
+    @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+    def test_weighted_equals_one_pass_per_centre(self, metric):
+        X = clusters(5000, 16, centres=100)
+        weights = np.random.default_rng(1).exponential(size=len(X)).astype(np.float32)
+        cover = k_center(X, 60, metric=metric, weights=weights)
+        rows, radii = reference.k_center(X, 60, metric=metric, weights=weights)
+        np.testing.assert_array_equal(cover.rows, rows)
+        np.testing.assert_allclose(cover.radii, radii, rtol=1e-6)
+
+    @given(grids, metrics, st.data())
+    @settings(deadline=None)
+    def test_properties(self, X, metric, data):
+        X = without_zero_rows(X) if metric == "cosine" else X
+        k = data.draw(st.integers(1, len(X)))
+        full = k_center(X, len(X), metric=metric)
+        prefix = k_center(X, k, metric=metric)
+        assert sorted(full.rows) == list(range(len(X)))
+        np.testing.assert_array_equal(prefix.rows, full.rows[:k])
+        np.testing.assert_array_equal(prefix.radii, full.radii[:k])
+        assert (np.diff(full.radii) <= 0).all()
+        assert full.radii[-1] == 0
+        rows, _ = reference.k_center(X, len(X), metric=metric)
+        np.testing.assert_array_equal(full.rows, rows)
+
+    @given(grids, st.data())
+    @settings(deadline=None)
+    def test_given_first_rows_come_first(self, X, data):
+        first = data.draw(st.lists(st.integers(0, len(X) - 1), min_size=1, max_size=4, unique=True))
+        k = data.draw(st.integers(len(first), len(X)))
+        rows, radii = reference.k_center(X, k, first=first)
+        cover = k_center(X, k, first=first)
+        np.testing.assert_array_equal(cover.rows, rows)
+        np.testing.assert_array_equal(cover.radii, radii)
+
+    def test_first_mean_is_the_row_nearest_the_mean(self):
+        X = clusters(300, 12)
+        nearest = np.linalg.norm(X - X.mean(axis=0, dtype=np.float64), axis=1).argmin()
+        assert k_center(X, 1, first="mean").rows[0] == nearest
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"k": 0}, "k: 0"),
+            ({"k": 11}, "11 centres were asked for of 10 rows"),
+            ({"first": 10}, "row 10 is not one of the 10"),
+            ({"first": [1, 1]}, "row 1 is given twice"),
+            ({"first": "nearest"}, "neither 'mean'"),
+            ({"first": []}, "0 rows were given"),
+            ({"metric": "manhattan"}, "not one of euclidean, cosine"),
+            ({"weights": np.ones(9)}, "9 were given for 10 rows"),
+            ({"weights": [-1.0] + [1.0] * 9}, "-1 of row 0"),
+            ({"threads": 0}, "threads: 0"),
+        ],
+    )
+    def test_wrong_arguments(self, change, message):
+        with pytest.raises(UsageError, match=message):
+            k_center(**{"X": clusters(10, 4), "k": 3, **change})
+
+
+class TestKMeans:
+    @pytest.mark.parametrize("k", [3, 20, 70])
+    def test_result_is_a_fixed_point_of_lloyd(self, k):
+        X = clusters(2000, 16)
+        found = kmeans(X, k, tolerance=0, max_iterations=300)
+        labels, squares = reference.assign(X, found.centroids)
+        # Where two centroids are equally near, float32 may decide otherwise than float64.
+        gaps = np.abs(((X - found.centroids[found.labels]) ** 2).sum(axis=1) - squares)
+        assert (found.labels == labels).mean() > 0.999
+        assert gaps.max() < 1e-5
+        assert found.inertia == pytest.approx(squares.sum(), rel=1e-5)
+        np.testing.assert_allclose(found.centroids, reference.lloyd(X, found.centroids, 1), atol=1e-5)
+        assert found.iterations < 300
+
+    def test_inertia_is_as_good_as_that_of_scikit_learn(self):
+        X = clusters(4000, 24, centres=60)
+        ours = [kmeans(X, 50, seed=seed).inertia for seed in range(5)]
+        theirs = [
+            KMeans(50, init="k-means++", n_init=1, max_iter=25, random_state=seed).fit(X).inertia_
+            for seed in range(5)
+        ]
+        assert np.mean(ours) < 1.03 * np.mean(theirs)
+
+    def test_cosine_ignores_length(self):
+        X = clusters(1000, 16)
+        lengths = 2.0 ** np.random.default_rng(0).integers(-3, 4, size=(len(X), 1))
+        short, long = (
+            kmeans(X, 12, metric="cosine"),
+            kmeans((X * lengths).astype(np.float32), 12, metric="cosine"),
+        )
+        np.testing.assert_array_equal(short.labels, long.labels)
+        np.testing.assert_allclose(np.linalg.norm(short.centroids, axis=1), 1, rtol=1e-6)
+        unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+        cosines = (unit * short.centroids[short.labels]).sum(axis=1)
+        assert short.inertia == pytest.approx((1 - cosines).sum(), rel=1e-4)
+
+    @given(grids, metrics, st.data())
+    @settings(deadline=None)
+    def test_properties(self, X, metric, data):
+        X = without_zero_rows(X) if metric == "cosine" else X
+        k = data.draw(st.integers(1, len(X)))
+        found = kmeans(X, k, metric=metric, seed=data.draw(st.integers(0, 2**64 - 1)))
+        distinct = len(np.unique(X, axis=0))
+        count = len(found.centroids)
+        assert sorted(set(found.labels)) == list(range(count))
+        assert count <= min(k, distinct)
+        if metric == "euclidean":
+            # On these rows distances are exact, so only too few distinct rows may lower the count.
+            assert count == min(k, distinct)
+            assert found.inertia == pytest.approx(reference.assign(X, found.centroids)[1].sum(), abs=1e-4)
+
+    def test_emptied_clusters_are_repaired(self):
+        # Many copies of few rows and some outliers: plain Lloyd's iterations lose clusters here.
+        rng = np.random.default_rng(3)
+        X = np.concatenate([np.repeat(rng.normal(size=(5, 4)), 50, axis=0), rng.normal(size=(40, 4)) * 3])
+        for seed in range(20):
+            found = kmeans(X.astype(np.float32), 30, seed=seed, tolerance=0)
+            assert np.bincount(found.labels, minlength=30).min() > 0
+
+    def test_training_sample(self):
+        X = clusters(5000, 16, centres=10)
+        whole, part = kmeans(X, 10), kmeans(X, 10, train_rows=1000)
+        assert len(part.labels) == len(X)
+        assert part.inertia == pytest.approx(reference.assign(X, part.centroids)[1].sum(), rel=1e-4)
+        assert part.inertia < 1.5 * whole.inertia
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"k": 11}, "11 clusters were asked for of 10 rows"),
+            ({"k": 0}, "k: 0"),
+            ({"k": 2.5}, "k: 2.5"),
+            ({"max_iterations": 0}, "max_iterations: 0"),
+            ({"tolerance": -1.0}, "tolerance: -1"),
+            ({"train_rows": 2}, "cannot train 3 clusters"),
+            ({"seed": -1}, "seed: -1"),
+        ],
+    )
+    def test_wrong_arguments(self, change, message):
+        with pytest.raises(UsageError, match=message):
+            kmeans(**{"X": clusters(10, 4), "k": 3, **change})
+
+
+class TestNearDuplicates:
+    @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
+    def test_equals_plain_loop(self, threshold):
+        X = clusters(3500, 24, centres=300, spread=0.2)
+        found = near_duplicates(X, threshold, pairs=True)
+        np.testing.assert_array_equal(found.representatives, reference.near_duplicates(X, threshold))
+        unit = X.astype(np.float64) / np.linalg.norm(X, axis=1, keepdims=True)
+        expected = np.argwhere(np.triu(unit @ unit.T >= threshold, 1))
+        np.testing.assert_array_equal(found.pairs, expected)
+        assert 0 < len(found.kept) < len(X)
+
+    def test_priority_decides_who_is_kept(self):
+        X = clusters(2000, 16, centres=100, spread=0.2)
+        priority = np.random.default_rng(0).permutation(len(X))
+        found = near_duplicates(X, 0.9, priority=priority)
+        np.testing.assert_array_equal(found.representatives, reference.near_duplicates(X, 0.9, priority))
+
+    @given(grids, st.floats(0.05, 1.0))
+    @settings(deadline=None)
+    def test_equal_rows_are_duplicates_at_any_threshold(self, X, threshold):
+        X = without_zero_rows(X)
+        representatives = near_duplicates(np.concatenate([X, X[::-1]]), threshold).representatives
+        np.testing.assert_array_equal(representatives[len(X) :], representatives[: len(X)][::-1])
+        assert (representatives < len(X)).all()
+
+    @pytest.mark.parametrize("threshold", [0.0, 1.1, float("nan")])
+    def test_wrong_threshold(self, threshold):
+        with pytest.raises(UsageError, match="threshold"):
+            near_duplicates(clusters(10, 4), threshold)
+
+    @pytest.mark.parametrize("priority", [[0, 1], [0] * 10, list(range(1, 11))])
+    def test_wrong_priority(self, priority):
+        with pytest.raises(UsageError, match="each of the 10 rows once"):
+            near_duplicates(clusters(10, 4), 0.9, priority=priority)
+
+
+def everything(X, threads=None):
+    """What all functions return, as one list of arrays."""
+    cover = k_center(X, 60, threads=threads)
+    cosine = k_center(X, 60, metric="cosine", first="mean", threads=threads)
+    found = kmeans(X, 23, threads=threads)
+    sampled = kmeans(X, 23, metric="cosine", train_rows=2000, threads=threads)
+    near = near_duplicates(X, 0.9, pairs=True, threads=threads)
+    return [
+        *(cover.rows, cover.radii, cosine.rows, cosine.radii, found.labels, found.centroids, found.inertia),
+        *(found.iterations, sampled.labels, sampled.centroids, near.representatives, near.pairs),
+    ]
+
+
+class TestSameResult:
+    X = clusters(7000, 70, centres=50)
+
+    @pytest.mark.parametrize("threads", [1, 2, 8])
+    def test_for_any_number_of_threads(self, threads):
+        for expected, found in zip(everything(self.X), everything(self.X, threads), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+    def test_for_parts_and_for_float16(self, tmp_path):
+        half = self.X.astype(np.float16)
+        assert (half.astype(np.float32) == self.X).all()
+        np.save(tmp_path / "part.npy", half[2100:])
+        parts = [
+            half[:96],
+            half[96:97],
+            half[:0],
+            self.X[97:2100],
+            np.load(tmp_path / "part.npy", mmap_mode="r"),
+        ]
+        for expected, found in zip(everything(self.X), everything(parts), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda X: kmeans(X, 2), lambda X: k_center(X, 2), lambda X: near_duplicates(X, 0.9)]
+)
+class TestWrongMatrix:
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_not_finite(self, call, value):
+        X = clusters(200, 4)
+        X[137, 2] = value
+        with pytest.raises(UsageError, match="row 137 holds NaN, infinity"):
+            call(X)
+
+    def test_not_a_matrix(self, call):
+        with pytest.raises(UsageError, match=r"shape \(4,\) is not a matrix"):
+            call(np.zeros(4, np.float32))
+        with pytest.raises(UsageError, match="the list holds no arrays"):
+            call([])
+        with pytest.raises(UsageError, match="part 0: int is not a matrix"):
+            call([1, 2])
+
+    def test_type(self, call):
+        with pytest.raises(UsageError, match="float64 values; convert"):
+            call(np.ones((4, 4)))
+
+    def test_layout(self, call):
+        with pytest.raises(UsageError, match="ascontiguousarray"):
+            call(np.ones((4, 4), np.float32).T[:, ::2])
+
+    def test_widths(self, call):
+        with pytest.raises(UsageError, match="part 1: 3 columns, but part 0 has 4"):
+            call([np.ones((4, 4), np.float32), np.ones((4, 3), np.float32)])
+
+    def test_no_columns(self, call):
+        with pytest.raises(UsageError, match="no columns"):
+            call(np.ones((4, 0), np.float32))
+
+
+@pytest.mark.parametrize(
+    "call", [lambda X: kmeans(X, 2, metric="cosine"), lambda X: k_center(X, 2, metric="cosine")]
+)
+def test_zero_rows_have_no_cosine(call):
+    X = clusters(100, 4)
+    X[42] = 0
+    with pytest.raises(UsageError, match="row 42 is zero"):
+        call(X)
+
+
+def test_progress_is_reported_and_its_error_stops_the_call():
+    X = clusters(20_000, 64)
+    seen = []
+    kmeans(X, 40, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] > 0
+
+    class StopError(Exception):
+        pass
+
+    def stop(done, total):
+        raise StopError
+
+    with pytest.raises(StopError):
+        k_center(X, len(X), progress=stop)

@@ -1,0 +1,196 @@
+"""The pick stage on a run directory with an ingested pool and hand-made scores, and `Selection`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mllm_selector.arrays import pick
+from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
+from mllm_selector.config import Amount, IngestOptions, PickOptions
+from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.progress import SilentProgress
+from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint
+from mllm_selector.selection import Selection
+from mllm_selector.stages import ingest
+from mllm_selector.stages import pick as stage
+
+N, PART = 300, 64
+SOURCES = ["ocr", "vqa", "chat"]
+
+
+def record(row):
+    turns = [
+        {"from": "human", "value": f"Question {row}?"},
+        {"from": "gpt", "value": "Answer \u00fc " * (row % 3 + 1)},
+    ]
+    return {"id": f"sample-{row}", "source": SOURCES[row % 3], "kept": {"row": row}, "conversations": turns}
+
+
+def scores():
+    rng = np.random.default_rng(0)
+    necessity = rng.gamma(2, size=N).astype(np.float32)
+    necessity[::50] = np.nan
+    X = rng.normal(size=(N, 8))
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float16)
+    X[::50] = 0
+    return necessity, X
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory as the score stage leaves it."""
+    pool = tmp_path / "pool.json"
+    pool.write_text(json.dumps([record(row) for row in range(N)], indent=1, ensure_ascii=False))
+    with RunDirectory(tmp_path / "run") as run:
+        counts = ingest.run(run, IngestOptions(pool=pool), SilentProgress())
+        run.stages["ingest"] = StageRecord(
+            state="done",
+            key="",
+            options={"pool": str(pool), "images": None},
+            inputs={"pool": fingerprint(pool)},
+            counts=counts,
+        )
+        write_scores(run)
+        write_seed_rows(run, [])
+        yield run
+
+
+def write_scores(run, rows=N):
+    necessity, X = scores()
+    for number, first in enumerate(range(0, rows, PART)):
+        part = slice(first, min(first + PART, rows))
+        length = part.stop - part.start
+        table = pa.table(
+            [
+                pa.array(np.arange(first, part.stop), pa.uint64()),
+                pa.array(necessity[part] * 3, pa.float32()),
+                pa.array(np.full(length, 3), pa.uint32()),
+                pa.array(necessity[part], pa.float32()),
+                pa.array([None] * length, pa.utf8()),
+                pa.FixedSizeListArray.from_arrays(
+                    pa.array(X[part].ravel()), type=score_schema(8).field("embedding").type
+                ),
+            ],
+            schema=score_schema(8),
+        )
+        write_arrow(run.scores / f"part-{number:05d}.arrow", table)
+
+
+def write_seed_rows(run, rows):
+    write_arrow(run.seed_rows, pa.table({"row": pa.array(rows, pa.uint64())}))
+
+
+def do_pick(run, **options):
+    return stage.run(run, PickOptions(**{"budget": Amount.parse("10%"), **options}), SilentProgress())
+
+
+def test_selection_and_subset(run):
+    counts = do_pick(run)
+    table = open_arrow(run.selection)
+    necessity, X = scores()
+    rows = pick(necessity, X, budget="10%")
+    assert table.schema == stage.SELECTION_SCHEMA
+    np.testing.assert_array_equal(table["row"].to_numpy(), rows)
+    np.testing.assert_array_equal(table["necessity"].to_numpy(), necessity[rows])
+    chosen = pick(necessity, X, budget="10%", order="chosen")
+    np.testing.assert_array_equal(rows[np.argsort(table["order"].to_numpy())], chosen)
+    assert table["id"].to_pylist() == [f"sample-{row}" for row in rows]
+    assert counts == {"chosen": 30, "groups": 12, "candidates": 294, "unscored": 6, "seed_in_subset": 0}
+    assert json.loads(run.subset_stem.with_suffix(".json").read_text()) == [record(int(row)) for row in rows]
+
+
+def test_subset_in_the_order_of_choice_at_a_place_of_choice(run, tmp_path):
+    out = tmp_path / "out" / "mine.json"
+    do_pick(run, order="chosen", out=out)
+    necessity, X = scores()
+    chosen = pick(necessity, X, budget="10%", order="chosen")
+    assert json.loads(out.read_text()) == [record(int(row)) for row in chosen]
+    assert out.read_bytes() == run.subset_stem.with_suffix(".json").read_bytes()
+    assert (np.diff(open_arrow(run.selection)["row"].to_numpy().astype(int)) > 0).all()
+
+
+def test_groups_by_source(run):
+    do_pick(run, groups="source", share="equal")
+    table = open_arrow(run.selection)
+    # Sources are numbered as the pool first shows them.
+    assert (table["group"].to_numpy() == table["row"].to_numpy() % 3).all()
+    assert np.bincount(table["group"].to_numpy()).tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize(("seed_samples", "among"), [("include", 5), ("exclude", 0)])
+def test_seed_samples(run, seed_samples, among):
+    write_seed_rows(run, [3, 4, 5, 77, 210])
+    counts = do_pick(run, seed_samples=seed_samples)
+    table = open_arrow(run.selection)
+    assert counts["chosen"] == len(table) == 30
+    assert counts["seed_in_subset"] == sum(table["seed"].to_pylist()) == among
+    seeds = table.filter(table["seed"])["row"].to_pylist()
+    assert seeds == [3, 4, 5, 77, 210][:among]
+
+
+def test_same_bytes_every_time(run):
+    do_pick(run, threads=1)
+    files = [run.selection, run.subset_stem.with_suffix(".json")]
+    first = [file.read_bytes() for file in files]
+    do_pick(run, threads=8)
+    assert [file.read_bytes() for file in files] == first
+
+
+def test_budget_above_the_candidates_leaves_nothing(run):
+    with pytest.raises(UsageError, match="295 samples cannot be chosen: 294 of 300"):
+        do_pick(run, budget=Amount.parse(295))
+    assert not run.selection.exists()
+    assert not run.subset_stem.with_suffix(".json").exists()
+
+
+def test_scores_of_a_part_of_the_pool(run):
+    for part in run.scores.iterdir():
+        part.unlink()
+    with pytest.raises(RunDirectoryError, match="holds no scores"):
+        do_pick(run)
+    write_scores(run, rows=128)
+    with pytest.raises(RunDirectoryError, match="128 scores for 300 samples"):
+        do_pick(run)
+
+
+class TestSelection:
+    def test_load(self, run):
+        with pytest.raises(RunDirectoryError, match=r"selection\.arrow is missing"):
+            Selection.load(run.path)
+        do_pick(run)
+        selection = Selection.load(run.path)
+        table = open_arrow(run.selection)
+        for column, values in [
+            ("row", selection.rows),
+            ("id", selection.ids),
+            ("necessity", selection.necessity),
+            ("group", selection.groups),
+            ("order", selection.order),
+        ]:
+            assert values.tolist() == table[column].to_pylist()
+        assert len(selection) == 30
+        assert selection.run_dir == run.path
+        assert repr(selection).startswith("Selection of 30 samples from ")
+
+    def test_write(self, run, tmp_path):
+        do_pick(run)
+        selection = Selection.load(run.path)
+        selection.write(tmp_path / "subset.json")
+        inside = run.subset_stem.with_suffix(".json")
+        assert (tmp_path / "subset.json").read_bytes() == inside.read_bytes()
+        inside.unlink()
+        with pytest.raises(RunDirectoryError, match="run 'mllm-selector pick'"):
+            selection.write(tmp_path / "subset.json")
+
+    def test_report(self, run, tmp_path):
+        do_pick(run)
+        selection = Selection.load(run.path)
+        with pytest.raises(RunDirectoryError, match="run 'mllm-selector report'"):
+            selection.report(tmp_path / "page.html")
+        run.report.write_text("<p>page</p>")
+        selection.report(tmp_path / "page.html")
+        assert (tmp_path / "page.html").read_text() == "<p>page</p>"
