@@ -1,7 +1,62 @@
-"""Pick, from a visual-instruction-tuning pool, the part worth training on."""
+"""Pick, from a visual-instruction-tuning pool, the part worth training on.
+
+One call does the whole method (MLLM-Selector, arXiv 2503.20502): a seed model is fine-tuned on a random
+part of the pool, exported to ONNX, used to score how much every sample is needed, and a diverse subset of
+what is needed is chosen and written back in the format the pool came in.
+
+Examples
+--------
+>>> import mllm_selector
+>>> selection = mllm_selector.select(  # doctest: +SKIP
+...     "pool.json", images="images", model="llava-hf/llava-1.5-7b-hf", budget="10%", run_dir="run"
+... )
+>>> selection.write("subset.json")  # doctest: +SKIP
+
+With scores and embeddings from elsewhere, on arrays alone:
+
+>>> import numpy as np
+>>> rng = np.random.default_rng(0)
+>>> rows = mllm_selector.pick(rng.random(1000), rng.random((1000, 8), dtype=np.float32), budget="10%")
+>>> len(rows)
+100
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import version as _version
 
 __version__ = _version("mllm-selector")
+
+from mllm_selector.arrays import k_center, kmeans, near_duplicates, pick
+from mllm_selector.errors import (
+    ExportError,
+    MissingPackageError,
+    MllmSelectorError,
+    ModelError,
+    PoolError,
+    RunDirectoryError,
+    ScoreError,
+    UsageError,
+)
+from mllm_selector.pipeline import select
+from mllm_selector.pool import Pool
+from mllm_selector.selection import Selection
+
+__all__ = [
+    "ExportError",
+    "MissingPackageError",
+    "MllmSelectorError",
+    "ModelError",
+    "Pool",
+    "PoolError",
+    "RunDirectoryError",
+    "ScoreError",
+    "Selection",
+    "UsageError",
+    "__version__",
+    "k_center",
+    "kmeans",
+    "near_duplicates",
+    "pick",
+    "select",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from mllm_selector.errors import PoolError, RunDirectoryError
 
 __all__ = [
     "ScoreTable",
+    "atomic_folder",
     "atomic_folder_sync",
     "atomic_write",
     "open_arrow",
     "score_schema",
+    "sync_folder",
     "write_arrow",
     "write_json",
 ]
@@ -60,12 +63,46 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_folder_sync(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    """Flush a folder's entries (or a file), so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write a folder that is either whole under its name or not there.
+
+    Parameters
+    ----------
+    path : Path
+        Final name. A folder of that name is replaced when the block ends without an error.
+
+    Yields
+    ------
+    Path
+        An empty temporary sibling to write into.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_folder(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    atomic_folder_sync(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder and all files below it to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        atomic_folder_sync(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,8 @@ name, one default and one description.
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,8 +24,9 @@ __all__ = [
     "ReportOptions",
     "ScoreOptions",
     "SeedOptions",
+    "StageOptions",
+    "cli_name",
     "option",
-    "option_names",
 ]
 
 
@@ -119,24 +122,22 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def option_names(options: type[Any]) -> list[str]:
-    """List the option names of a stage's class."""
-    return [field.name for field in dataclasses.fields(options)]
-
-
 def cli_name(name: str) -> str:
     """Write a field name the way the command line shows it."""
     return "--" + name.replace("_", "-")
 
 
-class _Checked:
-    """Checks choices and types that every stage's options share."""
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What the options of every stage share: choices are checked, and they can be written as JSON."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            choices = field.metadata.get("choices")
-            value = getattr(self, field.name)
-            if choices and value is not None and value not in choices:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _converted(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+            choices = field.metadata["choices"]
+            if choices and value not in choices:
                 msg = f"{cli_name(field.name)}: {value!r} is not one of {', '.join(choices)}"
                 raise UsageError(msg)
         self.check()
@@ -144,13 +145,31 @@ class _Checked:
     def check(self) -> None:
         """Check what is special to one stage."""
 
-    def that_matter(self) -> dict[str, Any]:
-        """Return the options that can change the result, as JSON values."""
+    def as_json(self, *, only_that_matter: bool = False) -> dict[str, Any]:
+        """Return the options as JSON values, on request only those that can change the result."""
         return {
             field.name: _as_json(getattr(self, field.name))
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-            if field.metadata.get("matters", True)
+            for field in dataclasses.fields(self)
+            if field.metadata["matters"] or not only_that_matter
         }
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """Bring a value from Python or a config file to the declared type."""
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None and types.NoneType in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    if kind is Amount and isinstance(value, str | int | float | Amount):
+        return Amount.parse(value, cli_name(name))
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    msg = f"{cli_name(name)}: {value!r} is not of type {'text' if kind is str else kind.__name__}"
+    raise UsageError(msg)
 
 
 def _as_json(value: Any) -> Any:
@@ -167,10 +186,12 @@ def _at_least(options: object, name: str, low: float, *, above: bool = False) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestOptions(_Checked):
+class IngestOptions(StageOptions):
     """How the pool is read."""
 
-    pool: Path = option(help="The pool as you have it: LLaVA JSON (one array) or JSON lines.", metavar="POOL")
+    pool: Path = option(
+        help="The pool as you have it: LLaVA JSON (one array) or JSON lines.", metavar="POOL", matters=False
+    )
     images: Path | None = option(
         None, help="Folder that the image paths of the pool are relative to.", metavar="DIR", matters=False
     )
@@ -191,7 +212,7 @@ class IngestOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedOptions(_Checked):
+class SeedOptions(StageOptions):
     """How the seed model is made."""
 
     model: str | None = option(
@@ -243,7 +264,7 @@ class SeedOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(_Checked):
+class ExportOptions(StageOptions):
     """How the seed model becomes ONNX scoring graphs."""
 
     precision: str = option(
@@ -254,7 +275,7 @@ class ExportOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(_Checked):
+class ScoreOptions(StageOptions):
     """How the pool is scored."""
 
     device: str = option(
@@ -281,7 +302,7 @@ class ScoreOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickOptions(_Checked):
+class PickOptions(StageOptions):
     """How the subset is chosen."""
 
     budget: Amount = option(
@@ -346,7 +367,7 @@ class PickOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(_Checked):
+class ReportOptions(StageOptions):
     """What the report shows."""
 
     gallery: int = option(24, help="Samples in each gallery of the report.", metavar="N")

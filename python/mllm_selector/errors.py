@@ -12,6 +12,7 @@ __all__ = [
     "ModelError",
     "PoolError",
     "RunDirectoryError",
+    "SampleError",
     "ScoreError",
     "UsageError",
 ]
@@ -41,6 +42,13 @@ class PoolError(MllmSelectorError, ValueError):
 
 class ModelError(MllmSelectorError, ValueError):
     """A model directory that cannot be loaded, trained or scored with."""
+
+
+class SampleError(MllmSelectorError, ValueError):
+    """One sample that a model cannot be trained on or scored with; it is set aside with this text as reason.
+
+    The text begins with a code and a colon (``image-unreadable: ...``), so that samples are counted by code.
+    """
 
 
 class ExportError(MllmSelectorError):

@@ -250,11 +250,7 @@ def _check_schema(schema: pa.Schema, path: Path | None) -> None:
         )
         raise PoolError(msg)
     if not schema.equals(POOL_SCHEMA):
-        wrong = [name for name in POOL_SCHEMA.names if _field(schema, name) != POOL_SCHEMA.field(name)]
-        differ = ", ".join(wrong) or "extra columns"
-        msg = f"{path} has not the columns of a pool ({differ}); delete the file and ingest again"
+        wrong = [field.name for field in POOL_SCHEMA if field not in list(schema)]
+        what = f"missing or of another type: {', '.join(wrong)}" if wrong else "it has extra ones"
+        msg = f"{path} does not have the columns of a pool ({what}); delete the file and ingest again"
         raise PoolError(msg)
-
-
-def _field(schema: pa.Schema, name: str) -> pa.Field | None:
-    return schema.field(name) if name in schema.names else None

@@ -17,7 +17,7 @@ from mllm_selector import _internal
 from mllm_selector.artifacts import write_json
 from mllm_selector.errors import RunDirectoryError, UsageError
 
-__all__ = ["RunDirectory", "StageRecord", "fingerprint", "stage_key"]
+__all__ = ["RunDirectory", "StageRecord", "fingerprint", "read_manifest", "stage_key"]
 
 MANIFEST_VERSION = 1
 
@@ -127,7 +127,7 @@ class RunDirectory:
 
     @property
     def subset_stem(self) -> Path:
-        """The chosen records in the pool's format; the suffix is the pool's (pick)."""
+        """The chosen records in the pool's format, less the suffix, which is the pool's (pick)."""
         return self.path / "subset"
 
     @property
@@ -151,15 +151,25 @@ class RunDirectory:
             raise UsageError(msg)
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self.stages = self._read_manifest()
+        self.stages = read_manifest(self.path)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._lock is None:
+            return
+        if not any(record.state == "done" for record in self.stages.values()):
+            self._remove_if_bare()
+        self._lock.close()
+        self._lock = None
+
+    def _remove_if_bare(self) -> None:
+        """Leave no trace of a run that came to nothing."""
+        if {entry.name for entry in self.path.iterdir()} <= {"lock", "manifest.json"}:
+            self.manifest.unlink(missing_ok=True)
+            (self.path / "lock").unlink()
+            self.path.rmdir()
 
     def save(self) -> None:
         """Write the manifest."""
@@ -189,9 +199,12 @@ class RunDirectory:
 
     def _take_lock(self) -> None:
         # flock is released by the kernel when the holder dies, so a killed run leaves no stale lock.
-        lock = (self.path / "lock").open("a+")
+        path = self.path / "lock"
+        lock = path.open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                raise BlockingIOError  # its holder removed it between our open and our lock
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
@@ -204,25 +217,34 @@ class RunDirectory:
         lock.flush()
         self._lock = lock
 
-    def _read_manifest(self) -> dict[str, StageRecord]:
-        try:
-            text = self.manifest.read_text()
-        except FileNotFoundError:
-            return {}
-        try:
-            content = json.loads(text)
-            version = content["version"]
-            stages = {name: StageRecord(**record) for name, record in content["stages"].items()}
-        except (ValueError, KeyError, TypeError) as error:
-            msg = f"{self.manifest} cannot be read ({error}); use another --run-dir"
-            raise RunDirectoryError(msg) from error
-        if version != MANIFEST_VERSION:
-            msg = (
-                f"{self.manifest} has version {version}, this package reads {MANIFEST_VERSION}; "
-                "use another --run-dir or the version of mllm-selector that made it"
-            )
-            raise RunDirectoryError(msg)
-        return stages
+
+def read_manifest(folder: Path) -> dict[str, StageRecord]:
+    """Return what the manifest of a run directory says of each stage; nothing if there is none.
+
+    Raises
+    ------
+    RunDirectoryError
+        If it cannot be read, or is of another version.
+    """
+    manifest = folder / "manifest.json"
+    try:
+        text = manifest.read_text()
+    except FileNotFoundError:
+        return {}
+    try:
+        content = json.loads(text)
+        version = content["version"]
+        stages = {name: StageRecord(**record) for name, record in content["stages"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"{manifest} cannot be read ({error}); use another --run-dir"
+        raise RunDirectoryError(msg) from error
+    if version != MANIFEST_VERSION:
+        msg = (
+            f"{manifest} has version {version}, this package reads {MANIFEST_VERSION}; "
+            "use another --run-dir or the version of mllm-selector that made it"
+        )
+        raise RunDirectoryError(msg)
+    return stages
 
 
 def fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:

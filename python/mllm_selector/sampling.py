@@ -56,8 +56,10 @@ class GroupedSample:
         Chosen rows in the order of choice.
     groups : ndarray of int32, shape (budget,)
         Group of each chosen row.
-    group_count : int
-        Number of groups that have candidates.
+    group_sizes : ndarray of int64, shape (g,)
+        Candidates in each group, by group number; 0 for a number that no candidate has.
+    group_necessity : ndarray of float64, shape (g,)
+        Mean necessity of each group's candidates; NaN where there are none.
     candidates : int
         Rows that could be chosen.
     unscored : int
@@ -66,9 +68,15 @@ class GroupedSample:
 
     rows: NDArray[np.int64]
     groups: NDArray[np.int32]
-    group_count: int
+    group_sizes: NDArray[np.int64]
+    group_necessity: NDArray[np.float64]
     candidates: int
     unscored: int
+
+    @property
+    def group_count(self) -> int:
+        """Number of groups that have candidates."""
+        return int(np.count_nonzero(self.group_sizes))
 
 
 def grouped_sample(
@@ -138,10 +146,13 @@ def grouped_sample(
         threads=options.threads,
         progress=_reporter(progress, "draw", "steps"),
     )
+    sizes = np.bincount(labels)
+    sums = np.bincount(labels, weights=scores[candidates])
     return GroupedSample(
         rows=candidates[chosen],
         groups=labels[chosen].astype(np.int32),
-        group_count=len(np.unique(labels)),
+        group_sizes=sizes,
+        group_necessity=np.divide(sums, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0),
         candidates=len(candidates),
         unscored=int((~scored).sum()),
     )

@@ -1,119 +1,138 @@
-"""The result of a run, read back from its run directory."""
+"""A finished selection: what was chosen, ready to be used, written and shown."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from os import PathLike
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mllm_selector.artifacts import atomic_write, open_arrow
 from mllm_selector.errors import RunDirectoryError
-from mllm_selector.rundir import RunDirectory
+from mllm_selector.rundir import StageRecord, read_manifest
 
-__all__ = ["Selection"]
+__all__ = ["SELECTION_SCHEMA", "Selection"]
+
+SELECTION_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.uint64(), nullable=False),
+        pa.field("id", pa.large_utf8(), nullable=False),
+        pa.field("order", pa.uint32(), nullable=False),
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("necessity", pa.float32(), nullable=False),
+        pa.field("seed", pa.bool_(), nullable=False),
+    ]
+)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """The chosen part of a pool, by ascending row.
+    """The chosen samples of a run, in pool order.
 
     Attributes
     ----------
-    rows : ndarray of uint64, shape (k,)
-        Chosen rows of the pool, from 0.
+    rows : ndarray of int64, shape (k,)
+        Rows of the pool, ascending.
     ids : ndarray of str, shape (k,)
         Their ids.
-    necessity : ndarray of float32, shape (k,)
-        Their necessity, by default mean negative log-likelihood of the answer in nats.
-    groups : ndarray of int32, shape (k,)
-        Group that each was chosen from.
     order : ndarray of uint32, shape (k,)
-        When each was chosen: 0 is the first. ``rows[np.argsort(order)]`` is the order of choice.
+        0 for the sample chosen first; a prefix by this order keeps to the groups' shares.
+    groups : ndarray of int32, shape (k,)
+        Group that each was chosen in.
+    necessity : ndarray of float32, shape (k,)
+        Mean negative log-likelihood of the answer tokens, in nats.
+    seed : ndarray of bool, shape (k,)
+        Whether the seed model was tuned on the sample.
     run_dir : Path
         The run directory.
-
-    Examples
-    --------
-    >>> selection = Selection.load("run")  # doctest: +SKIP
-    >>> selection  # doctest: +SKIP
-    Selection of 2,000 samples from 99 groups, necessity 0.02 to 9.31, in run
-    >>> selection.write("subset.json")  # doctest: +SKIP
     """
 
-    rows: NDArray[np.uint64]
+    rows: NDArray[np.int64]
     ids: NDArray[np.object_]
-    necessity: NDArray[np.float32]
-    groups: NDArray[np.int32]
     order: NDArray[np.uint32]
+    groups: NDArray[np.int32]
+    necessity: NDArray[np.float32]
+    seed: NDArray[np.bool_]
     run_dir: Path
+    _stages: dict[str, StageRecord] = field(repr=False)
 
     @classmethod
-    def load(cls, run_dir: str | PathLike[str]) -> Self:
+    def load(cls, run_dir: str | Path) -> Selection:
         """Read the selection of a run directory.
 
         Raises
         ------
         RunDirectoryError
-            If no subset has been picked there.
-        PoolError
-            If its file is damaged.
+            If nothing has been picked there.
         """
         folder = Path(run_dir)
-        table = open_arrow(RunDirectory(folder).selection)
-        columns: dict[str, NDArray[Any]] = {
-            name: table[name].to_numpy() for name in ("row", "id", "necessity", "group", "order")
-        }
+        stages = read_manifest(folder)
+        if "pick" not in stages or stages["pick"].state != "done":
+            msg = f"{folder} holds no selection; run 'mllm-selector pick' or 'select' on it first"
+            raise RunDirectoryError(msg)
+        table = open_arrow(folder / "selection.arrow")
         return cls(
-            rows=columns["row"],
-            ids=columns["id"],
-            necessity=columns["necessity"],
-            groups=columns["group"],
-            order=columns["order"],
+            rows=table["row"].to_numpy().astype(np.int64),
+            ids=table["id"].to_numpy(),
+            order=table["order"].to_numpy(),
+            groups=table["group"].to_numpy(),
+            necessity=table["necessity"].to_numpy(),
+            seed=np.asarray(table["seed"].to_pylist(), dtype=np.bool_),
             run_dir=folder,
+            _stages=stages,
         )
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        groups = len(np.unique(self.groups))
-        low, high = self.necessity.min(), self.necessity.max()
-        return (
-            f"Selection of {len(self):,} samples from {groups:,} groups, "
-            f"necessity {low:.3g} to {high:.3g}, in {self.run_dir}"
-        )
+        samples, groups = self._stages["ingest"].counts["samples"], len(np.unique(self.groups))
+        return f"Selection of {len(self):,} of {samples:,} samples from {groups:,} groups, in {self.run_dir}"
 
-    def write(self, path: str | PathLike[str]) -> None:
-        """Write the subset in the pool's own format: the very same records.
+    @property
+    def subset(self) -> Path:
+        """The chosen records in the format of the pool."""
+        return self.run_dir / str(self._stages["pick"].counts["subset"])
 
-        Raises
-        ------
-        RunDirectoryError
-            If the run directory does not hold the subset any more.
-        """
-        stem = RunDirectory(self.run_dir).subset_stem
-        _copy(sorted(stem.parent.glob(f"{stem.name}.*")), stem, "pick", Path(path))
+    def write(self, path: str | Path) -> None:
+        """Write the chosen records, byte for byte as in the pool, in its format."""
+        _copy(self.subset, Path(path))
 
-    def report(self, path: str | PathLike[str]) -> None:
-        """Write the report, a self-contained page.
+    def report(self, path: str | Path) -> None:
+        """Write the page that shows what was chosen.
 
         Raises
         ------
         RunDirectoryError
-            If the run directory holds no report.
+            If the run directory has none.
         """
-        page = RunDirectory(self.run_dir).report
-        _copy([page] if page.is_file() else [], page, "report", Path(path))
+        page = self.run_dir / "report.html"
+        if not page.exists():
+            msg = f"{self.run_dir} holds no report; run 'mllm-selector report' on it first"
+            raise RunDirectoryError(msg)
+        _copy(page, Path(path))
+
+    def summary(self) -> dict[str, Any]:
+        """Return sizes, times in seconds, peak memory in MB and paths, as JSON values."""
+        ingest = self._stages["ingest"].counts
+        return {
+            "chosen": len(self),
+            "samples": ingest["samples"],
+            "rejected": sum(ingest["rejected"].values()),
+            "stages": [
+                {"stage": name, "seconds": record.seconds, "peak_mb": record.peak_mb}
+                for name, record in self._stages.items()
+                if record.state == "done"
+            ],
+            "subset": str(self.subset),
+            "report": str(self.run_dir / "report.html"),
+        }
 
 
-def _copy(found: list[Path], wanted: Path, stage: str, out: Path) -> None:
-    if not found:
-        msg = f"{wanted} is missing; run 'mllm-selector {stage}' on this run directory"
-        raise RunDirectoryError(msg)
-    with found[0].open("rb") as source, atomic_write(out) as target:
-        shutil.copyfileobj(source, target)
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, atomic_write(target) as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)

@@ -1,7 +1,8 @@
-"""Pick: choose the subset from the scores, and write it in the pool's own format."""
+"""Pick: chooses the subset from the scores and writes it in the format of the pool."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -16,102 +17,93 @@ from mllm_selector.methods import METHODS
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.sampling import Scored
+from mllm_selector.sampling import GroupedSample, Scored
+from mllm_selector.selection import SELECTION_SCHEMA
 
-__all__ = ["SELECTION_SCHEMA", "run"]
-
-SELECTION_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.uint64(), nullable=False),
-        pa.field("id", pa.utf8(), nullable=False),
-        pa.field("order", pa.uint32(), nullable=False),
-        pa.field("group", pa.int32(), nullable=False),
-        pa.field("necessity", pa.float32(), nullable=False),
-        pa.field("seed", pa.bool_(), nullable=False),
-    ]
-)
+__all__ = ["run"]
 
 
 def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str, Any]:
-    """Choose the subset.
+    """Choose the subset; `mllm_selector.pick` explains the method.
 
     Parameters
     ----------
     run : RunDirectory
-        Gets ``selection.arrow`` and the subset.
+        With pool, seed rows and scores. Gets `selection` and the subset.
     options : PickOptions
-        The budget, and how samples are chosen.
+        The options; `out` is the pipeline's.
     progress : Progress
-        Told of the steps.
+        What to report to.
 
     Returns
     -------
     dict
-        ``chosen`` samples; ``groups`` with candidates; ``candidates``, samples that could be chosen;
-        ``unscored``, samples without necessity; ``seed_in_subset``, chosen samples of the seed subset.
+        ``chosen``, ``groups`` (that have candidates), ``candidates``, ``unscored``, ``seed_in_subset`` and
+        ``subset``, the name of its file.
 
     Raises
     ------
     UsageError
-        If the budget is above what can be chosen.
+        If the budget is above what can be chosen, or an option cannot work.
     RunDirectoryError
-        If an earlier stage has not left what is needed.
-    PoolError
-        If the pool has changed since it was ingested.
+        If the scores are not those of the pool.
     """
     pool = Pool.of(run)
     scores = ScoreTable.load(run.scores)
     if len(scores) != len(pool):
-        msg = f"{run.scores} holds {len(scores)} scores for {len(pool)} samples; run 'score' again"
+        msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
         raise RunDirectoryError(msg)
-    seed_rows = open_arrow(run.seed_rows)["row"].to_numpy()
-    scored = Scored(
-        necessity=scores.necessity,
-        embeddings=scores.embeddings,
-        sources=pool.sources()[0],
-        seed_rows=seed_rows,
-    )
+    seed_rows = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
+    scored = Scored(scores.necessity, scores.embeddings, pool.sources()[0], seed_rows)
+    progress.start("pick")
     sample = METHODS["grouped"](scored, options, progress)
+    _write_selection(run, pool, scores, sample, seed_rows)
+    in_order = np.sort(sample.rows) if options.order == "pool" else sample.rows
+    subset = run.subset_stem.with_suffix(formats.subset_suffix(run))
+    formats.write_subset(run, in_order, subset)
 
-    progress.start("pick", len(sample.rows))
-    by_row = np.argsort(sample.rows)
-    rows = sample.rows[by_row]
-    is_seed = np.isin(rows, seed_rows)
-    _write_subset(run, rows if options.order == "pool" else sample.rows, options)
-    table = pa.table(
-        [
-            pa.array(rows, pa.uint64()),
-            pa.array(pool.ids(rows), pa.utf8()),
-            pa.array(by_row, pa.uint32()),
-            pa.array(sample.groups[by_row], pa.int32()),
-            pa.array(scores.necessity[rows], pa.float32()),
-            pa.array(is_seed, pa.bool_()),
-        ],
-        schema=SELECTION_SCHEMA,
+    progress.start("pick")
+    unscored = f"; {sample.unscored:,} were not scored" if sample.unscored else ""
+    progress.finish(
+        f"{len(sample.rows):,} of {len(pool):,} samples from {sample.group_count:,} groups{unscored}"
     )
-    write_arrow(run.selection, table)
-    counts = {
-        "chosen": len(rows),
+    return {
+        "chosen": len(sample.rows),
         "groups": sample.group_count,
         "candidates": sample.candidates,
         "unscored": sample.unscored,
-        "seed_in_subset": int(is_seed.sum()),
+        "seed_in_subset": int(np.isin(sample.rows, seed_rows).sum()),
+        "subset": subset.name,
     }
-    progress.finish(_summary(counts, len(pool)))
-    return counts
 
 
-def _write_subset(run: RunDirectory, rows: NDArray[np.int64], options: PickOptions) -> None:
-    inside = run.subset_stem.with_name(run.subset_stem.name + formats.subset_suffix(run))
-    for out in (inside, options.out):
-        if out is not None:
-            formats.write_subset(run, rows, out)
+def _write_selection(
+    run: RunDirectory,
+    pool: Pool,
+    scores: ScoreTable,
+    sample: GroupedSample,
+    seed_rows: NDArray[np.int64],
+) -> None:
+    by_row = np.argsort(sample.rows)
+    rows = sample.rows[by_row]
+    columns = [
+        pa.array(rows, pa.uint64()),
+        pa.array(pool.ids(rows), pa.large_utf8()),
+        pa.array(by_row, pa.uint32()),
+        pa.array(sample.groups[by_row], pa.int32()),
+        pa.array(scores.necessity[rows]),
+        pa.array(np.isin(rows, seed_rows)),
+    ]
+    schema = SELECTION_SCHEMA.with_metadata({"mllm_selector.groups": json.dumps(_groups(sample))})
+    write_arrow(run.selection, pa.Table.from_arrays(columns, schema=schema))
 
 
-def _summary(counts: dict[str, int], total: int) -> str:
-    text = f"{counts['chosen']:,} of {total:,} samples from {counts['groups']:,} groups"
-    if counts["seed_in_subset"]:
-        text += f", {counts['seed_in_subset']:,} of them seed samples"
-    if counts["unscored"]:
-        text += f"; {counts['unscored']:,} samples were not scored"
-    return text
+def _groups(sample: GroupedSample) -> list[dict[str, float]]:
+    """List the groups with their candidates and mean necessity, for the report."""
+    return [
+        {"group": number, "size": size, "mean_necessity": necessity}
+        for number, (size, necessity) in enumerate(
+            zip(sample.group_sizes.tolist(), sample.group_necessity.tolist(), strict=True)
+        )
+        if size
+    ]

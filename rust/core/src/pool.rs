@@ -77,11 +77,17 @@ impl ArrowFile {
             .iter()
             .flat_map(|blocks| blocks.iter().copied())
             .collect();
-        let mut starts = vec![0];
+        let mut widths = Vec::new();
+        for field in schema.fields() {
+            buffer_widths(field.data_type(), &mut widths)
+                .map_err(|why| format!("column '{}': {why}", field.name()))?;
+        }
+        let mut starts = vec![0_u64];
         for (index, block) in blocks.iter().enumerate() {
-            let rows =
-                check_block(&map[..end], block).map_err(|why| format!("batch {index}: {why}"))?;
-            starts.push(starts[index] + rows);
+            let rows = check_block(&map[..end], block, &widths)
+                .map_err(|why| format!("batch {index}: {why}"))?;
+            let end = starts[index].checked_add(rows);
+            starts.push(end.ok_or("its batches have an impossible number of rows")?);
         }
         let metadata = schema.metadata().clone();
         let decoder = FileDecoder::new(schema, footer.version()).with_projection(projection);
@@ -196,10 +202,43 @@ fn find_column(
     Ok(index)
 }
 
-/// Checks that a batch and all of its buffers lie where the file says, which the decoder takes for granted.
+/// Adds the width in bytes of the entries of each buffer of a column, in the file's order; 1 for bits too.
+fn buffer_widths(data_type: &DataType, widths: &mut Vec<usize>) -> std::result::Result<(), String> {
+    // Which entries are null.
+    widths.push(1);
+    match data_type {
+        DataType::Boolean => widths.push(1),
+        DataType::Utf8 | DataType::Binary => widths.extend([size_of::<i32>(), 1]),
+        DataType::LargeUtf8 | DataType::LargeBinary => widths.extend([size_of::<i64>(), 1]),
+        DataType::List(item) => {
+            widths.push(size_of::<i32>());
+            buffer_widths(item.data_type(), widths)?;
+        }
+        DataType::LargeList(item) => {
+            widths.push(size_of::<i64>());
+            buffer_widths(item.data_type(), widths)?;
+        }
+        DataType::FixedSizeList(item, _) => buffer_widths(item.data_type(), widths)?,
+        DataType::Struct(fields) => {
+            for field in fields {
+                buffer_widths(field.data_type(), widths)?;
+            }
+        }
+        other => {
+            let width = other.primitive_width();
+            widths.push(
+                width.ok_or_else(|| format!("{other} is not a type that can be mapped here"))?,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Checks what the decoder takes for granted: that a batch and all of its buffers lie where the file says, and
+/// that each buffer holds whole entries.
 ///
 /// Returns the number of rows.
-fn check_block(data: &[u8], block: &Block) -> std::result::Result<u64, String> {
+fn check_block(data: &[u8], block: &Block, widths: &[usize]) -> std::result::Result<u64, String> {
     let outside = || "it lies outside of the file".to_string();
     let size = |length: i64| usize::try_from(length).map_err(|_| outside());
     let start = size(block.offset())?;
@@ -221,10 +260,15 @@ fn check_block(data: &[u8], block: &Block) -> std::result::Result<u64, String> {
     if batch.compression().is_some() {
         return Err("it is compressed, and cannot be mapped".into());
     }
-    for buffer in batch.buffers().iter().flatten() {
-        let buffer_end = size(buffer.offset())?.checked_add(size(buffer.length())?);
-        if buffer_end.is_none_or(|end| end > body) {
-            return Err("one of its buffers lies outside of it".into());
+    let buffers = batch.buffers().unwrap_or_default();
+    if buffers.len() != widths.len() {
+        return Err("it does not have the columns of the file".into());
+    }
+    for (buffer, width) in buffers.iter().zip(widths) {
+        let length = size(buffer.length())?;
+        let end = size(buffer.offset())?.checked_add(length);
+        if end.is_none_or(|end| end > body) || length % width != 0 {
+            return Err("one of its buffers does not lie in it or is cut off".into());
         }
     }
     for node in batch.nodes().iter().flatten() {

@@ -11,7 +11,7 @@ use super::json::Fault;
 use super::record::{self, Refusal, Role, Sample};
 use super::reject::{Reason, Rejected, Rejection};
 use super::scan::shown;
-use super::split::{Block, Place};
+use super::split::{Block, LIMITS, Place};
 use super::table::Columns;
 use crate::{Error, Result};
 
@@ -111,8 +111,9 @@ fn first_folder(path: &str) -> Option<&str> {
 
 fn too_large(place: &Place) -> Rejected {
     let detail = format!(
-        "the record has {} bytes, more than ingest holds in memory",
-        place.length
+        "the record has {} bytes; ingest holds at most {} MiB",
+        place.length,
+        LIMITS.record_bytes >> 20
     );
     Rejection::new(Reason::TooLarge, None, detail).at(*place)
 }

@@ -379,7 +379,7 @@ pub(super) fn kind(first: Option<u8>) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -398,7 +398,7 @@ mod tests {
         Ok((string, cursor.lone_surrogate))
     }
 
-    fn json() -> impl Strategy<Value = Value> {
+    pub(in crate::ingest) fn json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),

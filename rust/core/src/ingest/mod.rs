@@ -146,8 +146,7 @@ fn ingest_within(options: &IngestOptions, limits: Limits, observer: &Observer) -
     workers.in_place_scope(|scope| {
         let mut queue = Queue::with_capacity(in_flight);
         let end = loop {
-            observer.check()?;
-            let block = match blocks.next() {
+            let block = match blocks.next(observer) {
                 Ok(Some(block)) => block,
                 Ok(None) => break Ok(()),
                 Err(fault) => break Err(fault),
@@ -192,4 +191,101 @@ fn collect(queue: &mut Queue, sink: &mut Sink, observer: &Observer) -> Result<()
     sink.add(parsed?)?;
     observer.advance(advance);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    const SMALL: Limits = Limits {
+        window: 64,
+        block_bytes: 700,
+        block_records: 7,
+        record_bytes: 10_000,
+    };
+
+    fn options(folder: &Path, threads: usize) -> IngestOptions {
+        IngestOptions {
+            pool: folder.join("pool.jsonl"),
+            format: Format::LlavaJsonl,
+            images: None,
+            source: None,
+            threads: Some(threads),
+            out: folder.join(format!("{threads}.arrow")),
+            rejected: folder.join(format!("{threads}.jsonl")),
+        }
+    }
+
+    fn write_pool(folder: &Path) {
+        let lines = (0..500).map(|row| {
+            let id = if row % 50 == 49 { row - 45 } else { row };
+            let answer = if row % 11 == 10 { "" } else { "yes" };
+            format!(
+                r#"{{"id":{id},"conversations":[{{"from":"human","value":"{}"}},{{"from":"gpt","value":"{answer}"}}]}}"#,
+                "é\\n".repeat(row % 23)
+            ) + "\n"
+        });
+        fs::write(folder.join("pool.jsonl"), lines.collect::<String>()).unwrap();
+    }
+
+    #[test]
+    fn any_number_of_threads_writes_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        write_pool(folder.path());
+        let read = |threads: usize| {
+            let options = options(folder.path(), threads);
+            let observer = Observer::default();
+            let summary = ingest_within(&options, SMALL, &observer).unwrap();
+            assert_eq!(observer.progress(), (summary.bytes, summary.bytes));
+            (
+                summary,
+                fs::read(&options.out).unwrap(),
+                fs::read(&options.rejected).unwrap(),
+            )
+        };
+        let first = read(1);
+        let rejected: Vec<_> = first.0.rejected.clone().into_iter().collect();
+        // 45 of the 500 answers are blank; of the 10 repeated ids one is that of such a record.
+        assert_eq!(rejected, [(Reason::NoAnswer, 45), (Reason::DuplicateId, 9)]);
+        assert_eq!(first.0.samples, 446);
+        for threads in [2, 8] {
+            assert_eq!(read(threads), first);
+        }
+    }
+
+    #[test]
+    fn a_stopped_call_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        write_pool(folder.path());
+        let observer = Observer::default();
+        observer.stop();
+        let outcome = ingest_within(&options(folder.path(), 2), SMALL, &observer);
+        assert!(matches!(outcome, Err(Error::Interrupted)));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_earliest_fault_is_the_one_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let record =
+            r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}"#;
+        let mut records = vec![record.to_owned(); 60];
+        records[40] = r#"{"a":tru}"#.into();
+        records[50] = r#"{"a":}"#.into();
+        let text = format!("[{}] x", records.join(","));
+        let mut options = options(folder.path(), 2);
+        options.format = Format::LlavaJson;
+        fs::write(&options.pool, &text).unwrap();
+        let found = ingest_within(&options, SMALL, &Observer::default())
+            .unwrap_err()
+            .to_string();
+        let byte = text.find("tru").unwrap();
+        assert!(
+            found.contains(&format!("byte {byte}, record 40: not JSON: found 't'")),
+            "{found}"
+        );
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Format;
 use super::scan::Scanner;
-use crate::{Error, Result};
+use crate::{Error, Observer, Result};
 
 /// Sizes that bound the memory of ingest.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +17,7 @@ pub(super) struct Limits {
     pub(super) block_bytes: usize,
     /// or so many records; a block becomes one record batch.
     pub(super) block_records: usize,
-    /// Longer records are set aside and never held in memory.
+    /// Longer records, white space up to the next line included, are set aside and not held in memory.
     pub(super) record_bytes: u64,
 }
 
@@ -61,7 +61,8 @@ impl Block {
         if place.length > self.record_bytes {
             return None;
         }
-        let start = (place.offset - self.offset) as usize;
+        // A record that has been let go begins before the block.
+        let start = place.offset.checked_sub(self.offset)? as usize;
         Some(&self.bytes[start..start + place.length as usize])
     }
 }
@@ -77,7 +78,7 @@ pub(super) struct Blocks {
     base: u64,
     /// Records found but not yet handed out.
     found: Vec<Place>,
-    /// Where the last block ended.
+    /// Up to where the input has been handed out or let go.
     counted: u64,
     at_end: bool,
     failure: Option<Error>,
@@ -112,14 +113,16 @@ impl Blocks {
     /// Returns the next block, or None after the last.
     ///
     /// What was read before a fault goes out first, for its own faults come earlier in the file.
-    pub(super) fn next(&mut self) -> Result<Option<Block>> {
+    pub(super) fn next(&mut self, observer: &Observer) -> Result<Option<Block>> {
         loop {
+            observer.check()?;
             if let Some(records) = self.full_block() {
                 return Ok(Some(self.cut(records)));
             }
             if !self.at_end {
                 self.failure = self.read_window().err();
                 self.at_end |= self.failure.is_some();
+                self.drop_overlong(observer);
                 continue;
             }
             if !self.found.is_empty() {
@@ -145,7 +148,7 @@ impl Blocks {
     fn cut(&mut self, records: usize) -> Block {
         let rest = self.found.split_off(records);
         let places = std::mem::replace(&mut self.found, rest);
-        let end = places.last().map_or(self.base, Place::end);
+        let end = places.last().map_or(self.base, Place::end).max(self.base);
         let held = (end - self.base) as usize;
         let mut tail = Vec::with_capacity(self.limits.block_bytes + self.limits.window);
         tail.extend_from_slice(&self.pending[held..]);
@@ -177,19 +180,16 @@ impl Blocks {
         if self.at_end && outcome.is_ok() {
             outcome = self.scanner.finish(position + read as u64, &mut self.found);
         }
-        outcome.map_err(|text| Error::Pool(format!("{}: {text}", self.path.display())))?;
-        self.drop_overlong();
-        Ok(())
+        outcome.map_err(|text| Error::Pool(format!("{}: {text}", self.path.display())))
     }
 
-    /// Lets go of an unfinished record that is already over the limit.
-    fn drop_overlong(&mut self) {
-        let held = self.base + self.pending.len() as u64;
-        if self.found.is_empty()
-            && let Some(start) = self.scanner.open_record()
-            && held - start > self.limits.record_bytes
-        {
-            self.base = held;
+    /// Lets go of white space, and of an unfinished record that is already over the limit.
+    fn drop_overlong(&mut self, observer: &Observer) {
+        let end = self.base + self.pending.len() as u64;
+        let start = self.scanner.open_record().unwrap_or(0);
+        if self.found.is_empty() && end - start > self.limits.record_bytes {
+            observer.advance(end - self.counted);
+            (self.base, self.counted) = (end, end);
             self.pending.clear();
         }
     }
@@ -236,4 +236,180 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::json::tests::json;
+    use super::*;
+
+    /// The records that the blocks of a file hold; None for one over the limit.
+    fn read(text: &[u8], format: Format, limits: Limits) -> Result<Vec<(Place, Option<Vec<u8>>)>> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text).unwrap();
+        let mut blocks = Blocks::open(file.path(), format, limits)?;
+        let observer = Observer::default();
+        let mut found = Vec::new();
+        while let Some(block) = blocks.next(&observer)? {
+            assert!(!block.places.is_empty() && block.places.len() <= limits.block_records);
+            let kept = block
+                .places
+                .iter()
+                .filter(|place| place.length <= limits.record_bytes);
+            let size: u64 = kept.clone().map(|place| place.length).sum();
+            assert!(size <= limits.block_bytes as u64 || kept.count() == 1);
+            observer.advance(block.advance);
+            found.extend(
+                block
+                    .places
+                    .iter()
+                    .map(|place| (*place, block.record(place).map(<[u8]>::to_vec))),
+            );
+        }
+        let end = found.last().map_or(0, |(place, _)| place.end());
+        assert!((end..=text.len() as u64).contains(&observer.progress().0));
+        Ok(found)
+    }
+
+    fn error(text: &str, format: Format) -> String {
+        read(text.as_bytes(), format, LIMITS)
+            .unwrap_err()
+            .to_string()
+    }
+
+    fn tiny_limits() -> impl Strategy<Value = Limits> {
+        (1..40_usize, 1..200_usize, 1..5_usize, 1..100_u64).prop_map(
+            |(window, block_bytes, block_records, record_bytes)| Limits {
+                window,
+                block_bytes,
+                block_records,
+                record_bytes,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn records_are_found_wherever_windows_and_blocks_end(
+            records in vec((json(), any::<bool>(), "[ \t\r\n]{0,3}", "[ \t\r\n]{0,3}"), 1..12),
+            has_mark: bool,
+            is_array: bool,
+            limits in tiny_limits(),
+        ) {
+            let mut text = Vec::from(if has_mark { "\u{feff}" } else { "" });
+            let (mut expected, mut doubtful) = (Vec::new(), Vec::new());
+            text.extend_from_slice(if is_array { b" [" } else { b"\n" });
+            for (record, (value, pretty, before, after)) in records.iter().enumerate() {
+                if is_array && record > 0 {
+                    text.push(b',');
+                }
+                text.extend_from_slice(before.as_bytes());
+                let offset = text.len() as u64;
+                // The object keeps lines from beginning with '['.
+                let value = serde_json::json!({ "x": value });
+                let written = if is_array && *pretty {
+                    serde_json::to_string_pretty(&value).unwrap()
+                } else {
+                    value.to_string()
+                };
+                text.extend_from_slice(written.as_bytes());
+                let place = Place { record: record as u64, offset, length: written.len() as u64 };
+                // Within a window, white space may or may not take a line over the limit.
+                let raw = place.length + if is_array { 0 } else { after.len() as u64 };
+                let is_doubtful = place.length <= limits.record_bytes && raw > limits.record_bytes;
+                expected.push((place, (place.length <= limits.record_bytes).then(|| written.into_bytes())));
+                doubtful.push(is_doubtful);
+                text.extend_from_slice(after.as_bytes());
+                if !is_array {
+                    text.push(b'\n');
+                }
+            }
+            if is_array {
+                text.extend_from_slice(b"]\n");
+            }
+            let format = if is_array { Format::LlavaJson } else { Format::LlavaJsonl };
+            let found = read(&text, format, limits).unwrap();
+            prop_assert_eq!(found.len(), expected.len());
+            for ((found, expected), is_doubtful) in found.into_iter().zip(expected).zip(doubtful) {
+                prop_assert_eq!(found.0, expected.0);
+                prop_assert!(found.1 == expected.1 || (is_doubtful && found.1.is_none()));
+            }
+        }
+
+        #[test]
+        fn no_bytes_whatever_break_the_reader(text in vec(any::<u8>(), 1..200), limits in tiny_limits()) {
+            let mut array = b"[".to_vec();
+            array.extend_from_slice(&text);
+            let _ = read(&array, Format::LlavaJson, limits);
+            let _ = read(&text, Format::LlavaJsonl, limits);
+        }
+    }
+
+    #[test]
+    fn scalars_end_where_they_end() {
+        let found = read(b"[1,\"a]\\\"\" ,null,[[]],-2e5]", Format::LlavaJson, LIMITS).unwrap();
+        let records: Vec<_> = found
+            .iter()
+            .map(|(_, bytes)| bytes.as_deref().unwrap())
+            .collect();
+        assert_eq!(
+            records,
+            [&b"1"[..], b"\"a]\\\"\"", b"null", b"[[]]", b"-2e5"]
+        );
+    }
+
+    #[test]
+    fn faults_of_an_array_name_the_byte_and_the_record() {
+        for (text, expected) in [
+            ("", "the file is empty"),
+            (" \n", "nothing but white space"),
+            ("PAR1", "byte 0: this is not JSON: found 'P'"),
+            ("\u{feff} x", "byte 4: this is not JSON: found 'x'"),
+            (
+                "{}",
+                "byte 0: found '{' where a LLaVA JSON array has '['; if this is JSON lines",
+            ),
+            (
+                "[{}",
+                "ends at byte 3 before the ']' that closes the array, after 1 records",
+            ),
+            (
+                "[{}, {\"a\": \"b",
+                "ends at byte 13 inside record 1, which begins at byte 5",
+            ),
+            ("[{}, ", "ends at byte 5 before the ']'"),
+            (
+                "[{},]",
+                "byte 4, record 1: found ']' where a record should begin",
+            ),
+            (
+                "[,{}]",
+                "byte 1, record 0: found ',' where a record should begin",
+            ),
+            (
+                "[{} {}]",
+                "byte 4, after record 0: found '{' where ',' or ']' should be",
+            ),
+            ("[{}}]", "byte 3, after record 0: found '}'"),
+            (
+                "[{}]\n\0",
+                "byte 5: found byte 0x00 after the ']' that closes the array of 1 records",
+            ),
+        ] {
+            let found = error(text, Format::LlavaJson);
+            assert!(found.contains(expected), "{text:?}: {found}");
+        }
+        let found = error(" [1]", Format::LlavaJsonl);
+        assert!(
+            found.contains("byte 1: found '[' where JSON lines have '{'"),
+            "{found}"
+        );
+        let found = error(" \n", Format::LlavaJsonl);
+        assert!(found.contains("nothing but white space"), "{found}");
+    }
 }

@@ -1,0 +1,251 @@
+"""The command line: arguments to options, options to the pipeline, errors to exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import textwrap
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mllm_selector import __version__, demo, doctor, pipeline
+from mllm_selector.config import Amount, StageOptions, cli_name
+from mllm_selector.errors import MllmSelectorError, UsageError
+from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
+from mllm_selector.rundir import RunDirectory
+from mllm_selector.selection import Selection
+
+__all__ = ["main"]
+
+_ABOUT = {
+    "select": "the whole method: read the pool, make the seed model, score, choose, write subset and report",
+    "ingest": "read and check the pool; bad samples are set aside in rejected.jsonl with a reason",
+    "seed": "draw the seed subset and fine-tune the pretrained model on it (LoRA), giving the seed model",
+    "export": "turn the seed model into ONNX scoring graphs and check them against torch",
+    "score": "score the necessity of every sample of the pool",
+    "pick": "choose the subset from the scores; takes seconds, so try other budgets and methods",
+    "report": "write the page that shows what was chosen",
+}
+
+_EXAMPLES = {
+    "select": """\
+        mllm-selector select pool.json --images images/ --model llava-hf/llava-1.5-7b-hf \\
+            --budget 10% --run-dir run --out subset.json
+        mllm-selector select pool.jsonl --images images/ --seed-model tuned/ --budget 50000 --run-dir run""",
+    "ingest": "mllm-selector ingest pool.json --images images/ --run-dir run",
+    "seed": "mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% --run-dir run",
+    "export": "mllm-selector export --precision float16 --run-dir run",
+    "score": "mllm-selector score --device cuda --token-budget 32768 --run-dir run",
+    "pick": """\
+        mllm-selector pick --budget 5% --run-dir run --out subset-5.json
+        mllm-selector pick --budget 20000 --groups source --within k-center --run-dir run""",
+    "report": "mllm-selector report --run-dir run",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        given = _parser().parse_args(arguments)
+        return int(given.command_function(given))
+    except MllmSelectorError as error:
+        print(f"mllm-selector: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"mllm-selector: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mllm-selector: stopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def _stop(signum: int, frame: types.FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mllm-selector",
+        description="Pick, from a visual-instruction-tuning pool, the part worth training on "
+        "(MLLM-Selector, arXiv 2503.20502).",
+        epilog="'mllm-selector COMMAND --help' shows the options and examples of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"mllm-selector {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, about in _ABOUT.items():
+        stages = list(pipeline.STAGES) if name == "select" else [name]
+        command = _command(commands, name, about, _EXAMPLES[name])
+        for stage in stages:
+            _add_options(command, stage, pipeline.STAGES[stage].options, set_of_names=_names(command))
+        _add_common(command)
+        command.set_defaults(command_function=_run, stages=stages)
+    checks = _command(
+        commands,
+        "doctor",
+        "show versions, devices, what is missing and how to get it",
+        "mllm-selector doctor",
+    )
+    checks.set_defaults(command_function=_doctor)
+    shown = _command(
+        commands,
+        "demo",
+        "run the whole method on a small model and a shipped sample of real statements",
+        "mllm-selector demo --run-dir demo-run",
+    )
+    shown.add_argument("--model", metavar="MODEL", help="Use this model instead of the one made by code.")
+    _add_common(shown)
+    shown.set_defaults(command_function=_demo)
+    return parser
+
+
+def _command(commands: Any, name: str, about: str, example: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog="examples:\n" + textwrap.indent(textwrap.dedent(example), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    return command
+
+
+def _names(command: argparse.ArgumentParser) -> set[str]:
+    return {action.dest for action in command._actions}
+
+
+def _add_options(
+    command: argparse.ArgumentParser, stage: str, options: type[StageOptions], set_of_names: set[str]
+) -> None:
+    """Add a stage's options, those of an earlier stage's name left out: they are shared."""
+    group = command.add_argument_group(f"{stage} options")
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if field.name in set_of_names:
+            continue
+        text = field.metadata["help"].replace("%", "%%")
+        kind = _plain_type(hints[field.name])
+        if field.name == "pool":
+            command.add_argument("pool", type=Path, metavar="POOL", help=text)
+            continue
+        if field.default is dataclasses.MISSING:
+            text += " Required."
+        elif field.default not in (None, False):
+            text += f" Default {field.default}.".replace("%", "%%")
+        flag = cli_name(field.name)
+        if kind is bool:
+            group.add_argument(flag, action="store_true", help=text)
+            continue
+        choices, metavar = field.metadata["choices"], field.metadata["metavar"]
+        group.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=text)
+
+
+def _plain_type(hint: Any) -> Any:
+    """Return what argparse converts a text with: ``int`` for ``int | None``."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
+    return str if kinds[0] is Amount else kinds[0]
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("run options")
+    group.add_argument(
+        "--run-dir",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="Folder for everything that the run computes; the same command goes on where it stopped.",
+    )
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of options by name; the command line goes first.",
+    )
+    group.add_argument("--json", action="store_true", help="Events and results as JSON lines.")
+    group.add_argument("--quiet", action="store_true", help="No progress.")
+
+
+def _progress(given: argparse.Namespace) -> Progress:
+    if hasattr(given, "quiet"):
+        return SilentProgress()
+    return JsonProgress(sys.stderr) if hasattr(given, "json") else for_stream()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        options = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        msg = f"--config: {path} does not exist"
+        raise UsageError(msg) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"--config: {path} is not TOML: {error}"
+        raise UsageError(msg) from None
+    return {name.replace("-", "_"): value for name, value in options.items()}
+
+
+def _run(given: argparse.Namespace) -> int:
+    named = vars(given).copy()
+    stages: list[str] = named.pop("stages")
+    for name in ("command_function", "json", "quiet"):
+        named.pop(name, None)
+    run_dir: Path = named.pop("run_dir")
+    config = _read_config(named.pop("config")) if "config" in named else {}
+    options = pipeline.build_options(config | named, stages)
+    pipeline.run_stages(run_dir, options, _progress(given))
+    if "pick" in stages:
+        _tell(Selection.load(run_dir), as_json=hasattr(given, "json"))
+    return 0
+
+
+def _tell(selection: Selection, *, as_json: bool) -> None:
+    summary = selection.summary()
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for stage in summary["stages"]:
+        memory = f"{stage['peak_mb']:8,.0f} MB" if stage["peak_mb"] is not None else ""
+        print(f"{stage['stage']:<7} {stage['seconds']:9,.1f} s {memory}")
+    print(
+        f"{summary['chosen']:,} of {summary['samples']:,} samples chosen; {summary['rejected']:,} set aside"
+    )
+    print(f"subset  {summary['subset']}")
+    print(f"report  {summary['report']}")
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    text, healthy = doctor.examine()
+    print(text)
+    return 0 if healthy else 1
+
+
+def _demo(given: argparse.Namespace) -> int:
+    run_dir: Path = given.run_dir
+    progress = _progress(given)
+    with RunDirectory(run_dir):
+        options = demo.prepare(run_dir, getattr(given, "model", None), progress)
+    pipeline.run_stages(run_dir, pipeline.build_options(options, list(pipeline.STAGES)), progress)
+    _tell(Selection.load(run_dir), as_json=hasattr(given, "json"))
+    return 0

@@ -1,0 +1,260 @@
+"""The ONNX Runtime engine: two sessions and the feature memory between them.
+
+Image features go from the vision graph to the scorer without leaving the device: the vision graph writes its
+rows into one block of memory, and the scorer reads from it the rows that it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mllm_selector.errors import MissingPackageError, ScoreError
+
+__all__ = ["SCORER", "VISION", "BatchScores", "Engine", "onnxruntime_conflict", "working_providers"]
+
+VISION = "vision.onnx"
+SCORER = "scorer.onnx"
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+# An ONNX model of one Identity node (opset 17), to see whether a provider starts.
+_IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
+    "0801620f0a0179120a0a08080112040a02080142040a001011"
+)
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """What the scorer says of one batch.
+
+    Attributes
+    ----------
+    nll_sum : ndarray of float32, shape (batch,)
+        Negative log-likelihood of the answer tokens, in nats.
+    answer_count : ndarray of int64, shape (batch,)
+        Number of answer tokens.
+    embedding : ndarray of float32, shape (batch, width)
+        L2-normalised mean of the last hidden states.
+    """
+
+    nll_sum: NDArray[np.float32]
+    answer_count: NDArray[np.int64]
+    embedding: NDArray[np.float32]
+
+
+def onnxruntime_conflict() -> str | None:
+    """Say what is wrong if both packages of ONNX Runtime are installed, and how to mend it.
+
+    They unpack into one folder: the one installed last wins, and removing one breaks the other.
+
+    Returns
+    -------
+    str or None
+        None if at most one of them is installed.
+    """
+    if not (_installed("onnxruntime") and _installed("onnxruntime-gpu")):
+        return None
+    return (
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; mend it with "
+        "'pip uninstall -y onnxruntime onnxruntime-gpu', then \"pip install 'mllm-selector[gpu]'\" on a "
+        "machine with an NVIDIA GPU, else \"pip install 'mllm-selector[cpu]'\""
+    )
+
+
+def working_providers() -> list[str]:
+    """List the execution providers that start here: CUDA or not, and the CPU.
+
+    The list of *available* providers only says what the package was built with, so each is tried.
+
+    Raises
+    ------
+    MissingPackageError
+        If ONNX Runtime is not installed.
+    ScoreError
+        If both of its packages are.
+    """
+    ort = _import_onnxruntime()
+    providers = [name for name in (_CUDA, _CPU) if name in ort.get_available_providers()]
+    if _CUDA in providers:
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    sessions = [ort.InferenceSession(_IDENTITY, options, providers=[name]) for name in providers]
+    started = [session.get_providers()[0] for session in sessions]
+    return [name for name, got in zip(providers, started, strict=True) if name == got]
+
+
+class Engine:
+    """Both graphs on one device.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``vision.onnx`` and ``scorer.onnx``.
+    device : str
+        ``cpu``, ``cuda``, or ``auto`` for CUDA where it starts.
+    threads : int, optional
+        Threads for computing on the CPU; by default one for each core.
+    note : callable, optional
+        Takes a sentence when ``auto`` ends on the CPU.
+
+    Attributes
+    ----------
+    provider : str
+        The execution provider that runs the graphs.
+    embedding_size : int
+        Width of the embeddings.
+
+    Raises
+    ------
+    MissingPackageError
+        If ONNX Runtime is not installed.
+    ScoreError
+        If both of its packages are, if CUDA is asked for and does not start, or if a graph cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "auto",
+        threads: int | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._ort = _import_onnxruntime()
+        self._threads = threads
+        providers = self._providers(device)
+        self._vision = self._open(folder / VISION, providers)
+        self.provider = str(self._vision.get_providers()[0])
+        if providers[0] != _CPU and self.provider == _CPU and device == "cuda":
+            raise ScoreError(_no_cuda("the CUDA provider is installed but does not start"))
+        if device == "auto" and self.provider == _CPU and note is not None:
+            note("scoring on the CPU: ONNX Runtime finds no CUDA device that works")
+        # What the first session could not start is not tried a second time.
+        self._scorer = self._open(folder / SCORER, providers if self.provider == _CUDA else [_CPU])
+        if self._scorer.get_providers()[0] != self.provider:
+            raise ScoreError(_no_cuda("the CUDA provider started for one graph only"))
+        self._device = "cuda" if self.provider == _CUDA else "cpu"
+        features = next(node for node in self._scorer.get_inputs() if node.name == "features")
+        self._feature_dtype = _DTYPES[features.type]
+        self._feature_width = int(features.shape[1])
+        self.embedding_size = int(self._scorer.get_outputs()[2].shape[1])
+        self._features = self._new_features(1)
+
+    @property
+    def feature_row_bytes(self) -> int:
+        """Size of one feature row in bytes."""
+        return self._feature_width * self._feature_dtype.itemsize
+
+    def reserve(self, rows: int) -> None:
+        """Make room for feature rows; what was there is lost if the memory has to grow."""
+        if rows > self._features.shape()[0]:
+            self._features = self._new_features(rows)
+
+    def see(self, inputs: dict[str, NDArray[Any]], start: int, rows: int) -> None:
+        """Run the vision graph.
+
+        Parameters
+        ----------
+        inputs : dict of str to ndarray
+            `Family.vision_inputs` of some images.
+        start, rows : int
+            Where their feature rows go, and how many there are.
+        """
+        binding = self._vision.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output(
+            "features",
+            self._device,
+            0,
+            self._feature_dtype,
+            (rows, self._feature_width),
+            self._features.data_ptr() + start * self.feature_row_bytes,
+        )
+        self._vision.run_with_iobinding(binding)
+
+    def read(self, inputs: dict[str, NDArray[Any]]) -> BatchScores:
+        """Run the scorer.
+
+        Parameters
+        ----------
+        inputs : dict of str to ndarray
+            All inputs of the scorer except the features.
+        """
+        binding = self._scorer.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_ortvalue_input("features", self._features)
+        for output in ("nll_sum", "answer_count", "sample_embedding"):
+            binding.bind_output(output, "cpu")
+        self._scorer.run_with_iobinding(binding)
+        return BatchScores(*(value.numpy() for value in binding.get_outputs()))
+
+    def _new_features(self, rows: int) -> Any:
+        shape = [rows, self._feature_width]
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, self._feature_dtype, self._device, 0)
+
+    def _providers(self, device: str) -> list[Any]:
+        if device == "cpu":
+            return [_CPU]
+        if _CUDA not in self._ort.get_available_providers():
+            if device == "cuda":
+                raise ScoreError(_no_cuda("the installed onnxruntime has no CUDA provider"))
+            return [_CPU]
+        # Finds the CUDA libraries that [gpu] installs as Python packages.
+        self._ort.preload_dlls()
+        # TensorFloat-32, on by default, would round every float32 product to ten bits.
+        return [(_CUDA, {"use_tf32": "0"}), _CPU]
+
+    def _open(self, path: Path, providers: list[Any]) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads or 0
+        options.log_severity_level = 3
+        try:
+            return self._ort.InferenceSession(str(path), options, providers=providers)
+        # Its exceptions share no base class below Exception.
+        except Exception as error:
+            msg = f"{path} cannot be loaded ({error}); run 'mllm-selector export' on this run directory again"
+            raise ScoreError(msg) from error
+
+
+def _import_onnxruntime() -> Any:
+    conflict = onnxruntime_conflict()
+    if conflict is not None:
+        raise ScoreError(conflict)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        msg = (
+            "scoring needs ONNX Runtime: pip install 'mllm-selector[cpu]', or 'mllm-selector[gpu]' on a "
+            "machine with an NVIDIA GPU"
+        )
+        raise MissingPackageError(msg) from error
+    return onnxruntime
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _no_cuda(what: str) -> str:
+    return (
+        f"--device cuda: {what}; install it with \"pip install 'mllm-selector[gpu]'\" (after 'pip uninstall "
+        "-y onnxruntime'), check with 'nvidia-smi' that the driver supports CUDA 13, or use --device cpu"
+    )

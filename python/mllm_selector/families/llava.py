@@ -1,0 +1,108 @@
+"""LLaVA 1.5: a CLIP or SigLIP tower, a projector, and any decoder-only text model (Llama, Qwen2, ...).
+
+Every picture is brought to one size and takes the same number of tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mllm_selector.errors import ModelError
+from mllm_selector.families.base import Arrays, Encoded, Family, Graph, expand_images
+from mllm_selector.families.chat import Conversation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+
+__all__ = ["LlavaFamily"]
+
+# Rows that a tower puts before those of the patches: CLIP's class token.
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+
+
+class LlavaFamily(Family):
+    """`LlavaForConditionalGeneration` of transformers."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava",)
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        super().__init__(folder, trust_remote_code=trust_remote_code)
+        self.image_tokens = _image_tokens(self.config)
+        self._check_processor()
+
+    @classmethod
+    def check_config(cls, config: Any, model: str) -> None:
+        """Refuse towers whose images differ in their number of tokens."""
+        tower = config.vision_config.model_type
+        if tower not in CLASS_TOKENS:
+            known = ", ".join(CLASS_TOKENS)
+            msg = f"{model}: LLaVA with a vision tower of type {tower!r} cannot be scored; known: {known}"
+            raise ModelError(msg)
+
+    def encode(self, sample: Conversation) -> Encoded:
+        """See `Family.encode`."""
+        tokens = self.chat.encode(sample.messages, len(sample.images))
+        return expand_images(tokens, [self.image_tokens] * len(sample.images))
+
+    def prepare(self, picture: Image.Image) -> Arrays:
+        """See `Family.prepare`: ``pixel_values``, float32, shape (3, size, size)."""
+        pixels = self.processor.image_processor(picture, return_tensors="np")["pixel_values"][0]
+        return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
+
+    def vision_graph(self, model: Any) -> Graph:
+        """See `Family.vision_graph`."""
+        import torch
+
+        from mllm_selector.families.graphs import LlavaVisionGraph
+
+        size = self.config.vision_config.image_size
+        return Graph(
+            module=LlavaVisionGraph(model),
+            example={"pixel_values": torch.zeros(2, 3, size, size)},
+            axes={"pixel_values": {0: "images"}},
+            outputs=("features",),
+        )
+
+    def scorer_graph(self, model: Any) -> Graph:
+        """See `Family.scorer_graph`."""
+        from mllm_selector.families.graphs import ScorerGraph, scorer_example
+
+        module = ScorerGraph(model.get_input_embeddings(), model.model.language_model, model.lm_head)
+        example, axes = scorer_example(module)
+        return Graph(module, example, axes, ScorerGraph.outputs)
+
+    def _check_processor(self) -> None:
+        """Compare the processor's picture size and number of placeholders with the model's."""
+        from PIL import Image
+
+        picture = Image.new("RGB", (64, 48))
+        size = self.config.vision_config.image_size
+        shape = self.prepare(picture)["pixel_values"].shape
+        if shape != (3, size, size):
+            msg = (
+                f"{self.folder}: the image processor makes pictures of shape {shape}, the vision tower takes "
+                f"{(3, size, size)}; mend size and crop_size in its processor files"
+            )
+            raise ModelError(msg)
+        try:
+            ids = self.processor(text=[self.chat.image_token], images=[[picture]])["input_ids"][0]
+            placeholders = str(np.count_nonzero(np.asarray(ids) == self.config.image_token_id))
+        except (TypeError, ValueError) as error:
+            placeholders = f"none ({error})"
+        if placeholders != str(self.image_tokens):
+            msg = (
+                f"{self.folder}: the processor writes {placeholders} placeholders for an image, the model "
+                f"makes {self.image_tokens} features of it; mend patch_size, num_additional_image_tokens "
+                "(1 for CLIP, 0 for SigLIP) and vision_feature_select_strategy in processor_config.json"
+            )
+            raise ModelError(msg)
+
+
+def _image_tokens(config: Any) -> int:
+    vision = config.vision_config
+    rows = (vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type]
+    return int(rows - (config.vision_feature_select_strategy == "default"))

@@ -1,0 +1,216 @@
+"""Reading models and processors, quietly and without running anything that came with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mllm_selector.errors import MissingPackageError, ModelError
+
+__all__ = ["load_config", "load_model", "load_processor", "quiet_transformers", "read_config"]
+
+
+def read_config(model: str | Path) -> dict[str, Any]:
+    """Read a model's ``config.json`` and nothing else.
+
+    Parameters
+    ----------
+    model : str or Path
+        A model directory, or a hub id, of which only this file is fetched.
+
+    Raises
+    ------
+    ModelError
+        If there is no such file, or it is not a JSON object.
+    MissingPackageError
+        If `model` is no directory and huggingface_hub is not installed.
+    """
+    folder = Path(model)
+    path = folder / "config.json" if folder.is_dir() else _fetch(str(model), "config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{folder} holds no config.json; name a Hugging Face model directory or a hub id"
+        raise ModelError(msg) from None
+    except ValueError as error:
+        msg = f"{path} is not JSON ({error}); get the model again"
+        raise ModelError(msg) from error
+    if not isinstance(config, dict):
+        msg = f"{path} is not a JSON object; get the model again"
+        raise ModelError(msg)
+    return config
+
+
+def load_config(model: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Read a model's ``config.json`` with the defaults of its class filled in.
+
+    Returns
+    -------
+    transformers.PreTrainedConfig
+
+    Raises
+    ------
+    ModelError
+        If transformers cannot read it.
+    MissingPackageError
+        If transformers is not installed.
+    """
+    with quiet_transformers() as transformers:
+        try:
+            return transformers.AutoConfig.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            msg = f"{model}: transformers {transformers.__version__} cannot read its config.json ({error})"
+            raise ModelError(msg) from error
+
+
+def load_processor(model: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a model's processor, its image processor in the Pillow variant where there is one.
+
+    The variants of transformers differ by up to 0.015 in a pixel's value, so one is used throughout. Pillow's
+    needs no torch; families without it keep what transformers loads.
+
+    Parameters
+    ----------
+    model : str or Path
+        A model directory or a hub id.
+    trust_remote_code : bool
+        Whether Python code that comes with the model may run.
+
+    Returns
+    -------
+    transformers.ProcessorMixin
+
+    Raises
+    ------
+    ModelError
+        If the model has no processor that can be loaded.
+    MissingPackageError
+        If transformers is not installed.
+    """
+    with quiet_transformers() as transformers:
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(
+                str(model), trust_remote_code=trust_remote_code
+            )
+            if getattr(processor, "image_processor", None) is not None:
+                processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
+                    str(model), backend="pil", trust_remote_code=trust_remote_code
+                )
+        except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+            msg = (
+                f"{model}: its processor cannot be loaded ({error}); the directory needs the files that "
+                "processor.save_pretrained(DIR) writes"
+            )
+            raise ModelError(msg) from error
+    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+        msg = f"{model}: its processor has no tokenizer or no image processor, so it is no image-text model"
+        raise ModelError(msg)
+    return processor
+
+
+def load_model(model: str | Path, *, precision: str = "float32", trust_remote_code: bool = False) -> Any:
+    """Load a model for inference on the CPU, attention written out (``eager``).
+
+    Parameters
+    ----------
+    model : str or Path
+        A model directory or a hub id with weights as safetensors.
+    precision : str
+        ``float32`` or ``float16``.
+    trust_remote_code : bool
+        Whether Python code that comes with the model may run.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+
+    Raises
+    ------
+    ModelError
+        If the weights are pickled or cannot be loaded.
+    MissingPackageError
+        If torch or transformers is not installed.
+    """
+    _refuse_pickle(Path(model))
+    with quiet_transformers() as transformers:
+        try:
+            import torch
+        except ImportError as error:
+            msg = "loading a model needs torch: pip install 'mllm-selector[train]'"
+            raise MissingPackageError(msg) from error
+        try:
+            loaded = transformers.AutoModelForImageTextToText.from_pretrained(
+                str(model),
+                dtype=getattr(torch, precision),
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+            msg = f"{model}: the model cannot be loaded ({error})"
+            raise ModelError(msg) from error
+    return loaded.eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[Any]:
+    """Import transformers and keep its log and progress bars off the terminal inside the block.
+
+    Raises
+    ------
+    MissingPackageError
+        If it is not installed.
+    """
+    # Read when transformers is first imported: without torch it would advise to install it, which scoring
+    # does not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        import transformers
+    except ImportError as error:
+        msg = "reading a model needs transformers: pip install 'mllm-selector[cpu]' (or [gpu], [train])"
+        raise MissingPackageError(msg) from error
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(
+        path.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(suffix)
+    )
+    if pickled:
+        msg = (
+            f"{folder}: its weights are pickled ({pickled[0]}), and loading them can run any code; if you "
+            "trust them, convert them once: AutoModelForImageTextToText.from_pretrained(DIR)"
+            ".save_pretrained(NEW_DIR) writes safetensors"
+        )
+        raise ModelError(msg)
+    msg = f"{folder} holds no weights (*.safetensors)"
+    raise ModelError(msg)
+
+
+def _fetch(model: str, name: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        msg = f"{model} is no directory, and a hub id needs transformers: pip install 'mllm-selector[train]'"
+        raise MissingPackageError(msg) from error
+    try:
+        return Path(hf_hub_download(model, name))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        msg = f"{model} is neither a directory nor a hub id whose {name} can be fetched ({error})"
+        raise ModelError(msg) from error

@@ -1,0 +1,320 @@
+"""Runs the stages in order, skips finished ones, and refuses to mix runs.
+
+A stage's key is a hash of everything that decides its output: its options, the content of its input
+files and the keys of the stages before it. A finished stage with the same key is not run again. A
+finished or half-finished stage with another key holds work worth hours, so it is never overwritten,
+save for `pick` and `report`, which take seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mllm_selector import families
+from mllm_selector.config import (
+    ExportOptions,
+    IngestOptions,
+    PickOptions,
+    ReportOptions,
+    ScoreOptions,
+    SeedOptions,
+    StageOptions,
+    cli_name,
+)
+from mllm_selector.errors import UsageError
+from mllm_selector.progress import Progress, SilentProgress
+from mllm_selector.resources import peak_memory_mb, reset_peak_memory
+from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, stage_key
+from mllm_selector.selection import Selection
+from mllm_selector.stages import export, ingest, pick, report, score, seed
+
+__all__ = ["STAGES", "Stage", "build_options", "run_stages", "select"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as the pipeline sees it.
+
+    Attributes
+    ----------
+    options : type
+        Its class of options.
+    run : callable
+        Does the work and returns the counts for the manifest.
+    needs : str or None
+        The stage before it.
+    outputs : callable
+        Files and folders of a run directory that must be there for the stage to count as done.
+    partial : callable
+        Finished pieces of an unfinished run that the stage goes on from.
+    redoable : bool
+        Whether it may be run again with other options in the same run directory.
+    """
+
+    options: type[StageOptions]
+    run: Callable[[RunDirectory, Any, Progress], dict[str, Any]]
+    needs: str | None
+    outputs: Callable[[RunDirectory], list[Path]]
+    partial: Callable[[RunDirectory], list[Path]] = lambda run: []
+    redoable: bool = False
+
+
+STAGES: dict[str, Stage] = {
+    "ingest": Stage(IngestOptions, ingest.run, None, lambda run: [run.pool, run.rejected]),
+    "seed": Stage(
+        SeedOptions,
+        seed.run,
+        "ingest",
+        lambda run: [run.seed_rows],
+        partial=lambda run: sorted(run.seed.glob("checkpoints/*")),
+    ),
+    "export": Stage(ExportOptions, export.run, "seed", lambda run: [run.onnx / "check.json"]),
+    "score": Stage(
+        ScoreOptions,
+        score.run,
+        "export",
+        lambda run: [run.scores],
+        partial=lambda run: sorted(run.scores.glob("part-*.arrow")),
+    ),
+    "pick": Stage(PickOptions, pick.run, "score", lambda run: [run.selection], redoable=True),
+    "report": Stage(
+        ReportOptions, report.run, "pick", lambda run: [run.report, run.report_numbers], redoable=True
+    ),
+}
+
+
+def build_options(given: dict[str, Any], stages: list[str]) -> dict[str, StageOptions]:
+    """Sort options by stage and check each stage's.
+
+    Parameters
+    ----------
+    given : dict
+        Option names and values; an option that several stages share goes to each.
+    stages : list of str
+        The stages to run.
+
+    Returns
+    -------
+    dict
+        The checked options of each stage.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown, a required option is missing, or a value cannot work.
+    """
+    fields = {stage: {f.name: f for f in dataclasses.fields(STAGES[stage].options)} for stage in stages}
+    known = {name for of_stage in fields.values() for name in of_stage}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
+            msg = f"unknown option {name}{hint}"
+            raise UsageError(msg)
+    built = {}
+    for stage, of_stage in fields.items():
+        for name, field in of_stage.items():
+            if name not in given and field.default is dataclasses.MISSING:
+                msg = f"{cli_name(name)} is missing: {field.metadata['help']}"
+                raise UsageError(msg)
+        built[stage] = STAGES[stage].options(**{n: given[n] for n in of_stage if n in given})
+    return built
+
+
+def run_stages(directory: Path, options: dict[str, StageOptions], progress: Progress | None = None) -> None:
+    """Run stages in order in a run directory, skipping those that are done.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    options : dict
+        Options of each stage to run, as `build_options` returns them.
+    progress : Progress, optional
+        What to report to; silent by default.
+
+    Raises
+    ------
+    UsageError
+        If the options cannot work, or the run directory belongs to another pool, model or set of options.
+    MllmSelectorError
+        If a stage fails; what was finished before stays, and the same call goes on from there.
+    """
+    progress = progress or SilentProgress()
+    _check_inputs(options)
+    with RunDirectory(directory) as run:
+        for name, of_stage in options.items():
+            _run_stage(run, name, of_stage, progress)
+            if isinstance(of_stage, PickOptions) and of_stage.out is not None:
+                Selection.load(run.path).write(of_stage.out)
+            if name == "ingest" and "pick" in options:
+                _check_budget(run, options["pick"])
+
+
+def select(
+    pool: str | Path,
+    *,
+    budget: str | float,
+    run_dir: str | Path,
+    model: str | Path | None = None,
+    images: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Selection:
+    """Choose the part of a pool worth training on: the whole method in one call.
+
+    Seed fine-tuning, ONNX export, necessity scoring of every sample and necessity-based grouped
+    sampling (MLLM-Selector, arXiv 2503.20502). A call that was killed goes on where it stopped when it
+    is made again with the same arguments.
+
+    Parameters
+    ----------
+    pool : str or Path
+        The pool: LLaVA JSON (one array) or JSON lines.
+    budget : str, int or float
+        Samples to choose: a count (``5000``) or a share (``"10%"``, ``0.1``).
+    run_dir : str or Path
+        Folder for everything that the run computes.
+    model : str or Path, optional
+        Pretrained model to tune: a directory or a hub id. Give either this or ``seed_model``.
+    images : str or Path, optional
+        Folder that the image paths of the pool are relative to.
+    out : str or Path, optional
+        Also write the subset here, in the format of the pool.
+    progress : Progress, optional
+        What to report to; silent by default.
+    **options
+        Any other option of the command line, by its name (``mllm-selector select --help``).
+
+    Returns
+    -------
+    Selection
+        The chosen rows with their ids, necessity and groups.
+
+    Raises
+    ------
+    UsageError
+        If an argument cannot work, or the run directory belongs to another pool, model or set of options.
+    PoolError, ModelError, ExportError, ScoreError
+        If a stage fails; what was finished before stays.
+    """
+    paths = {"pool": pool, "images": images, "out": out}
+    given: dict[str, Any] = {name: path for name, path in paths.items() if path is not None}
+    given |= {"budget": budget, **options}
+    if model is not None:
+        given["model"] = str(model)
+    run_stages(Path(run_dir), build_options(given, list(STAGES)), progress)
+    return Selection.load(Path(run_dir))
+
+
+def _check_inputs(options: dict[str, StageOptions]) -> None:
+    """Fail on what can be known before anything is computed or written."""
+    of_ingest, of_seed = options.get("ingest"), options.get("seed")
+    if isinstance(of_ingest, IngestOptions):
+        if not of_ingest.pool.is_file():
+            kind = "is a folder" if of_ingest.pool.is_dir() else "does not exist"
+            msg = f"pool: {of_ingest.pool} {kind}; name a LLaVA JSON or JSON lines file"
+            raise UsageError(msg)
+        if of_ingest.images is not None and not of_ingest.images.is_dir():
+            msg = (
+                f"--images: {of_ingest.images} is not a folder; name the one that image paths are relative to"
+            )
+            raise UsageError(msg)
+    if isinstance(of_seed, SeedOptions):
+        chosen = of_seed.seed_model or of_seed.model
+        if chosen is None:
+            msg = "--model is missing: name a pretrained model to tune, or a tuned one with --seed-model"
+            raise UsageError(msg)
+        families.check(str(chosen))
+
+
+def _check_budget(run: RunDirectory, options: StageOptions) -> None:
+    """Fail on an impossible budget before hours are spent on scoring."""
+    if not isinstance(options, PickOptions):
+        return
+    samples = run.need("ingest").counts["samples"]
+    if options.budget.of(samples) > samples:
+        msg = f"--budget: {options.budget} is more than the {samples} samples of the pool"
+        raise UsageError(msg)
+
+
+def _inputs(run: RunDirectory, name: str, options: StageOptions) -> dict[str, Any]:
+    """Identify by content what a stage reads."""
+    known = run.stages[name].inputs if name in run.stages else {}
+    inputs: dict[str, Any] = {}
+    before = STAGES[name].needs
+    if before is not None:
+        inputs[before] = run.need(before).key
+    if isinstance(options, IngestOptions):
+        inputs["pool"] = fingerprint(options.pool, known.get("pool"))
+    if isinstance(options, SeedOptions):
+        chosen = Path(options.seed_model or options.model or "")
+        is_folder = chosen.is_dir()
+        inputs["model"] = fingerprint(chosen, known.get("model")) if is_folder else {"hub": str(chosen)}
+        inputs["tuned"] = options.seed_model is not None
+    return inputs
+
+
+def _content(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Leave the modification times out of what identifies an input."""
+    return {
+        name: value.get("hash", value) if isinstance(value, dict) else value for name, value in inputs.items()
+    }
+
+
+def _run_stage(run: RunDirectory, name: str, options: StageOptions, progress: Progress) -> None:
+    stage = STAGES[name]
+    inputs = _inputs(run, name, options)
+    key = stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
+    old = run.stages.get(name)
+    if old is not None and old.key != key:
+        _refuse_to_mix(run, name, old, options, inputs)
+        old = None
+    if old is not None and old.state == "done" and all(path.exists() for path in stage.outputs(run)):
+        old.options, old.inputs = options.as_json(), inputs
+        run.save()
+        progress.start(name)
+        progress.finish("done before")
+        return
+    record = StageRecord("running", key, options.as_json(), inputs)
+    run.stages[name] = record
+    run.save()
+    reset_peak_memory()
+    started = time.monotonic()
+    record.counts = stage.run(run, options, progress)
+    record.seconds = round(time.monotonic() - started, 3)
+    record.peak_mb = peak_memory_mb()
+    record.state = "done"
+    run.save()
+
+
+def _refuse_to_mix(
+    run: RunDirectory, name: str, old: StageRecord, options: StageOptions, inputs: dict[str, Any]
+) -> None:
+    """Raise if another run's work would be lost; say what differs."""
+    stage = STAGES[name]
+    if stage.redoable or (old.state != "done" and not stage.partial(run)):
+        return
+    now = options.as_json(only_that_matter=True)
+    changes = [
+        f"{cli_name(option)} was {old.options.get(option)} and is now {value}"
+        for option, value in now.items()
+        if old.options.get(option) != value
+    ]
+    before, after = _content(old.inputs), _content(inputs)
+    for what in after:
+        if before.get(what) != after[what]:
+            path = old.options.get("seed_model") or old.options.get(what)
+            changes.append(f"it was made with another {what}" + (f" ({path})" if path else ""))
+    msg = (
+        f"--run-dir: {run.path} holds the '{name}' stage of a different run: {'; '.join(changes)}. "
+        "Name another --run-dir, or repeat the options of that run"
+    )
+    raise UsageError(msg)

@@ -1,0 +1,84 @@
+"""Small copies of images, carried inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+__all__ = ["Thumbnail", "Thumbnails"]
+
+LONGEST_SIDE = 400
+MOST_PIXELS = 50_000_000
+MOST_COLOURS = 1024
+LEFT_OUT = "image left out to keep the page small"
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small copy as a data URI, with its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+class Thumbnails:
+    """Makes small copies until they take up too many bytes in all.
+
+    Parameters
+    ----------
+    byte_limit : int
+        Bytes of encoded images that the page may carry.
+    """
+
+    def __init__(self, byte_limit: int) -> None:
+        self._left = byte_limit
+
+    def make(self, image: Path | bytes) -> Thumbnail | str:
+        """Return a small copy of an image, or in words why there is none."""
+        if not self._left:
+            return LEFT_OUT
+        try:
+            small = _shrink(image)
+        except FileNotFoundError:
+            return "image file not found"
+        except Exception as error:
+            # Pillow's decoders raise many kinds of error; one damaged file must not stop the report.
+            return f"image cannot be read ({type(error).__name__})"
+        mime, data = _encode(small)
+        if len(data) > self._left:
+            self._left = 0
+            return LEFT_OUT
+        self._left -= len(data)
+        uri = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+        return Thumbnail(uri, small.width, small.height)
+
+
+def _shrink(source: Path | bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns of large images; they are refused below, by size.
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MOST_PIXELS:
+                msg = f"{image.width} x {image.height} pixels"
+                raise ValueError(msg)
+            image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+            small = image.convert("RGBA")
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    white = Image.new("RGBA", small.size, "white")
+    return Image.alpha_composite(white, small).convert("RGB")
+
+
+def _encode(image: Image.Image) -> tuple[str, bytes]:
+    """Encode drawings, which have few colours, as PNG and photographs as JPEG."""
+    buffer = io.BytesIO()
+    if image.getcolors(MOST_COLOURS) is not None:
+        image.save(buffer, "PNG", optimize=True)
+        return "image/png", buffer.getvalue()
+    image.save(buffer, "JPEG", quality=80)
+    return "image/jpeg", buffer.getvalue()

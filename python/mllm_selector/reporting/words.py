@@ -1,0 +1,203 @@
+"""What the report says in sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mllm_selector.reporting.numbers import Numbers, Source
+
+__all__ = [
+    "REJECTED",
+    "STAGES",
+    "UNSCORED",
+    "duration",
+    "lead",
+    "method_steps",
+    "seed_sentence",
+    "shift_sentence",
+    "unscored_sentence",
+]
+
+STAGES = {
+    "ingest": "Read and check the pool",
+    "seed": "Tune the seed model",
+    "export": "Turn it into scoring graphs",
+    "score": "Score every sample",
+    "pick": "Choose the subset",
+}
+
+REJECTED = {
+    "too-large": "The record is larger than is read",
+    "not-an-object": "The record is not a JSON object",
+    "broken-utf8": "The text is not valid UTF-8",
+    "invalid-json": "The record is not valid JSON",
+    "no-conversations": "There is no conversation",
+    "bad-turn": "A turn cannot be read",
+    "no-answer": "There is no answer to learn from",
+    "image-missing": "The image file is missing",
+    "image-outside": "The image path leaves the images folder",
+    "image-marks": "The image marks do not match the images",
+    "duplicate-id": "An earlier record has the same id",
+}
+
+UNSCORED = {
+    "too-long": "More tokens than are scored",
+    "no-answer-tokens": "No token of an answer is left after the chat template",
+    "image-unreadable": "An image cannot be read",
+    "chat-template": "The chat template refuses the conversation",
+    "image-marks": "The image marks do not match the images",
+    "not-finite": "The loss is not a finite number",
+}
+
+GROUPS = {
+    "cluster": "k-means clusters of the seed model's embeddings",
+    "necessity": "strata of equal size by necessity",
+    "source": "the sources",
+    "random": "random groups",
+}
+
+SHARES = {
+    "size-necessity": "A group's share of the budget is proportional to its size times its mean necessity.",
+    "necessity": "A group's share of the budget is proportional to its mean necessity.",
+    "size": "A group's share of the budget is proportional to its size.",
+    "equal": "Every group has the same share of the budget.",
+}
+
+WITHIN = {
+    "uniform": "uniformly at random",
+    "top": "by highest necessity",
+    "weighted": "at random, with a probability proportional to necessity, without replacement",
+    "k-center": "by greedy k-center, so that they cover the group's embeddings",
+    "middle": "nearest to the group's middle necessity",
+}
+
+SEED_SAMPLES = {
+    "compete": "could be chosen like any other and then count in the budget",
+    "include": "were all taken and count in the budget",
+    "exclude": "could not be chosen, so the budget comes on top of them",
+}
+
+
+def lead(numbers: Numbers) -> str:
+    """Say in a sentence or two what came out."""
+    share = numbers.chosen / max(1, numbers.samples)
+    sources = len(numbers.sources)
+    text = (
+        f"Of {numbers.samples:,} samples from {sources:,} source{'s' * (sources != 1)}, "
+        f"{numbers.chosen:,} ({share:.1%}) were chosen for training; the budget was {numbers.budget}."
+    )
+    pool, chosen = numbers.pool_necessity.mean, numbers.chosen_necessity.mean
+    if pool is None or chosen is None or pool <= 0:
+        return text
+    ratio = chosen / pool
+    if abs(ratio - 1) < 0.005:
+        return f"{text} Their mean necessity is that of the pool ({pool:.3g} nats per answer token)."
+    direction = "above" if ratio > 1 else "below"
+    return (
+        f"{text} Their mean necessity is {chosen:.3g} nats per answer token, "
+        f"{abs(ratio - 1):.0%} {direction} the pool's {pool:.3g}."
+    )
+
+
+def shift_sentence(sources: list[Source]) -> str:
+    """Say which sources gained and lost most."""
+    change = {source.source: source.chosen_share - source.pool_share for source in sources}
+    share = {source.source: (source.pool_share, source.chosen_share) for source in sources}
+    most, least = max(change, key=change.__getitem__), min(change, key=change.__getitem__)
+    if change[most] < 0.001:
+        return "Every source has about the same share of the selection as of the pool."
+    return (
+        f"{most} gained most, from {share[most][0]:.1%} of the pool to {share[most][1]:.1%} of the "
+        f"selection; {least} lost most, from {share[least][0]:.1%} to {share[least][1]:.1%}."
+    )
+
+
+def seed_sentence(numbers: Numbers, pick_options: dict[str, Any]) -> str:
+    """Say how the seed samples were treated and how many were chosen."""
+    if not numbers.seed_subset:
+        return "No seed subset was drawn in this run: the seed model was given."
+    rule = SEED_SAMPLES[pick_options["seed_samples"]]
+    return (
+        f"The {numbers.seed_subset:,} samples that the seed model was tuned on {rule}; "
+        f"{numbers.seed_chosen:,} of them are in the selection."
+    )
+
+
+def unscored_sentence(numbers: Numbers) -> str:
+    """Say how many samples have no score."""
+    unscored = numbers.samples - numbers.pool_necessity.scored
+    if not unscored:
+        return "Every sample of the pool was scored."
+    chosen = numbers.chosen - numbers.chosen_necessity.scored
+    told = f"{chosen:,}" if chosen else "none"
+    return f"{unscored:,} samples could not be scored; {told} of these were chosen."
+
+
+def method_steps(numbers: Numbers, options: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Tell the method step by step with the parameters of this run.
+
+    Parameters
+    ----------
+    numbers : Numbers
+        The report's numbers.
+    options : dict
+        Options of each stage (`command.settings`).
+
+    Returns
+    -------
+    list of (str, str)
+        Heading and sentences of each step.
+    """
+    return [
+        ("Seed model.", _seed_step(numbers, options["seed"])),
+        ("Necessity.", NECESSITY),
+        ("Diversity.", _pick_step(options["pick"])),
+    ]
+
+
+NECESSITY = (
+    "The seed model read every sample of the pool. A sample's necessity is the mean negative log-likelihood "
+    "of its answer tokens in nats: \u2212(1/T) \u03a3 log p(answer token t | images, question, answer tokens "
+    "before t). High means that the seed model cannot do it yet."
+)
+
+
+def _seed_step(numbers: Numbers, seed: dict[str, Any]) -> str:
+    if not numbers.seed_subset:
+        given = f" ({seed['seed_model']})" if seed["seed_model"] else ""
+        return f"The seed model was given{given}, so nothing was tuned."
+    model = seed["model"] or "the pretrained model"
+    return (
+        f"{numbers.seed_subset:,} samples were drawn uniformly at random, and {model} was tuned on them "
+        f"with LoRA: rank {seed['lora_rank']}, epochs {seed['seed_epochs']:g}, {seed['seed_batch_size']} "
+        f"samples a step, peak learning rate {seed['seed_learning_rate']:g}, random seed {seed['seed']}."
+    )
+
+
+def _pick_step(pick: dict[str, Any]) -> str:
+    parts = [
+        f"The pool was cut into groups: {GROUPS[pick['groups']]}.",
+        SHARES[pick["share"]],
+        "What a small group cannot use is shared out again.",
+        f"Inside a group samples were chosen {WITHIN[pick['within']]}.",
+    ]
+    if pick["trim"]:
+        parts.append(f"The highest {pick['trim']:.1%} of each group could not be chosen.")
+    if pick["skip_duplicates"]:
+        cosine = pick["skip_duplicates"]
+        parts.append(
+            f"Samples whose embedding has a cosine of at least {cosine} with a chosen one were skipped."
+        )
+    parts.append(f"Random seed {pick['seed']}.")
+    return " ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people do."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

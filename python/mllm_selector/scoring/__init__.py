@@ -1,0 +1,1 @@
+"""What scores samples: batches, shards, and the check against torch."""

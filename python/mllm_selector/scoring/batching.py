@@ -1,0 +1,199 @@
+"""What is computed together: batches of samples, and where the features of their images lie.
+
+The plan of a shard depends on its samples and the options only, so a run that was interrupted computes the
+same batches as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mllm_selector.families.base import Arrays, Encoded, Family
+
+__all__ = ["FeaturePlan", "ImageUse", "Placement", "length_batches", "plan_features", "scorer_batch"]
+
+IMAGES_AT_ONCE = 8
+"""Most images in one run of the vision graph."""
+
+
+def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Put samples of similar length together.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each sample.
+    token_budget : int
+        Most tokens in a batch, padding included; a longer sample forms its own batch.
+
+    Returns
+    -------
+    list of list of int
+        Positions in `lengths`, longest first (so that a lack of memory shows at once), ties in order.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for position in sorted(range(len(lengths)), key=lambda position: (-lengths[position], position)):
+        if not batches or (len(batches[-1]) + 1) * longest > token_budget:
+            batches.append([])
+            longest = lengths[position]
+        batches[-1].append(position)
+    return batches
+
+
+def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequence[int]]) -> Arrays:
+    """Return the scorer's inputs for a batch, all but the features.
+
+    Parameters
+    ----------
+    family : Family
+        The model's family.
+    batch : sequence of Encoded
+        The samples, each with an answer token after its first position.
+    starts : sequence of sequence of int
+        First feature row of each image of each sample.
+    """
+    inputs = family.scorer_inputs(batch)
+    length = inputs["input_ids"].shape[1]
+    image_rows = np.full((len(batch), length), -1, dtype=np.int64)
+    places, samples, tokens = [], [], []
+    for row, (sample, first_rows) in enumerate(zip(batch, starts, strict=True)):
+        blocks = zip(first_rows, sample.image_tokens, strict=True)
+        rows = [np.arange(first, first + count) for first, count in blocks]
+        if rows:
+            image_rows[row, np.flatnonzero(sample.is_image)] = np.concatenate(rows)
+        # A token is predicted from the position before it; nothing predicts the first.
+        answers = np.flatnonzero(sample.is_answer[1:])
+        places.append(row * length + answers)
+        samples.append(np.full(len(answers), row, dtype=np.int64))
+        tokens.append(sample.ids[answers + 1])
+    return {
+        **inputs,
+        "image_rows": image_rows,
+        "answer_positions": np.concatenate(places),
+        "answer_samples": np.concatenate(samples),
+        "answer_tokens": np.concatenate(tokens),
+    }
+
+
+@dataclass(frozen=True)
+class ImageUse:
+    """An image that a batch needs: what identifies it, and how many feature rows it has."""
+
+    key: Any
+    rows: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Images to be run through the vision graph together, and the first feature row of each."""
+
+    images: tuple[ImageUse, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """Where features lie while the batches of a shard are scored.
+
+    Attributes
+    ----------
+    encode : list of list of Placement
+        For each batch, what is run through the vision graph before it.
+    starts : list of dict
+        For each batch, the first feature row of each image that it needs, by key.
+    rows : int
+        Feature rows that have to be reserved.
+    """
+
+    encode: list[list[Placement]] = field(default_factory=list)
+    starts: list[dict[Hashable, int]] = field(default_factory=list)
+    rows: int = 0
+
+
+def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> FeaturePlan:
+    """Decide when each image is encoded and where its features lie.
+
+    An image is encoded before the first batch that needs it and kept until the last one. Where memory does
+    not suffice, the image needed again latest makes room and is encoded once more later (Belady's rule).
+
+    Parameters
+    ----------
+    batches : sequence of sequence of ImageUse
+        The distinct images that each batch needs, in order.
+    capacity : int
+        Feature rows to keep at most; raised to what the largest batch needs.
+    """
+    capacity = max([capacity, *(sum(image.rows for image in batch) for batch in batches)])
+    uses: dict[Hashable, list[int]] = {}
+    for index, batch in enumerate(batches):
+        for image in batch:
+            uses.setdefault(image.key, []).append(index)
+    memory = _Rows(capacity)
+    plan = FeaturePlan()
+    for index, batch in enumerate(batches):
+        placements = _place(batch, memory, uses, index)
+        plan.encode.append(placements)
+        plan.starts.append({image.key: memory.held[image.key][0] for image in batch})
+        for image in batch:
+            if uses[image.key][-1] == index:
+                memory.release(image.key)
+    return FeaturePlan(plan.encode, plan.starts, memory.highest)
+
+
+def _place(
+    batch: Sequence[ImageUse], memory: _Rows, uses: dict[Hashable, list[int]], index: int
+) -> list[Placement]:
+    needed = {image.key for image in batch}
+    missing = [image for image in batch if image.key not in memory.held]
+    placements = []
+    for first in range(0, len(missing), IMAGES_AT_ONCE):
+        chunk = missing[first : first + IMAGES_AT_ONCE]
+        while (starts := memory.take(chunk)) is None:
+            others = [key for key in memory.held if key not in needed]
+            if not others:
+                # Free rows are scattered between those that this batch needs: start it over from empty.
+                memory.clear()
+                return _place(batch, memory, uses, index)
+            memory.release(max(others, key=lambda key: next(use for use in uses[key] if use > index)))
+        placements.append(Placement(tuple(chunk), starts))
+    return placements
+
+
+class _Rows:
+    """Rows of memory handed out in contiguous blocks, the lowest that fits."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held: dict[Hashable, tuple[int, int]] = {}
+        self.highest = 0
+
+    def take(self, images: Sequence[ImageUse]) -> tuple[int, ...] | None:
+        """Find adjacent rows for some images; None if no free block is large enough."""
+        total = sum(image.rows for image in images)
+        start = 0
+        for first, rows in sorted(self.held.values()):
+            if first - start >= total:
+                break
+            start = first + rows
+        if start + total > self.capacity:
+            return None
+        self.highest = max(self.highest, start + total)
+        starts = []
+        for image in images:
+            self.held[image.key] = (start, image.rows)
+            starts.append(start)
+            start += image.rows
+        return tuple(starts)
+
+    def release(self, key: Hashable) -> None:
+        """Give an image's rows back."""
+        del self.held[key]
+
+    def clear(self) -> None:
+        """Give all rows back."""
+        self.held.clear()

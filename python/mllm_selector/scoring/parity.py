@@ -1,0 +1,231 @@
+"""Whether the scoring graphs agree with the model that they were made from.
+
+The reference is the unmodified model's own ``forward``: one sample at a time, no padding, all logits, a plain
+cross entropy. The graphs get the same samples in ragged batches through the same code that scores a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mllm_selector.engine import BatchScores, Engine
+from mllm_selector.errors import ExportError
+from mllm_selector.families.base import Arrays, Encoded, Family
+from mllm_selector.families.chat import IMAGE_MARK, encode_for_training
+from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch
+
+__all__ = ["BatchDifference", "Check", "Expected", "check_against", "plain_scores", "reference"]
+
+# Numbers of images of the samples of each batch: none, one, two; batches of one and of several.
+BATCHES = ((0,), (1,), (2, 0, 1), (1, 0, 2, 0, 1))
+# Words in question and answer, so that lengths are ragged.
+WORDS = ((3, 1), (9, 5), (30, 12), (5, 40), (17, 2))
+
+
+@dataclass(frozen=True)
+class BatchDifference:
+    """How far the graphs are from the model on one batch.
+
+    Attributes
+    ----------
+    tokens, images : list of int
+        Length and number of images of each sample.
+    nll_difference : float
+        Largest difference of a mean loss, in nats.
+    embedding_difference : float
+        Largest difference of an element of an L2-normalised embedding.
+    """
+
+    tokens: list[int]
+    images: list[int]
+    nll_difference: float
+    embedding_difference: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """The differences on all batches."""
+
+    batches: tuple[BatchDifference, ...]
+
+    @property
+    def worst_nll(self) -> float:
+        """Largest difference of a mean loss, in nats."""
+        return max(batch.nll_difference for batch in self.batches)
+
+    @property
+    def worst_embedding(self) -> float:
+        """Largest difference of an embedding's element."""
+        return max(batch.embedding_difference for batch in self.batches)
+
+    @property
+    def samples(self) -> int:
+        """How many samples were compared."""
+        return sum(len(batch.tokens) for batch in self.batches)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it, with the versions of the packages."""
+        packages = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+        return {
+            "worst_nll_difference": self.worst_nll,
+            "worst_embedding_difference": self.worst_embedding,
+            "batches": [asdict(batch) for batch in self.batches],
+            "versions": {package: import_module(package).__version__ for package in packages},
+        }
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A batch of samples and what the model says of each."""
+
+    samples: list[Encoded]
+    pictures: list[list[Arrays]]
+    nll_mean: NDArray[np.float64]
+    embedding: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    messages: tuple[tuple[str, str], ...]
+    images: tuple[bytes, ...]
+
+
+def reference(family: Family, model: Any) -> list[Expected]:
+    """Score made-up conversations with the unmodified model.
+
+    Raises
+    ------
+    ExportError
+        If the family's tokens differ from those of the model's own processor.
+    """
+    batches = []
+    for batch, image_counts in enumerate(BATCHES):
+        samples, pictures, losses, embeddings = [], [], [], []
+        for position, image_count in enumerate(image_counts):
+            conversation = _conversation(100 * batch + 10 * position, image_count, *WORDS[position])
+            encoded = family.encode(conversation)
+            _compare_tokens(family, conversation, encoded)
+            prepared = [family.prepare(_picture(image)) for image in conversation.images]
+            nll_sum, count, embedding = plain_scores(family, model, encoded, prepared)
+            samples.append(encoded)
+            pictures.append(prepared)
+            losses.append(nll_sum / count)
+            embeddings.append(embedding)
+        batches.append(Expected(samples, pictures, np.array(losses), np.stack(embeddings)))
+    return batches
+
+
+def plain_scores(
+    family: Family, model: Any, sample: Encoded, prepared: Sequence[Arrays]
+) -> tuple[float, int, NDArray[np.float64]]:
+    """Score one sample with the unmodified model.
+
+    Returns
+    -------
+    nll_sum : float
+        Cross entropy of the answer tokens from the full logits, summed, in nats.
+    count : int
+        Answer tokens.
+    embedding : ndarray of float64, shape (width,)
+        Mean over all positions of the last hidden state, L2-normalised.
+    """
+    import torch
+
+    inputs = family.torch_inputs([sample], prepared)
+    with torch.no_grad():
+        output = model(**inputs, output_hidden_states=True, use_cache=False)
+        labels = torch.from_numpy(np.where(sample.is_answer, sample.ids, -100))[1:]
+        logits = output.logits[0, :-1].double()
+        nll_sum = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+        mean = output.hidden_states[-1][0].double().mean(0)
+        embedding = mean / mean.norm()
+    return float(nll_sum), int((labels != -100).sum()), embedding.numpy()
+
+
+def check_against(family: Family, folder: Path, expected: Sequence[Expected]) -> Check:
+    """Score the reference's batches with the graphs in a folder, on the CPU, and compare."""
+    engine = Engine(folder, device="cpu")
+    return Check(tuple(_compare(family, engine, batch) for batch in expected))
+
+
+def _compare(family: Family, engine: Engine, expected: Expected) -> BatchDifference:
+    scores = _score(family, engine, expected)
+    losses = scores.nll_sum.astype(np.float64) / scores.answer_count
+    return BatchDifference(
+        tokens=[len(sample) for sample in expected.samples],
+        images=[len(images) for images in expected.pictures],
+        nll_difference=float(np.abs(losses - expected.nll_mean).max()),
+        embedding_difference=float(np.abs(scores.embedding - expected.embedding).max()),
+    )
+
+
+def _score(family: Family, engine: Engine, expected: Expected) -> BatchScores:
+    keys = [[(row, place) for place in range(len(images))] for row, images in enumerate(expected.pictures)]
+    uses = [
+        ImageUse(key, rows)
+        for row, sample in enumerate(expected.samples)
+        for key, rows in zip(keys[row], sample.image_tokens, strict=True)
+    ]
+    plan = plan_features([uses], capacity=0)
+    engine.reserve(plan.rows)
+    for placement in plan.encode[0]:
+        prepared = [expected.pictures[row][place] for row, place in (image.key for image in placement.images)]
+        rows = sum(image.rows for image in placement.images)
+        engine.see(family.vision_inputs(prepared), placement.starts[0], rows)
+    starts = [[plan.starts[0][key] for key in of_sample] for of_sample in keys]
+    return engine.read(scorer_batch(family, expected.samples, starts))
+
+
+def _compare_tokens(family: Family, conversation: _Conversation, encoded: Encoded) -> None:
+    """Compare the family's tokens with those that the model's own processor makes of the same text."""
+    own = encode_for_training(family.processor, conversation, _picture, family.chat)
+    labels = np.where(encoded.is_answer, encoded.ids, -100)
+    same_ids = np.array_equal(own["input_ids"].numpy(), encoded.ids)
+    if not (same_ids and np.array_equal(own["labels"].numpy(), labels)):
+        msg = (
+            f"{family.folder}: the tokens of {type(family).__name__} differ from those of the model's "
+            f"processor on a sample with {len(conversation.images)} images; please report the model's name"
+        )
+        raise ExportError(msg)
+
+
+def _conversation(seed: int, images: int, question: int, answer: int) -> _Conversation:
+    vocabulary = [
+        "how",
+        "many",
+        "red",
+        "blue",
+        "squares",
+        "circles",
+        "are",
+        "in",
+        "box",
+        "wall",
+        "3",
+        ",",
+        ".",
+    ]
+    draw = np.random.default_rng(seed)
+    marks = f"{IMAGE_MARK}\n" * images
+    messages = [
+        ("user", marks + " ".join(draw.choice(vocabulary, question))),
+        ("assistant", " ".join(draw.choice(vocabulary, answer))),
+    ]
+    if answer > 10:
+        messages += [("user", "and why ?"), ("assistant", " ".join(draw.choice(vocabulary, 4)))]
+    return _Conversation(tuple(messages), tuple(bytes([seed % 256, image]) for image in range(images)))
+
+
+def _picture(image: Any) -> Any:
+    """Return a picture of random pixels; `image` is the seed."""
+    from PIL import Image
+
+    draw = np.random.default_rng(list(image))
+    return Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8))

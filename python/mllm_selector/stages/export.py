@@ -1,0 +1,174 @@
+"""Turn the seed model into ONNX scoring graphs that are known to agree with it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from mllm_selector import families
+from mllm_selector.artifacts import atomic_folder, write_json
+from mllm_selector.config import ExportOptions
+from mllm_selector.engine import SCORER, VISION
+from mllm_selector.errors import ExportError, MissingPackageError
+from mllm_selector.families.base import Graph
+from mllm_selector.families.loading import load_model
+from mllm_selector.progress import Progress
+from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.parity import Check, check_against, reference
+
+__all__ = ["run"]
+
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
+"""Largest difference of a mean loss (nats) or of an embedding's element from the model's own, in float32."""
+
+
+def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[str, Any]:
+    """Write ``onnx/``: both graphs, the processor, ``config.json`` and ``check.json``.
+
+    Everything is written to a temporary folder, checked there against the unmodified model, and renamed.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Its seed stage is done; ``counts["model"]`` of that stage names the model directory.
+    options : ExportOptions
+        The precision of the graphs.
+    progress : Progress
+        What is reported to.
+
+    Returns
+    -------
+    dict
+        ``family``, ``precision``, ``bytes`` of both graphs with their weights, ``worst_nll_difference`` and
+        ``worst_embedding_difference`` of the check.
+
+    Raises
+    ------
+    ExportError
+        If a graph cannot be made, or differs from the model by more than the tolerance; nothing is left then.
+    ModelError
+        If the model directory cannot be read.
+    MissingPackageError
+        If a package of the ``[train]`` or ``[cpu]`` extra is missing.
+    """
+    _need_packages()
+    seed = run.need("seed")
+    folder = run.path / seed.counts["model"]
+    trust = bool(seed.options.get("trust_remote_code", False))
+    progress.start("export", total=4, unit="steps")
+    with atomic_folder(run.onnx) as temporary:
+        family = families.load(folder, trust_remote_code=trust)
+        model = load_model(folder, trust_remote_code=trust)
+        # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
+        expected = reference(family, model)
+        progress.update(1)
+        if options.precision == "float16":
+            model.half()
+        _export(family.vision_graph(model), temporary / VISION)
+        progress.update(2)
+        _export(family.scorer_graph(model), temporary / SCORER)
+        progress.update(3)
+        del model
+        family.save(temporary / "processor")
+        check = check_against(family, temporary, expected)
+        _judge(check, options.precision, temporary)
+    size = sum(path.stat().st_size for path in run.onnx.iterdir() if path.is_file())
+    progress.finish(
+        f"{size / 1e6:,.0f} MB in {options.precision}; mean loss differs from torch by at most "
+        f"{check.worst_nll:.1e} on {check.samples} samples"
+    )
+    return {
+        "family": type(family).__name__,
+        "precision": options.precision,
+        "bytes": size,
+        "worst_nll_difference": check.worst_nll,
+        "worst_embedding_difference": check.worst_embedding,
+    }
+
+
+def _export(graph: Graph, path: Path) -> None:
+    import torch
+
+    # An axis name stands for one length, wherever it occurs.
+    dims = {name: torch.export.Dim(name) for axes in graph.axes.values() for name in axes.values()}
+    shapes = tuple(
+        {axis: dims[name] for axis, name in graph.axes.get(input_name, {}).items()}
+        for input_name in graph.example
+    )
+    log = io.StringIO()
+    try:
+        with _captured(log), torch.no_grad():
+            program = torch.onnx.export(
+                graph.module.eval(),
+                tuple(graph.example.values()),
+                dynamo=True,
+                input_names=list(graph.example),
+                output_names=list(graph.outputs),
+                dynamic_shapes=shapes,
+            )
+            assert program is not None  # what dynamo=True returns; for the type checker
+            _drop_metadata(program.model)
+            program.save(path, external_data=True)
+    # torch.export raises a dozen unrelated classes; the model, not the caller, is what they are about.
+    except Exception as error:
+        msg = (
+            f"{path.name}: torch.onnx cannot export this model ({type(error).__name__}: {error}). "
+            f"Its last words: {log.getvalue()[-2000:].strip() or 'none'}"
+        )
+        raise ExportError(msg) from error
+
+
+def _drop_metadata(model: Any) -> None:
+    """Remove the exporter's notes: Python stack traces with local paths, most of the file's size."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _judge(check: Check, precision: str, folder: Path) -> None:
+    tolerance = TOLERANCE[precision]
+    write_json(folder / "check.json", {"precision": precision, "tolerance": tolerance, **check.as_json()})
+    worst = max(check.batches, key=lambda batch: max(batch.nll_difference, batch.embedding_difference))
+    # Written so that a difference of NaN fails.
+    if worst.nll_difference <= tolerance and worst.embedding_difference <= tolerance:
+        return
+    msg = (
+        f"the {precision} graphs do not agree with the model: on a batch of {len(worst.tokens)} samples with "
+        f"{worst.tokens} tokens and {worst.images} images the mean loss differs by "
+        f"{worst.nll_difference:.2e} nats and the embedding by {worst.embedding_difference:.2e}, "
+        f"more than {tolerance:g}. "
+        + ("Use --precision float32." if precision == "float16" else "Please report the model's name.")
+    )
+    raise ExportError(msg)
+
+
+@contextmanager
+def _captured(log: io.StringIO) -> Iterator[None]:
+    """Keep the exporter's prints, warnings and log records off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(log), redirect_stderr(log), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _need_packages() -> None:
+    for package in ("torch", "onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            msg = f"the export needs {package}: pip install 'mllm-selector[train]'"
+            raise MissingPackageError(msg) from error

@@ -1,0 +1,577 @@
+"""LoRA fine-tuning of a vision-language model with transformers and peft.
+
+What this module adds to their `Trainer`: a loss on answer tokens only that is the same for every model and
+every micro-batch size, checkpoints that count only when they are whole, and a terminal that stays quiet.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mllm_selector.artifacts import atomic_folder, atomic_write, sync_folder
+from mllm_selector.config import SeedOptions
+from mllm_selector.errors import MissingPackageError, ModelError, UsageError
+from mllm_selector.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "IGNORED",
+    "Collator",
+    "TrainingLog",
+    "Trainset",
+    "answer_loss",
+    "attach_lora",
+    "check_model_directory",
+    "fine_tune",
+    "load_pretrained",
+    "merge",
+    "need_packages",
+    "quiet",
+    "save_adapter",
+]
+
+IGNORED = -100
+"""The label of a token that has no part in the loss."""
+
+# Names that transformers gives to what joins the vision tower to the language model.
+_PROJECTORS = ("multi_modal_projector", "connector", "aligner", "merger")
+_WARMUP = 0.03  # share of the steps, as in LLaVA's own recipe
+_CHECKPOINTS = 10  # a killed run repeats at most this part of the training
+_WHOLE = "whole"  # marks a checkpoint that was written to its end
+
+Encoded = dict[str, "torch.Tensor"]
+
+
+def need_packages() -> None:
+    """Check that the packages of the ``train`` extra are installed.
+
+    Raises
+    ------
+    MissingPackageError
+        If one is not.
+    """
+    needed = ("torch", "transformers", "peft", "accelerate", "safetensors")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        msg = (
+            f"seed fine-tuning needs {', '.join(missing)}: pip install 'mllm-selector[train]'; "
+            "or name a tuned model with --seed-model"
+        )
+        raise MissingPackageError(msg)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence progress bars, log lines and warnings of transformers and its companions."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_model_directory(directory: Path, option: str) -> None:
+    """Check that a directory can hold a model, without loading it.
+
+    Parameters
+    ----------
+    directory : Path
+        A directory as ``save_pretrained`` writes it.
+    option : str
+        The option that named it, for the error message.
+
+    Raises
+    ------
+    UsageError
+        If it is no directory.
+    ModelError
+        If it has no ``config.json`` or no safetensors weights.
+    """
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        msg = f"{option}: {directory} {what}; name a model directory as save_pretrained writes it"
+        raise UsageError(msg)
+    if not (directory / "config.json").is_file():
+        msg = f"{option}: {directory} has no config.json; name a model directory as save_pretrained writes it"
+        raise ModelError(msg)
+    if any(directory.glob("*.safetensors")):
+        return
+    pickled = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
+    if pickled:
+        msg = (
+            f"{option}: the weights in {directory} are pickled ({pickled[0].name}), and loading a pickle can "
+            "run any code. If you trust them, convert them once: AutoModelForImageTextToText.from_pretrained("
+            "DIR, use_safetensors=False).save_pretrained(NEW_DIR), and copy the tokenizer and processor files"
+        )
+    else:
+        msg = f"{option}: {directory} has no weights (*.safetensors)"
+    raise ModelError(msg)
+
+
+def load_pretrained(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a pretrained model for training, and its processor.
+
+    Parameters
+    ----------
+    name : str
+        A model directory or a hub id.
+    trust_remote_code : bool
+        Whether code that comes with the model may run.
+
+    Returns
+    -------
+    model : transformers.PreTrainedModel
+        On the CPU, in the number format of `_number_format`.
+    processor : transformers.ProcessorMixin
+
+    Raises
+    ------
+    UsageError
+        If `name` is a path at which there is no directory.
+    ModelError
+        If it cannot be loaded, or its weights are pickled or incomplete.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        check_model_directory(path, "--model")
+        name = str(path)
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=getattr(torch, _number_format()),
+            output_loading_info=True,
+        )
+    # The loaders raise whatever the damage leads them to: OSError (no such model, no network, cut-off file),
+    # ValueError (unknown architecture, remote code), KeyError, ImportError, RuntimeError, SafetensorError.
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        msg = (
+            f"--model: {name} cannot be loaded as an image-text-to-text model "
+            f"({type(error).__name__}: {reason}); name a model directory as save_pretrained writes it, "
+            "with safetensors weights and a processor, or a hub id that can be reached or is in the cache"
+        )
+        raise ModelError(msg) from error
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        msg = f"--model: the weights of {name} lack {len(info['missing_keys'])} tensors ({some}, ...)"
+        raise ModelError(msg)
+    if not hasattr(processor, "tokenizer"):
+        msg = f"--model: {name} has no processor that takes images and text; save one beside the model"
+        raise ModelError(msg)
+    return model, processor
+
+
+def attach_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
+    """Put LoRA matrices beside the linear layers of the language model.
+
+    The projector between vision tower and language model, where there is one, is trained in full; everything
+    else is frozen. What is trained is float32 whatever the model's number format.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model; changed in place.
+    rank, alpha : int
+        Rank of the matrices; their product is scaled by ``alpha / rank``.
+    seed : int
+        Decides the first weights.
+
+    Returns
+    -------
+    peft.PeftModel
+        The model with its adapter.
+
+    Raises
+    ------
+    ModelError
+        If the model has no language model of its own, or that has no linear layers.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=_language_layers(model),
+        modules_to_save=_projectors(model) or None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def _language_layers(model: Any) -> str:
+    """Return a regular expression for the names of the language model's linear layers."""
+    import torch
+
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    sees = any(isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) for module in decoder.modules())
+    if decoder is model or decoder not in names or sees:
+        msg = (
+            f"{type(model).__name__} has no language model apart from its vision tower, "
+            "so LoRA cannot be placed; tune it elsewhere and pass it with --seed-model"
+        )
+        raise ModelError(msg)
+    layers = {
+        name.rpartition(".")[2]
+        for name, module in decoder.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    if not layers:
+        msg = f"the language model of {type(model).__name__} has no linear layers to put LoRA on"
+        raise ModelError(msg)
+    return rf"{re.escape(names[decoder])}\.(.*\.)?({'|'.join(map(re.escape, sorted(layers)))})"
+
+
+def _projectors(model: Any) -> list[str]:
+    return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _PROJECTORS]
+
+
+class Collator:
+    """Makes a batch of encoded samples.
+
+    What is per token is padded on the right: labels with -100, ids with the pad token, anything else with
+    zeros. What belongs to images is laid along the first axis, padded with zeros where shapes differ; samples
+    without images add nothing.
+
+    Parameters
+    ----------
+    pad_token_id : int
+        The tokenizer's pad token.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._padding = {"labels": IGNORED, "input_ids": pad_token_id}
+
+    def __call__(self, samples: Sequence[Encoded]) -> Encoded:
+        """Pad and stack samples as `families.chat.encode_for_training` returns them."""
+        import torch
+
+        length = max(len(sample["input_ids"]) for sample in samples)
+        batch: Encoded = {}
+        for name in dict.fromkeys(name for sample in samples for name in sample):
+            values = [sample[name] for sample in samples if name in sample]
+            if values[0].ndim == 1:
+                padding = self._padding.get(name, 0)
+                padded = [_pad(value, (length,), padding) for value in values]
+                batch[name] = torch.stack(padded)
+            else:
+                shape = tuple(
+                    max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)
+                )
+                batch[name] = torch.cat([_pad(value, (len(value), *shape), 0) for value in values])
+        return batch
+
+
+def _pad(value: torch.Tensor, shape: tuple[int, ...], padding: int) -> torch.Tensor:
+    if value.shape == shape:
+        return value
+    padded = value.new_full(shape, padding)
+    padded[tuple(slice(size) for size in value.shape)] = value
+    return padded
+
+
+def answer_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Return the negative log-likelihood of the answer tokens, in nats.
+
+    Parameters
+    ----------
+    outputs : transformers.utils.ModelOutput
+        With ``logits`` of shape (batch, length, vocabulary).
+    labels : torch.Tensor of int64, shape (batch, length)
+        Token ids at answer positions, -100 elsewhere.
+    num_items_in_batch : int, optional
+        What the sum is divided by: the answer tokens of all micro-batches of a step, so that the split into
+        micro-batches does not change the gradient. Without it, those of this batch.
+    """
+    import torch
+
+    targets = labels[:, 1:]
+    is_answer = targets != IGNORED
+    # Only the answer positions become float32; a batch's logits are the largest tensor of the training.
+    logits = outputs.logits[:, :-1][is_answer].float()
+    total = torch.nn.functional.cross_entropy(logits, targets[is_answer], reduction="sum")
+    return total / (is_answer.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class Trainset(Protocol):
+    """The samples of a training in the order in which they are seen, all epochs one after the other."""
+
+    def __len__(self) -> int:
+        """Return the number of samples seen in all."""
+
+    def __getitem__(self, index: int) -> Encoded:
+        """Encode the sample seen at a position."""
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """A file with one JSON object a line: ``event`` and what belongs to it.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    """
+
+    path: Path
+
+    def add(self, event: str, **fields: Any) -> None:
+        """Append a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the whole lines; the last one of a killed process may be cut off."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Write the file anew with the lines that are wanted."""
+        kept = [line for line in self.read() if wanted(line)]
+        with atomic_write(self.path) as file:
+            for line in kept:
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def losses(self) -> list[float]:
+        """Return the loss of every step."""
+        return [line["loss"] for line in self.read() if line["event"] == "step"]
+
+
+def fine_tune(
+    model: Any,
+    samples: Trainset,
+    collate: Callable[[Sequence[Encoded]], Encoded],
+    options: SeedOptions,
+    checkpoints: Path,
+    log: TrainingLog,
+    progress: Progress,
+) -> int:
+    """Train what is trainable in a model, going on from the last whole checkpoint.
+
+    AdamW without weight decay, a cosine schedule with a short warm-up, gradients clipped to norm 1. On CUDA
+    in mixed precision with activation checkpointing. A run that was killed and goes on ends with the same
+    weights as one that was not, on the same machine with deterministic kernels (the CPU's are).
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        As `attach_lora` returns it; changed in place.
+    samples : Trainset
+        What is seen, in order.
+    collate : callable
+        Makes a batch.
+    options : SeedOptions
+        Batch sizes, learning rate and seed.
+    checkpoints : Path
+        Folder of the checkpoints; it must belong to this very training.
+    log : TrainingLog
+        Gets a line a step.
+    progress : Progress
+        Told of every step.
+
+    Returns
+    -------
+    int
+        Optimiser steps in all.
+
+    Raises
+    ------
+    ModelError
+        If the loss is not finite, or the device's memory does not suffice.
+    """
+    import torch
+    from transformers import PrinterCallback, Trainer
+
+    steps = math.ceil(len(samples) / options.seed_batch_size)
+    trainer = Trainer(
+        model=model,
+        args=_training_arguments(options, checkpoints, steps),
+        train_dataset=samples,
+        data_collator=collate,
+        compute_loss_func=answer_loss,
+        callbacks=[_reporter(log, progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = _last_whole(checkpoints)
+    done = 0 if last is None else _step(last)
+    log.keep(lambda line: line["event"] != "step" or line["step"] <= done)
+    progress.start("seed", steps, unit="steps")
+    progress.update(done)
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except torch.OutOfMemoryError as error:
+        msg = (
+            f"the device's memory does not suffice to train on {options.seed_micro_batch} samples at a time; "
+            "lower --seed-micro-batch or --seed-max-tokens"
+        )
+        raise ModelError(msg) from error
+    return steps
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter as safetensors; the folder is whole or not there."""
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+
+
+def merge(model: Any, processor: Any, folder: Path) -> None:
+    """Merge the adapter into the model and write it with its processor; the folder is whole or not there.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        Taken apart; not to be used afterwards.
+    processor : transformers.ProcessorMixin
+        Written beside the model.
+    folder : Path
+        A model directory as ``save_pretrained`` writes it.
+
+    Raises
+    ------
+    ModelError
+        If a merged matrix is not finite.
+    """
+    import torch
+
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        msg = f"merging the adapter: {error}; lower --seed-learning-rate"
+        raise ModelError(msg) from error
+    merged.to(getattr(torch, _number_format()))  # what was trained is float32, the rest may not be
+    merged.config.use_cache = True  # Trainer switched it off
+    with atomic_folder(folder) as temporary:
+        merged.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+
+def _number_format() -> str:
+    """Return the number format of frozen weights: bfloat16 on CUDA, else float16; float32 on the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def _training_arguments(options: SeedOptions, folder: Path, steps: int) -> Any:
+    from transformers import TrainingArguments
+
+    number_format = _number_format()
+    on_cuda = number_format != "float32"
+    # The name changed after transformers 5.17; the older one is to go in version 6.
+    renamed = hasattr(TrainingArguments, "activation_checkpointing")
+    checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    # Non-reentrant checkpointing needs no gradient at the (frozen) input of a layer.
+    extra = {checkpointing: on_cuda, f"{checkpointing}_kwargs": {"use_reentrant": False} if on_cuda else None}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,  # the samples come with their epochs laid out
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=options.seed_micro_batch,
+        gradient_accumulation_steps=options.seed_batch_size // options.seed_micro_batch,
+        learning_rate=options.seed_learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(_WARMUP * steps),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        optim="adamw_torch",
+        bf16=number_format == "bfloat16",
+        fp16=number_format == "float16",
+        use_cpu=not on_cuda,
+        dataloader_pin_memory=on_cuda,
+        remove_unused_columns=False,
+        seed=options.seed,
+        save_strategy="steps",
+        save_steps=math.ceil(steps / _CHECKPOINTS),
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        log_level="error",
+        disable_tqdm=True,
+        report_to="none",
+        **extra,
+    )
+    # With several GPUs in sight Trainer would wrap the model in DataParallel and multiply the batch size.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _reporter(log: TrainingLog, progress: Progress) -> Any:
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):  # type: ignore[misc] # transformers has no types that mypy could read
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" not in logs:
+                return
+            loss, rate = logs["loss"], logs["learning_rate"]
+            if not math.isfinite(loss):
+                msg = (
+                    f"the loss is {loss} at step {state.global_step} of {state.max_steps}; lower "
+                    "--seed-learning-rate, or try a model whose weights are sound"
+                )
+                raise ModelError(msg)
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            log.add("step", step=state.global_step, loss=loss, learning_rate=rate, time=now)
+            progress.update(state.global_step, loss=loss)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sync_folder(folder)
+            (folder / _WHOLE).touch()
+
+    return Reporter()
+
+
+def _last_whole(checkpoints: Path) -> Path | None:
+    """Return the latest whole checkpoint and remove those that a kill cut off."""
+    whole = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        if (folder / _WHOLE).exists():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

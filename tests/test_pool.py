@@ -1,0 +1,136 @@
+"""The pool as the other stages read it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mllm_selector.artifacts import write_arrow
+from mllm_selector.errors import PoolError, RunDirectoryError
+from mllm_selector.pool import POOL_SCHEMA, Pool, Sample
+from mllm_selector.rundir import RunDirectory, StageRecord
+
+SCHEMA = POOL_SCHEMA.with_metadata({"mllm_selector.pool_version": "1", "mllm_selector.format": "llava-json"})
+
+
+def row(number: int) -> dict:
+    return {
+        "id": f"id-{number}",
+        "source": ["b", "a", "c"][number % 3],
+        "messages": [
+            {"role": "user", "content": f"<image>{number}"},
+            {"role": "assistant", "content": "é" * number},
+        ],
+        "images": [{"path": f"{number}.png", "bytes": None}]
+        if number % 2
+        else [{"path": None, "bytes": b"png"}],
+        "offset": number,
+        "length": 1,
+    }
+
+
+@pytest.fixture
+def pool_file(tmp_path: Path) -> Path:
+    """A pool of three batches of 5, 1 and 4 rows."""
+    path = tmp_path / "pool.arrow"
+    rows = [row(number) for number in range(10)]
+    with pa.ipc.new_file(path, SCHEMA) as writer:
+        for start, end in ((0, 5), (5, 6), (6, 10)):
+            writer.write_table(pa.Table.from_pylist(rows[start:end], SCHEMA))
+    return path
+
+
+def test_every_row_is_a_sample(pool_file):
+    pool = Pool.open(pool_file, Path("pictures"))
+    expected = [
+        Sample(
+            row=number,
+            id=f"id-{number}",
+            source=["b", "a", "c"][number % 3],
+            messages=(("user", f"<image>{number}"), ("assistant", "é" * number)),
+            images=(Path(f"pictures/{number}.png") if number % 2 else b"png",),
+        )
+        for number in range(10)
+    ]
+    assert len(pool) == 10
+    assert list(pool) == expected
+    assert [pool.sample(number) for number in (9, 0, 5, 6, 4)] == [expected[n] for n in (9, 0, 5, 6, 4)]
+    assert pool.sample(np.int64(3)) == expected[3]
+    assert Pool.open(pool_file).sample(1).images == (Path("1.png"),)
+
+
+@pytest.mark.parametrize("number", [-1, 10])
+def test_a_row_outside_is_an_index_error(pool_file, number):
+    with pytest.raises(IndexError, match=f"row {number} is not in a pool of 10"):
+        Pool.open(pool_file).sample(number)
+
+
+def test_columns_of_many_rows(pool_file):
+    pool = Pool.open(pool_file)
+    assert pool.ids([7, 0, 7]) == ["id-7", "id-0", "id-7"]
+    assert pool.ids(np.array([9], dtype=np.uint64)) == ["id-9"]
+    assert pool.ids([]) == []
+    codes, names = pool.sources()
+    assert codes.dtype == np.int32
+    assert names == ["b", "a", "c"]
+    assert codes.tolist() == [number % 3 for number in range(10)]
+    assert [batch.num_rows for batch in pool.batches()] == [5, 1, 4]
+    assert pa.Table.from_batches(pool.batches()).equals(pool.table)
+    assert pool.format == "llava-json"
+
+
+def test_a_pool_of_a_run_knows_its_images_folder(pool_file, tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        with pytest.raises(RunDirectoryError, match="stage 'ingest' is not done"):
+            Pool.of(run)
+        run.pool.write_bytes(pool_file.read_bytes())
+        run.stages["ingest"] = StageRecord("done", "", options={"images": "/pictures"})
+        assert Pool.of(run).sample(1).images == (Path("/pictures/1.png"),)
+        run.stages["ingest"] = StageRecord("done", "", options={"images": None})
+        assert Pool.of(run).sample(1).images == (Path("1.png"),)
+
+
+def test_an_empty_pool_is_a_pool(tmp_path):
+    write_arrow(tmp_path / "pool.arrow", SCHEMA.empty_table())
+    pool = Pool.open(tmp_path / "pool.arrow")
+    assert (len(pool), list(pool), pool.ids([])) == (0, [], [])
+    codes, names = pool.sources()
+    assert (codes.tolist(), names) == ([], [])
+
+
+def test_a_file_that_is_no_pool_is_an_error(tmp_path):
+    path = tmp_path / "pool.arrow"
+    with pytest.raises(RunDirectoryError, match="is missing"):
+        Pool.open(path)
+    path.write_bytes(b"ARROW1\0\0")
+    with pytest.raises(PoolError, match="is not a whole Arrow file"):
+        Pool.open(path)
+    for schema, message in [
+        (POOL_SCHEMA, "is not a pool of version 1 (it says nothing)"),
+        (SCHEMA.with_metadata({"mllm_selector.pool_version": "2", "mllm_selector.format": "x"}), "it says 2"),
+        (SCHEMA.remove(1), "the columns of a pool (missing or of another type: source)"),
+        (SCHEMA.set(4, pa.field("offset", pa.int64(), nullable=False)), "of another type: offset)"),
+        (SCHEMA.append(pa.field("more", pa.int8())), "(it has extra ones)"),
+    ]:
+        write_arrow(path, schema.empty_table())
+        with pytest.raises(PoolError) as caught:
+            Pool.open(path)
+        assert message in str(caught.value)
+
+
+def test_lying_offsets_are_noticed_before_they_are_followed(pool_file):
+    whole = pool_file.read_bytes()
+    texts = [number for number in range(10) if f"<image>{number}".encode() in whole]
+    assert texts, "the contents stand in the file as they are"
+    # The offsets of the ids: 0, 4, 8, ... as 64-bit numbers, made to point far outside.
+    at = whole.index(b"".join(int(offset).to_bytes(8, "little") for offset in (0, 4, 8, 12)))
+    damaged = whole[: at + 8] + (1 << 40).to_bytes(8, "little") + whole[at + 16 :]
+    os.truncate(pool_file, 0)
+    pool_file.write_bytes(damaged)
+    pool = Pool.open(pool_file)
+    for use in (lambda: pool.sample(0), lambda: pool.ids([0]), lambda: list(pool)):
+        with pytest.raises(PoolError, match="is damaged"):
+            use()
+    assert pool.sample(7).id == "id-7"
