@@ -17,7 +17,8 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "onnx", "
 
 # Each part may import from those that stand below it.
 LAYERS = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"demo", "doctor", "pipeline"},
     {"stages"},
     {"scoring"},
