@@ -2,8 +2,8 @@
 
     python benches/bench_select.py [--rows 100000] [--columns 384] [--k 1000] [--threads 1] [--data FILE.npy]
 
-Without ``--data``, rows are drawn around Zipf-sized clusters on the unit sphere. The NumPy loop for k-center is
-timed for `--centres` centres and extrapolated, as every centre costs the same.
+Without ``--data``, rows are drawn around Zipf-sized clusters on the unit sphere. The NumPy loop for k-center
+is timed for `--centres` centres and extrapolated, as every centre costs the same.
 """
 
 from __future__ import annotations
