@@ -131,7 +131,8 @@ def numpy_filter(X, threshold, block=1024):
             far &= ((rows @ kept[begin : min(begin + 16 * block, count)].T) < threshold).all(axis=1)
         near = rows @ rows.T >= threshold
         for place in np.flatnonzero(far):
-            far[place + 1 :] &= ~near[place, place + 1 :]
+            if far[place]:  # not rejected by a row of this block
+                far[place + 1 :] &= ~near[place, place + 1 :]
         kept[count : count + far.sum()] = rows[far]
         count += far.sum()
     return count
