@@ -2,8 +2,8 @@
 
     python benches/bench_select.py [--rows 100000] [--columns 384] [--k 1000] [--threads 1] [--data FILE.npy]
 
-Without ``--data``, rows are drawn around Zipf-sized clusters on the unit sphere. The NumPy loop for k-center is
-timed for `--centres` centres and extrapolated, as every centre costs the same.
+Without ``--data``, rows are drawn around Zipf-sized clusters on the unit sphere. The NumPy loop for k-center
+is timed for `--centres` centres and extrapolated, as every centre costs the same.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def numpy_filter(X, threshold, block=1024):
             far &= ((rows @ kept[begin : min(begin + 16 * block, count)].T) < threshold).all(axis=1)
         near = rows @ rows.T >= threshold
         for place in np.flatnonzero(far):
-            far[place + 1 :] &= ~near[place, place + 1 :]
+            if far[place]:  # not rejected by a row of this block
+                far[place + 1 :] &= ~near[place, place + 1 :]
         kept[count : count + far.sum()] = rows[far]
         count += far.sum()
     return count

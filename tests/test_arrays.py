@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -328,3 +331,11 @@ def test_progress_is_reported_and_its_error_stops_the_call():
 
     with pytest.raises(StopError):
         k_center(X, len(X), progress=stop)
+
+
+def test_control_c_stops_a_long_call():
+    X = clusters(30_000, 128)
+    # Sent from another thread while this one waits inside the call, which would take minutes.
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        k_center(X, len(X))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
+from ingest_reference import Rejected, pools, reference
 from mllm_selector import _internal, formats
 from mllm_selector.config import IngestOptions
 from mllm_selector.errors import PoolError, UsageError
@@ -18,106 +18,6 @@ from mllm_selector.pool import POOL_SCHEMA, Pool
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.stages import ingest
-
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
-
-
-class Rejected(Exception):  # noqa: N818 - it is a verdict
-    """Why the reference sets a record aside."""
-
-
-# The reference: what CONTRIBUTING.md says of a record, in plain Python.
-
-
-def reference(record: bytes, number: int, root: Path, seen: set[str], stem: str) -> dict:
-    try:
-        value = json.loads(record.decode())
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeError:
-        raise Rejected("broken-utf8") from None
-    if not isinstance(value, dict):
-        raise Rejected("not-an-object")
-    turns = reference_turns(value.get("conversations"))
-    if not any(role == "assistant" and content.strip() for role, content in turns):
-        raise Rejected("no-answer")
-    paths = reference_paths(value)
-    asked = sum(content.count("<image>") for role, content in turns if role != "assistant")
-    answered = sum(content.count("<image>") for role, content in turns if role == "assistant")
-    if answered or asked != len(paths):
-        raise Rejected("image-marks")
-    images = [reference_image(path, root) for path in paths]
-    given = value.get("id")
-    is_id = (isinstance(given, str) and given) or (isinstance(given, int) and not isinstance(given, bool))
-    sample_id = str(given) if is_id else f"row-{number}"
-    if sample_id in seen:
-        raise Rejected("duplicate-id")
-    seen.add(sample_id)
-    source = value.get("source")
-    if not (isinstance(source, str) and source):
-        folders = (
-            [part for part in images[0].split("/")[:-1] if part not in ("", ".", "..")] if images else []
-        )
-        source = folders[0] if folders else stem
-    return {
-        "id": sample_id,
-        "source": source,
-        "messages": [{"role": role, "content": content} for role, content in turns],
-        "images": [{"path": path, "bytes": None} for path in images],
-    }
-
-
-def reference_turns(conversations: object) -> list[tuple[str, str]]:
-    if not isinstance(conversations, list) or not conversations:
-        raise Rejected("no-conversations")
-    turns = []
-    for turn in conversations:
-        if not isinstance(turn, dict):
-            raise Rejected("bad-turn")
-        role = turn["from"] if "from" in turn else turn.get("role")
-        content = turn["value"] if "value" in turn else turn.get("content")
-        if not isinstance(role, str) or role.lower() not in ROLES or not isinstance(content, str):
-            raise Rejected("bad-turn")
-        turns.append((ROLES[role.lower()], content))
-    return turns
-
-
-def reference_paths(value: dict) -> list[str]:
-    field = value.get("image") or None
-    if field is None and "image" in value and value["image"] not in (None, "", []):
-        raise Rejected("image-missing")
-    if field is None:
-        field = value.get("images")
-        if field is None or field in ("", []):
-            return []
-    paths = [field] if isinstance(field, str) else field
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise Rejected("image-missing")
-    return paths
-
-
-def reference_image(path: str, root: Path) -> str:
-    slashed = path.replace("\\", "/")
-    for form in (path, slashed):
-        if Path(form).is_absolute() or os.path.normpath(form).split("/")[0] == "..":
-            raise Rejected("image-outside")
-        real = os.path.realpath(root / form)
-        if not os.path.lexists(root / form):
-            continue
-        if Path(os.path.realpath(root)) not in (Path(real), *Path(real).parents):
-            raise Rejected("image-outside")
-        if not Path(real).is_file():
-            raise Rejected("image-missing")
-        return form
-    raise Rejected("image-missing")
 
 
 @pytest.fixture(scope="session")
@@ -133,126 +33,6 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "up").symlink_to("..")
     (root / "link.png").symlink_to("coco/b.png")
     return root
-
-
-PATHS = [
-    *[
-        "a.png",
-        "coco/b.png",
-        "./coco//b.png",
-        "coco/train/é c.png",
-        "back\\slash.png",
-        "coco\\b.png",
-        "link.png",
-    ],
-    *[
-        "coco/../a.png",
-        "../secret.png",
-        "out.png",
-        "up/secret.png",
-        "/dev/null",
-        "none.png",
-        "coco",
-        "fifo.png",
-    ],
-]
-
-pieces = ["<image>", "a", '"', "\\", "\n", "é", "😀", " ", "<imag", "}", "]"]
-plain_texts = st.text(max_size=20) | st.lists(st.sampled_from(pieces), max_size=6).map("".join)
-# Halves of surrogate pairs; two of them may make a whole one.
-halves = st.lists(st.sampled_from(["a", "\ud83d", "\ude00"]), max_size=3).map("".join)
-texts = st.integers(0, 20).flatmap(lambda odd: halves if odd == 0 else plain_texts)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=8,
-)
-image_fields = st.one_of(
-    st.sampled_from(PATHS[:7]),
-    st.sampled_from(PATHS),
-    st.lists(st.sampled_from(PATHS), max_size=3),
-    json_values,
-)
-
-
-@st.composite
-def turns(draw: st.DrawFn) -> object:
-    odd = draw(st.integers(0, 30))
-    if odd == 0:
-        return draw(json_values)
-    turn = draw(st.dictionaries(texts, json_values, max_size=1))
-    role_key, content_key = draw(
-        st.sampled_from([("from", "value"), ("role", "content"), ("from", "content")])
-    )
-    if odd != 1:
-        turn[role_key] = draw(st.sampled_from([*ROLES, "Human", "GPT"])) if odd != 2 else draw(json_values)
-    if odd != 3:
-        turn[content_key] = draw(texts) if odd != 4 else draw(json_values)
-    return turn
-
-
-@st.composite
-def good_records(draw: st.DrawFn) -> dict:
-    """Records that mostly become samples: marks and images agree."""
-    paths = draw(st.lists(st.sampled_from(PATHS[:7]), max_size=2))
-    question = "<image>" * len(paths) + draw(texts).replace("<image>", "")
-    answer = draw(texts).replace("<image>", "") + "."
-    record = {
-        "id": draw(st.integers(0, 40) | texts),
-        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
-    }
-    if len(paths) == 1:
-        record["image"] = draw(st.sampled_from([paths[0], paths]))
-    elif paths:
-        record[draw(st.sampled_from(["image", "images"]))] = paths
-    return record
-
-
-@st.composite
-def any_records(draw: st.DrawFn) -> object:
-    if draw(st.integers(0, 20)) == 0:
-        return draw(json_values)
-    record = draw(st.dictionaries(texts, json_values, max_size=2))
-    optional = {
-        "id": st.integers(0, 20) | texts | json_values,
-        "source": texts | json_values,
-        "image": image_fields,
-        "images": image_fields,
-        "conversations": st.lists(turns(), max_size=4) | json_values,
-    }
-    for name, values in optional.items():
-        if draw(st.booleans()):
-            record[name] = draw(values)
-    return record
-
-
-@st.composite
-def written(draw: st.DrawFn, record: object, *, one_line: bool) -> bytes:
-    """Write a record as JSON in one of many ways, now and then not as UTF-8."""
-    indent = None if one_line else draw(st.sampled_from([None, 0, 2]))
-    separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", " : ")]))
-    text = json.dumps(record, ensure_ascii=draw(st.booleans()), indent=indent, separators=separators)
-    data = text.encode(errors="surrogatepass")
-    return data.replace(b"e", b"\xff", 1) if draw(st.integers(0, 30)) == 0 else data
-
-
-@st.composite
-def pools(draw: st.DrawFn) -> tuple[bytes, str, list[bytes]]:
-    pool_format = draw(st.sampled_from(["llava-json", "llava-jsonl"]))
-    one_line = pool_format == "llava-jsonl"
-    objects = draw(st.lists(good_records() | any_records(), min_size=1, max_size=12))
-    objects = [*draw(st.lists(good_records(), min_size=1, max_size=6)), *objects]
-    records = [draw(written(record, one_line=one_line)) for record in objects]
-    space = draw(st.sampled_from([b"", b" ", b"\t"] if one_line else [b"", b" ", b"\n", b"\r\n  "]))
-    ending = draw(st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
-    if one_line:
-        text = ending.join(space + record + space for record in records) + draw(
-            st.sampled_from([b"", ending])
-        )
-    else:
-        inside = b",".join(space + record + space for record in records)
-        text = space + b"[" + inside + b"]" + ending
-    return draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + text, pool_format, records
 
 
 def run_ingest(text: bytes, pool_format: str, folder: Path, **options: object) -> tuple[Path, Path, dict]:
@@ -283,7 +63,7 @@ def test_samples_and_reasons_are_those_of_the_reference(pool, image_folder, tmp_
         assert counts["samples"] == len(samples)
         assert sum(counts["rejected"].values()) == len(reasons)
         assert_samples(out, text, samples)
-    lines = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "rejected.jsonl").open()]
     assert [(line["record"], line["reason"]) for line in lines] == [reason[:2] for reason in reasons]
     for line, (_, _, record) in zip(lines, reasons, strict=True):
         assert text[line["offset"] : line["offset"] + line["length"]] == record
@@ -507,7 +287,7 @@ def test_a_pool_that_is_mostly_bad_shows_why(tmp_path):
     assert lines[2] == "  duplicate-id: 2 records, e.g. record 2 (id '1'): an earlier sample has the id '1'"
     assert lines[3] == "  not-an-object: 1 records, e.g. record 8: the record is a string, not an object"
     assert str(tmp_path / "rejected.jsonl") in lines[4]
-    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 7
+    assert len(list((tmp_path / "rejected.jsonl").open())) == 7
     assert not (tmp_path / "pool.arrow").exists()
 
 
@@ -521,8 +301,8 @@ def test_bad_lines_are_set_aside_and_reading_goes_on(tmp_path):
         [GOOD, b'{"a": 1', b"", GOOD.replace(b'"id": 0', b'"id": 1') + b" }", GOOD[:-1] + b', "id": 2}']
     )
     out, rejected, _ = run_ingest(text, "llava-jsonl", tmp_path)
-    assert Pool.open(out).table["id"].to_pylist() == ["0", "2"] or rejected
-    lines = [json.loads(line) for line in rejected.read_text().splitlines()]
+    assert Pool.open(out).table["id"].to_pylist() == ["0", "2"]
+    lines = [json.loads(line) for line in rejected.open()]
     assert [(line["record"], line["reason"]) for line in lines] == [(1, "invalid-json"), (2, "invalid-json")]
     assert "expected ',' or '}' after a value" in lines[0]["detail"]
     assert "expected the end of the record" in lines[1]["detail"]
@@ -535,7 +315,7 @@ def test_deep_nesting_does_no_harm(depth, tmp_path):
     if depth < 1000:
         assert counts["samples"] == 2
         return
-    (line,) = [json.loads(line) for line in rejected.read_text().splitlines()]
+    (line,) = [json.loads(line) for line in rejected.open()]
     assert (line["id"], line["reason"]) == ("deep", "invalid-json")
     assert "nested deeper than 1000 levels" in line["detail"]
 
@@ -557,7 +337,7 @@ def test_a_record_over_the_size_limit_is_set_aside(tmp_path):
         ("llava-jsonl", b"\n".join([GOOD, long, GOOD.replace(b"0", b"1")])),
     ]:
         out, rejected, _ = run_ingest(text, pool_format, tmp_path)
-        (line,) = [json.loads(line) for line in rejected.read_text().splitlines()]
+        (line,) = [json.loads(line) for line in rejected.open()]
         assert (line["record"], line["reason"], line["length"]) == (1, "too-large", len(long))
         assert Pool.open(out).table["id"].to_pylist() == ["0", "1"]
 

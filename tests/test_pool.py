@@ -1,6 +1,5 @@
 """The pool as the other stages read it."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +121,9 @@ def test_a_file_that_is_no_pool_is_an_error(tmp_path):
 
 def test_lying_offsets_are_noticed_before_they_are_followed(pool_file):
     whole = pool_file.read_bytes()
-    texts = [number for number in range(10) if f"<image>{number}".encode() in whole]
-    assert texts, "the contents stand in the file as they are"
     # The offsets of the ids: 0, 4, 8, ... as 64-bit numbers, made to point far outside.
     at = whole.index(b"".join(int(offset).to_bytes(8, "little") for offset in (0, 4, 8, 12)))
     damaged = whole[: at + 8] + (1 << 40).to_bytes(8, "little") + whole[at + 16 :]
-    os.truncate(pool_file, 0)
     pool_file.write_bytes(damaged)
     pool = Pool.open(pool_file)
     for use in (lambda: pool.sample(0), lambda: pool.ids([0]), lambda: list(pool)):

@@ -57,8 +57,18 @@ pub struct KCenter {
 
 /// Covers the rows with `k` of them. Among rows equally far the lowest is taken.
 pub fn k_center(rows: &Rows, options: &KCenterOptions, observer: &Observer) -> Result<KCenter> {
-    check(rows, options)?;
     observer.expect(options.k as u64);
+    cover(rows, options, observer, || observer.advance(1))
+}
+
+/// Like [`k_center`], but only says when a centre is taken.
+pub(crate) fn cover(
+    rows: &Rows,
+    options: &KCenterOptions,
+    observer: &Observer,
+    mut taken: impl FnMut(),
+) -> Result<KCenter> {
+    check(rows, options)?;
     let norms = Norms::new(rows, options.metric, observer)?;
     let first = match options.first {
         First::Rows(first) => first.to_vec(),
@@ -76,7 +86,7 @@ pub fn k_center(rows: &Rows, options: &KCenterOptions, observer: &Observer) -> R
         let (rank, farthest) = greedy.farthest(observer)?;
         cover.radii.push(options.metric.distance(rank.max(0.0)));
         next = first.get(cover.rows.len()).copied().unwrap_or(farthest);
-        observer.advance(1);
+        taken();
     }
     Ok(cover)
 }

@@ -47,7 +47,7 @@ pub(super) struct Facts {
 ///
 /// The first fault that ends the whole run: text in an array that is not JSON, or an image without a folder.
 pub(super) fn parse(block: &Block, context: &Context<'_>) -> Result<Parsed> {
-    let mut columns = Columns::default();
+    let mut columns = Columns::with_capacity(block.places.len(), block.size());
     let mut facts = Vec::with_capacity(block.places.len());
     let mut rejected = Vec::new();
     for place in &block.places {

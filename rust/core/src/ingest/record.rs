@@ -1,6 +1,7 @@
 //! One LLaVA record: what it says, and the rules that it must keep.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use memchr::memmem;
 
@@ -9,6 +10,9 @@ use super::json::{Cursor, Fault, MAX_DEPTH, kind};
 use super::reject::{Reason, Rejection, shown};
 
 const IMAGE_MARK: &str = "<image>";
+
+static MARK_FINDER: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(IMAGE_MARK));
 
 /// Who speaks in a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -371,7 +375,7 @@ fn check_turn<'a>(index: usize, turn: Turn<'a>) -> Result<(Role, Cow<'a, str>), 
 }
 
 fn check_marks(turns: &[(Role, Cow<'_, str>)], images: usize) -> Result<(), Rejection> {
-    let count = |text: &str| memmem::find_iter(text.as_bytes(), IMAGE_MARK).count();
+    let count = |text: &str| MARK_FINDER.find_iter(text.as_bytes()).count();
     let (mut asked, mut answered) = (0, 0);
     for (role, content) in turns {
         match role {

@@ -56,6 +56,11 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Returns the number of bytes held.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Returns a record's bytes, or None for one over the size limit.
     pub(super) fn record(&self, place: &Place) -> Option<&[u8]> {
         if place.length > self.record_bytes {

@@ -57,7 +57,6 @@ fn item(fields: Fields) -> Arc<Field> {
 }
 
 /// Rows of one record batch, growing.
-#[derive(Default)]
 pub(super) struct Columns {
     id: LargeStringBuilder,
     source: LargeStringBuilder,
@@ -71,6 +70,21 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// Makes room for `rows` records of `bytes` in all, which hold at least as many bytes as their texts.
+    pub(super) fn with_capacity(rows: usize, bytes: usize) -> Self {
+        Self {
+            id: LargeStringBuilder::new(),
+            source: LargeStringBuilder::new(),
+            roles: StringBuilder::new(),
+            contents: LargeStringBuilder::with_capacity(rows * 2, bytes),
+            turns_per_row: Vec::with_capacity(rows),
+            image_paths: LargeStringBuilder::new(),
+            images_per_row: Vec::with_capacity(rows),
+            offsets: Vec::with_capacity(rows),
+            lengths: Vec::with_capacity(rows),
+        }
+    }
+
     pub(super) fn push(&mut self, id: &str, source: &str, sample: &Sample<'_>, place: &Place) {
         self.id.append_value(id);
         self.source.append_value(source);

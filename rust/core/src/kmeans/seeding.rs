@@ -15,6 +15,9 @@ use crate::{Observer, Result};
 /// Rows of the sample for each centre.
 const ROWS_PER_CENTRE: usize = 16;
 
+/// Rows drawn for each centre: as many as the kernel works on at once.
+const TRIALS: usize = 6;
+
 /// Fewest rows of a sample.
 const FEWEST_ROWS: usize = 4096;
 
@@ -41,15 +44,13 @@ pub(super) fn plus_plus(
         count: 0,
     };
     let mut distances = Distances::new(&view, Norms { squared }, options.metric);
-    // The number of draws that scikit-learn found to work well.
-    let trials = 2 + (options.k as f64).ln() as usize;
     let first = ((draws.next() * count as f64) as usize).min(count - 1);
     let mut chosen = vec![first];
     distances.try_centres(&[first]);
     distances.take(0);
     while chosen.len() < options.k {
         observer.check()?;
-        let drawn: Vec<usize> = (0..trials)
+        let drawn: Vec<usize> = (0..TRIALS)
             .map_while(|_| distances.draw(draws.next()))
             .collect();
         if drawn.is_empty() {

@@ -102,6 +102,7 @@ pub fn grouped_sample(
                         quota as usize - group.included.len(),
                         candidates,
                         options,
+                        observer,
                     );
                     observer.advance(1);
                     order
@@ -287,7 +288,7 @@ fn without_duplicates(
         .par_iter()
         .map(|group| {
             observer.check()?;
-            rank(group, group.open.len(), candidates, options)
+            rank(group, group.open.len(), candidates, options, observer)
         })
         .collect::<Result<_>>()?;
     let mut kept = Kept::new(embeddings, threshold, observer)?;

@@ -1,7 +1,7 @@
 //! The order in which a group's samples are taken.
 
 use super::{Candidates, GroupedOptions, Within};
-use crate::kcenter::{First, KCenterOptions, k_center};
+use crate::kcenter::{First, KCenterOptions, cover};
 use crate::linalg::Metric;
 use crate::rng::{Rng, Stream};
 use crate::{Error, Observer, Result};
@@ -20,6 +20,7 @@ pub(super) fn rank(
     depth: usize,
     candidates: &Candidates,
     options: &GroupedOptions,
+    observer: &Observer,
 ) -> Result<Vec<usize>> {
     let necessity = |sample: usize| candidates.necessity[sample];
     let rng = Rng::new(options.seed, Stream::Draw);
@@ -60,7 +61,7 @@ pub(super) fn rank(
             placed.sort_unstable();
             order = placed.into_iter().map(|(_, sample)| sample).collect();
         }
-        Within::KCenter => return spread(group, depth, candidates),
+        Within::KCenter => return spread(group, depth, candidates, observer),
     }
     order.truncate(depth);
     Ok(order)
@@ -75,7 +76,12 @@ fn waiting_time(uniform: f64, necessity: f32) -> f64 {
 }
 
 /// Orders a group by exact greedy k-center on the cosine distance, around the samples taken beforehand.
-fn spread(group: &Group, depth: usize, candidates: &Candidates) -> Result<Vec<usize>> {
+fn spread(
+    group: &Group,
+    depth: usize,
+    candidates: &Candidates,
+    observer: &Observer,
+) -> Result<Vec<usize>> {
     let Some(embeddings) = candidates.embeddings else {
         return Err(Error::Argument(
             "within: k-center needs embeddings; give them or pick in another way".into(),
@@ -96,12 +102,8 @@ fn spread(group: &Group, depth: usize, candidates: &Candidates) -> Result<Vec<us
         },
         weights: None,
     };
-    let cover = k_center(
-        &embeddings.subset(&members)?,
-        &options,
-        &Observer::default(),
-    )?;
-    Ok(cover.rows[taken.len()..]
+    let order = cover(&embeddings.subset(&members)?, &options, observer, || ())?.rows;
+    Ok(order[taken.len()..]
         .iter()
         .map(|&place| members[place])
         .collect())
