@@ -11,7 +11,14 @@ from typing import Any
 
 from mllm_selector.errors import MissingPackageError, ModelError
 
-__all__ = ["load_config", "load_model", "load_processor", "quiet_transformers", "read_config"]
+__all__ = [
+    "check_weights",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "quiet_transformers",
+    "read_config",
+]
 
 
 def read_config(model: str | Path) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def load_model(model: str | Path, *, precision: str = "float32", trust_remote_co
     MissingPackageError
         If torch or transformers is not installed.
     """
-    _refuse_pickle(Path(model))
+    check_weights(Path(model))
     with quiet_transformers() as transformers:
         try:
             import torch
@@ -185,7 +192,14 @@ def quiet_transformers() -> Iterator[Any]:
             log.enable_progress_bar()
 
 
-def _refuse_pickle(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
+    """Check that a model directory has its weights as safetensors; a hub id is not looked at.
+
+    Raises
+    ------
+    ModelError
+        If it has none, or pickled ones only.
+    """
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
     pickled = sorted(

@@ -1,263 +1,39 @@
-"""LoRA fine-tuning of a vision-language model with transformers and peft.
+"""The training loop: what is added to the `Trainer` of transformers.
 
-What this module adds to their `Trainer`: a loss on answer tokens only that is the same for every model and
-every micro-batch size, checkpoints that count only when they are whole, and a terminal that stays quiet.
+That is a loss on answer tokens only, the same for every model and every micro-batch size, checkpoints that
+count only when they are whole, and a terminal that stays quiet.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import re
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mllm_selector.artifacts import atomic_folder, atomic_write, sync_folder
+from mllm_selector.artifacts import atomic_write, sync_folder
 from mllm_selector.config import SeedOptions
-from mllm_selector.errors import MissingPackageError, ModelError, UsageError
+from mllm_selector.errors import ModelError
 from mllm_selector.progress import Progress
+from mllm_selector.training.pretrained import number_format
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "IGNORED",
-    "Collator",
-    "TrainingLog",
-    "Trainset",
-    "answer_loss",
-    "attach_lora",
-    "check_model_directory",
-    "fine_tune",
-    "load_pretrained",
-    "merge",
-    "need_packages",
-    "quiet",
-    "save_adapter",
-]
+__all__ = ["IGNORED", "Collator", "TrainingLog", "Trainset", "answer_loss", "fine_tune"]
 
 IGNORED = -100
 """The label of a token that has no part in the loss."""
 
-# Names that transformers gives to what joins the vision tower to the language model.
-_PROJECTORS = ("multi_modal_projector", "connector", "aligner", "merger")
 _WARMUP = 0.03  # share of the steps, as in LLaVA's own recipe
 _CHECKPOINTS = 10  # a killed run repeats at most this part of the training
 _WHOLE = "whole"  # marks a checkpoint that was written to its end
 
 Encoded = dict[str, "torch.Tensor"]
-
-
-def need_packages() -> None:
-    """Check that the packages of the ``train`` extra are installed.
-
-    Raises
-    ------
-    MissingPackageError
-        If one is not.
-    """
-    needed = ("torch", "transformers", "peft", "accelerate", "safetensors")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        msg = (
-            f"seed fine-tuning needs {', '.join(missing)}: pip install 'mllm-selector[train]'; "
-            "or name a tuned model with --seed-model"
-        )
-        raise MissingPackageError(msg)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence progress bars, log lines and warnings of transformers and its companions."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def check_model_directory(directory: Path, option: str) -> None:
-    """Check that a directory can hold a model, without loading it.
-
-    Parameters
-    ----------
-    directory : Path
-        A directory as ``save_pretrained`` writes it.
-    option : str
-        The option that named it, for the error message.
-
-    Raises
-    ------
-    UsageError
-        If it is no directory.
-    ModelError
-        If it has no ``config.json`` or no safetensors weights.
-    """
-    if not directory.is_dir():
-        what = "is a file" if directory.exists() else "does not exist"
-        msg = f"{option}: {directory} {what}; name a model directory as save_pretrained writes it"
-        raise UsageError(msg)
-    if not (directory / "config.json").is_file():
-        msg = f"{option}: {directory} has no config.json; name a model directory as save_pretrained writes it"
-        raise ModelError(msg)
-    if any(directory.glob("*.safetensors")):
-        return
-    pickled = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
-    if pickled:
-        msg = (
-            f"{option}: the weights in {directory} are pickled ({pickled[0].name}), and loading a pickle can "
-            "run any code. If you trust them, convert them once: AutoModelForImageTextToText.from_pretrained("
-            "DIR, use_safetensors=False).save_pretrained(NEW_DIR), and copy the tokenizer and processor files"
-        )
-    else:
-        msg = f"{option}: {directory} has no weights (*.safetensors)"
-    raise ModelError(msg)
-
-
-def load_pretrained(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Load a pretrained model for training, and its processor.
-
-    Parameters
-    ----------
-    name : str
-        A model directory or a hub id.
-    trust_remote_code : bool
-        Whether code that comes with the model may run.
-
-    Returns
-    -------
-    model : transformers.PreTrainedModel
-        On the CPU, in the number format of `_number_format`.
-    processor : transformers.ProcessorMixin
-
-    Raises
-    ------
-    UsageError
-        If `name` is a path at which there is no directory.
-    ModelError
-        If it cannot be loaded, or its weights are pickled or incomplete.
-    """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    path = Path(name).expanduser()
-    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        check_model_directory(path, "--model")
-        name = str(path)
-    try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            name,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            dtype=getattr(torch, _number_format()),
-            output_loading_info=True,
-        )
-    # The loaders raise whatever the damage leads them to: OSError (no such model, no network, cut-off file),
-    # ValueError (unknown architecture, remote code), KeyError, ImportError, RuntimeError, SafetensorError.
-    except Exception as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        msg = (
-            f"--model: {name} cannot be loaded as an image-text-to-text model "
-            f"({type(error).__name__}: {reason}); name a model directory as save_pretrained writes it, "
-            "with safetensors weights and a processor, or a hub id that can be reached or is in the cache"
-        )
-        raise ModelError(msg) from error
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        msg = f"--model: the weights of {name} lack {len(info['missing_keys'])} tensors ({some}, ...)"
-        raise ModelError(msg)
-    if not hasattr(processor, "tokenizer"):
-        msg = f"--model: {name} has no processor that takes images and text; save one beside the model"
-        raise ModelError(msg)
-    return model, processor
-
-
-def attach_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
-    """Put LoRA matrices beside the linear layers of the language model.
-
-    The projector between vision tower and language model, where there is one, is trained in full; everything
-    else is frozen. What is trained is float32 whatever the model's number format.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        The model; changed in place.
-    rank, alpha : int
-        Rank of the matrices; their product is scaled by ``alpha / rank``.
-    seed : int
-        Decides the first weights.
-
-    Returns
-    -------
-    peft.PeftModel
-        The model with its adapter.
-
-    Raises
-    ------
-    ModelError
-        If the model has no language model of its own, or that has no linear layers.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules=_language_layers(model),
-        modules_to_save=_projectors(model) or None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return adapted
-
-
-def _language_layers(model: Any) -> str:
-    """Return a regular expression for the names of the language model's linear layers."""
-    import torch
-
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    names = {module: name for name, module in model.named_modules()}
-    sees = any(isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) for module in decoder.modules())
-    if decoder is model or decoder not in names or sees:
-        msg = (
-            f"{type(model).__name__} has no language model apart from its vision tower, "
-            "so LoRA cannot be placed; tune it elsewhere and pass it with --seed-model"
-        )
-        raise ModelError(msg)
-    layers = {
-        name.rpartition(".")[2]
-        for name, module in decoder.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    if not layers:
-        msg = f"the language model of {type(model).__name__} has no linear layers to put LoRA on"
-        raise ModelError(msg)
-    return rf"{re.escape(names[decoder])}\.(.*\.)?({'|'.join(map(re.escape, sorted(layers)))})"
-
-
-def _projectors(model: Any) -> list[str]:
-    return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _PROJECTORS]
 
 
 class Collator:
@@ -446,57 +222,11 @@ def fine_tune(
     return steps
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter as safetensors; the folder is whole or not there."""
-    with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-
-
-def merge(model: Any, processor: Any, folder: Path) -> None:
-    """Merge the adapter into the model and write it with its processor; the folder is whole or not there.
-
-    Parameters
-    ----------
-    model : peft.PeftModel
-        Taken apart; not to be used afterwards.
-    processor : transformers.ProcessorMixin
-        Written beside the model.
-    folder : Path
-        A model directory as ``save_pretrained`` writes it.
-
-    Raises
-    ------
-    ModelError
-        If a merged matrix is not finite.
-    """
-    import torch
-
-    try:
-        merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        msg = f"merging the adapter: {error}; lower --seed-learning-rate"
-        raise ModelError(msg) from error
-    merged.to(getattr(torch, _number_format()))  # what was trained is float32, the rest may not be
-    merged.config.use_cache = True  # Trainer switched it off
-    with atomic_folder(folder) as temporary:
-        merged.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-
-
-def _number_format() -> str:
-    """Return the number format of frozen weights: bfloat16 on CUDA, else float16; float32 on the CPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-
-
 def _training_arguments(options: SeedOptions, folder: Path, steps: int) -> Any:
     from transformers import TrainingArguments
 
-    number_format = _number_format()
-    on_cuda = number_format != "float32"
+    precision = number_format()
+    on_cuda = precision != "float32"
     # The name changed after transformers 5.17; the older one is to go in version 6.
     renamed = hasattr(TrainingArguments, "activation_checkpointing")
     checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
@@ -514,8 +244,8 @@ def _training_arguments(options: SeedOptions, folder: Path, steps: int) -> Any:
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch",
-        bf16=number_format == "bfloat16",
-        fp16=number_format == "float16",
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
         use_cpu=not on_cuda,
         dataloader_pin_memory=on_cuda,
         remove_unused_columns=False,
