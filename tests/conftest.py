@@ -17,6 +17,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line does
 
 from mllm_selector.demo.model import ModelSize, make_model
 from mllm_selector.demo.scenes import Scene, draw_scene

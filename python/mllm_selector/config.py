@@ -173,7 +173,9 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    return str(value) if isinstance(value, Amount | Path) else value
+    if isinstance(value, Path):
+        return str(value.absolute())  # a later command may run in another folder
+    return str(value) if isinstance(value, Amount) else value
 
 
 def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
