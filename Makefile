@@ -30,8 +30,8 @@ format:  ## Format the sources
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/built  ## Run the benchmarks; see benches/README.md
-	$(BIN)/python benches/run.py
+bench: $(VENV)/built  ## Compare selection with NumPy and scikit-learn; see benches/README.md
+	$(BIN)/python benches/bench_select.py
 
 wheel: $(VENV)/built  ## Build the wheel into dist/
 	$(BIN)/maturin build --release --locked --out dist
