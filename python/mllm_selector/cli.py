@@ -157,7 +157,7 @@ def _add_options(
             continue
         if field.default is dataclasses.MISSING:
             text += " Required."
-        elif field.default not in (None, False):
+        elif field.default is not None and kind is not bool:
             text += f" Default {field.default}.".replace("%", "%%")
         flag = cli_name(field.name)
         if kind is bool:

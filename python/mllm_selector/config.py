@@ -241,7 +241,7 @@ class SeedOptions(StageOptions):
         2048, help="Longer seed samples are left out of training and counted.", metavar="N"
     )
     lora_rank: int = option(16, help="Rank of the LoRA matrices.", metavar="N")
-    lora_alpha: int = option(32, help="Scale of the LoRA matrices, times the rank.", metavar="N")
+    lora_alpha: int = option(32, help="The LoRA update is scaled by this divided by the rank.", metavar="N")
     seed: int = option(0, help="Random seed of every draw.", metavar="N")
     trust_remote_code: bool = option(
         False, help="Run Python code that comes with the model. Only for models you trust."
