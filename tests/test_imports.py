@@ -25,6 +25,8 @@ LAYERS = [
     {"training"},
     {"families", "formats", "methods", "selection", "reporting"},
     {"arrays", "engine", "pool"},
+    {"sampling"},
+    {"checks"},
     {"rundir", "resources"},
     {"artifacts", "config", "progress"},
     {"errors", "_internal"},
