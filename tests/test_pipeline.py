@@ -176,6 +176,26 @@ def test_pick_again_with_another_budget_keeps_the_scores(finished: Path, case: C
     assert {part: part.stat().st_mtime_ns for part in run_dir.glob("scores/*")} == before
 
 
+def test_a_pick_that_cannot_be_keeps_the_earlier_one(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(run_dir)], check=True)
+    refused("pick", "--budget", "241", "--run-dir", str(run_dir), code=2, says=["241", str(SAMPLES)])
+    assert len(mllm_selector.Selection.load(run_dir)) == BUDGET
+    assert (run_dir / "subset.json").read_bytes() == (finished / "subset.json").read_bytes()
+
+
+def test_a_score_part_that_is_gone_is_scored_again(finished: Path, case: Case, tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(run_dir)], check=True)
+    gone = run_dir / "scores" / "part-00003.arrow"
+    content = gone.read_bytes()
+    gone.unlink()
+    done = run("select", *case.options(run_dir))
+    assert done.returncode == 0, done.stderr
+    assert gone.read_bytes() == content
+    assert (run_dir / "subset.json").read_bytes() == (finished / "subset.json").read_bytes()
+
+
 def test_sigterm_stops_with_a_word_on_how_to_go_on(case: Case, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = subprocess.Popen(command("select", *case.options(run_dir)), stderr=subprocess.PIPE, text=True)

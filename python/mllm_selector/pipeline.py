@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,13 +66,27 @@ class Stage:
     redoable: bool = False
 
 
+def _seed_outputs(run: RunDirectory) -> list[Path]:
+    return [run.seed_rows, run.path / run.need("seed").counts["model"] / "config.json"]
+
+
+def _score_outputs(run: RunDirectory) -> list[Path]:
+    samples = run.need("ingest").counts["samples"]
+    parts = math.ceil(samples / run.need("score").options["shard_size"])
+    return [run.score_part(index) for index in range(parts)]
+
+
+def _pick_outputs(run: RunDirectory) -> list[Path]:
+    return [run.selection, run.path / run.need("pick").counts["subset"]]
+
+
 STAGES: dict[str, Stage] = {
     "ingest": Stage(IngestOptions, ingest.run, None, lambda run: [run.pool, run.rejected]),
     "seed": Stage(
         SeedOptions,
         seed.run,
         "ingest",
-        lambda run: [run.seed_rows],
+        _seed_outputs,
         partial=lambda run: sorted(run.seed.glob("checkpoints/*")),
     ),
     "export": Stage(ExportOptions, export.run, "seed", lambda run: [run.onnx / "check.json"]),
@@ -79,10 +94,10 @@ STAGES: dict[str, Stage] = {
         ScoreOptions,
         score.run,
         "export",
-        lambda run: [run.scores],
+        _score_outputs,
         partial=lambda run: sorted(run.scores.glob("part-*.arrow")),
     ),
-    "pick": Stage(PickOptions, pick.run, "score", lambda run: [run.selection], redoable=True),
+    "pick": Stage(PickOptions, pick.run, "score", _pick_outputs, redoable=True),
     "report": Stage(
         ReportOptions, report.run, "pick", lambda run: [run.report, run.report_numbers], redoable=True
     ),
@@ -273,7 +288,7 @@ def _run_stage(run: RunDirectory, name: str, options: StageOptions, progress: Pr
     stage = STAGES[name]
     inputs = _inputs(run, name, options)
     key = stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
-    old = run.stages.get(name)
+    previous = old = run.stages.get(name)
     if old is not None and old.key != key:
         _refuse_to_mix(run, name, old, options, inputs)
         old = None
@@ -288,7 +303,14 @@ def _run_stage(run: RunDirectory, name: str, options: StageOptions, progress: Pr
     run.save()
     reset_peak_memory()
     started = time.monotonic()
-    record.counts = stage.run(run, options, progress)
+    try:
+        record.counts = stage.run(run, options, progress)
+    except UsageError:
+        # The stage has found fault with its options and written nothing: what was there stays valid.
+        if previous is not None:
+            run.stages[name] = previous
+            run.save()
+        raise
     record.seconds = round(time.monotonic() - started, 3)
     record.peak_mb = peak_memory_mb()
     record.state = "done"

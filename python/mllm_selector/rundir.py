@@ -120,6 +120,10 @@ class RunDirectory:
         """Folder of the score parts (score)."""
         return self.path / "scores"
 
+    def score_part(self, index: int) -> Path:
+        """One of the score parts (score)."""
+        return self.scores / f"part-{index:05d}.arrow"
+
     @property
     def selection(self) -> Path:
         """The chosen rows with order, group and necessity (pick)."""

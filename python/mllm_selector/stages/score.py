@@ -68,7 +68,7 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     schema = score_schema(engine.embedding_size, {KEY: run.stages["score"].key})
     starts = range(0, len(pool), options.shard_size)
     shards = [range(start, min(start + options.shard_size, len(pool))) for start in starts]
-    parts = [run.scores / f"part-{index:05d}.arrow" for index in range(len(shards))]
+    parts = [run.score_part(index) for index in range(len(shards))]
     todo = _todo(run.scores, parts, shards, schema, progress.note)
 
     progress.start("score", total=len(pool))
