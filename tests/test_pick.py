@@ -14,7 +14,7 @@ from mllm_selector.config import Amount, IngestOptions, PickOptions
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint
-from mllm_selector.selection import Selection
+from mllm_selector.selection import SELECTION_SCHEMA, Selection
 from mllm_selector.stages import ingest
 from mllm_selector.stages import pick as stage
 
@@ -85,7 +85,12 @@ def write_seed_rows(run, rows):
 
 
 def do_pick(run, **options):
-    return stage.run(run, PickOptions(**{"budget": Amount.parse("10%"), **options}), SilentProgress())
+    """Run the stage and enter it in the manifest, as the pipeline does."""
+    given = PickOptions(**{"budget": Amount.parse("10%"), **options})
+    counts = stage.run(run, given, SilentProgress())
+    run.stages["pick"] = StageRecord("done", key="", options=given.as_json(), counts=counts)
+    run.save()
+    return counts
 
 
 def test_selection_and_subset(run):
@@ -93,23 +98,28 @@ def test_selection_and_subset(run):
     table = open_arrow(run.selection)
     necessity, X = scores()
     rows = pick(necessity, X, budget="10%")
-    assert table.schema == stage.SELECTION_SCHEMA
+    assert table.schema == SELECTION_SCHEMA
     np.testing.assert_array_equal(table["row"].to_numpy(), rows)
     np.testing.assert_array_equal(table["necessity"].to_numpy(), necessity[rows])
     chosen = pick(necessity, X, budget="10%", order="chosen")
     np.testing.assert_array_equal(rows[np.argsort(table["order"].to_numpy())], chosen)
     assert table["id"].to_pylist() == [f"sample-{row}" for row in rows]
+    subset = run.path / counts.pop("subset")
     assert counts == {"chosen": 30, "groups": 12, "candidates": 294, "unscored": 6, "seed_in_subset": 0}
-    assert json.loads(run.subset_stem.with_suffix(".json").read_text()) == [record(int(row)) for row in rows]
+    groups = json.loads(table.schema.metadata[b"mllm_selector.groups"])
+    assert len(groups) == 12
+    assert sum(group["size"] for group in groups) == 294
+    total = sum(group["size"] * group["mean_necessity"] for group in groups)
+    assert total == pytest.approx(np.nansum(necessity.astype(np.float64)))
+    assert json.loads(subset.read_text()) == [record(int(row)) for row in rows]
 
 
-def test_subset_in_the_order_of_choice_at_a_place_of_choice(run, tmp_path):
-    out = tmp_path / "out" / "mine.json"
-    do_pick(run, order="chosen", out=out)
+def test_subset_in_the_order_of_choice(run):
+    do_pick(run, order="chosen")
     necessity, X = scores()
     chosen = pick(necessity, X, budget="10%", order="chosen")
-    assert json.loads(out.read_text()) == [record(int(row)) for row in chosen]
-    assert out.read_bytes() == run.subset_stem.with_suffix(".json").read_bytes()
+    subset = run.subset_stem.with_suffix(".json")
+    assert json.loads(subset.read_text()) == [record(int(row)) for row in chosen]
     assert (np.diff(open_arrow(run.selection)["row"].to_numpy().astype(int)) > 0).all()
 
 
@@ -153,13 +163,13 @@ def test_scores_of_a_part_of_the_pool(run):
     with pytest.raises(RunDirectoryError, match="holds no scores"):
         do_pick(run)
     write_scores(run, rows=128)
-    with pytest.raises(RunDirectoryError, match="128 scores for 300 samples"):
+    with pytest.raises(RunDirectoryError, match="scores of 128 samples for a pool of 300"):
         do_pick(run)
 
 
 class TestSelection:
     def test_load(self, run):
-        with pytest.raises(RunDirectoryError, match=r"selection\.arrow is missing"):
+        with pytest.raises(RunDirectoryError, match="holds no selection"):
             Selection.load(run.path)
         do_pick(run)
         selection = Selection.load(run.path)
@@ -174,7 +184,7 @@ class TestSelection:
             assert values.tolist() == table[column].to_pylist()
         assert len(selection) == 30
         assert selection.run_dir == run.path
-        assert repr(selection).startswith("Selection of 30 samples from ")
+        assert repr(selection).startswith("Selection of 30 of 300 samples from 12 groups, in ")
 
     def test_write(self, run, tmp_path):
         do_pick(run)

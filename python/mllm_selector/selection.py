@@ -99,8 +99,14 @@ class Selection:
         return self.run_dir / str(self._stages["pick"].counts["subset"])
 
     def write(self, path: str | Path) -> None:
-        """Write the chosen records, byte for byte as in the pool, in its format."""
-        _copy(self.subset, Path(path))
+        """Write the chosen records, byte for byte as in the pool, in its format.
+
+        Raises
+        ------
+        RunDirectoryError
+            If the run directory does not hold the subset any more.
+        """
+        _copy(self.subset, Path(path), "pick")
 
     def report(self, path: str | Path) -> None:
         """Write the page that shows what was chosen.
@@ -110,11 +116,7 @@ class Selection:
         RunDirectoryError
             If the run directory has none.
         """
-        page = self.run_dir / "report.html"
-        if not page.exists():
-            msg = f"{self.run_dir} holds no report; run 'mllm-selector report' on it first"
-            raise RunDirectoryError(msg)
-        _copy(page, Path(path))
+        _copy(self.run_dir / "report.html", Path(path), "report")
 
     def summary(self) -> dict[str, Any]:
         """Return sizes, times in seconds, peak memory in MB and paths, as JSON values."""
@@ -133,6 +135,9 @@ class Selection:
         }
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, stage: str) -> None:
+    if not source.is_file():
+        msg = f"{source} is missing; run 'mllm-selector {stage}' on this run directory"
+        raise RunDirectoryError(msg)
     with source.open("rb") as reader, atomic_write(target) as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
