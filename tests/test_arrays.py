@@ -334,8 +334,15 @@ def test_progress_is_reported_and_its_error_stops_the_call():
 
 
 def test_control_c_stops_a_long_call():
-    X = clusters(30_000, 128)
-    # Sent from another thread while this one waits inside the call, which would take minutes.
-    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        k_center(X, len(X))
+    X = clusters(100_000, 128)
+    # A shell starts background jobs with the signal ignored, and Python then installs no handler.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Sent from another thread while this one waits inside the call, which would take half a minute.
+    timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            k_center(X, len(X))
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, earlier)
