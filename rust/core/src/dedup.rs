@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::linalg::{BLOCK_ROWS, LANES, Metric, Norms, Panels, Rows, Scratch, products};
+use crate::linalg::{BLOCK_ROWS, Centres, LANES, Metric, Norms, Rows, Scratch};
 use crate::{Error, Observer, Result};
 
 /// Rows that are compared with all kept rows at once.
@@ -109,29 +109,22 @@ struct Similarity<'a> {
     threshold: f64,
 }
 
-/// A batch of rows, packed as one side of a product.
+/// A batch of rows that others are compared with.
 struct Lanes<'a> {
     rows: &'a [usize],
-    panels: Panels,
-    /// Length of each vector; infinite for lanes without one, so that they are near nothing.
-    lengths: Vec<f32>,
+    centres: Centres,
 }
 
 impl<'a> Lanes<'a> {
     fn new(similarity: &Similarity, rows: &'a [usize]) -> Self {
-        let mut panels = Panels::new(similarity.rows.dim());
-        let mut lengths = vec![f32::INFINITY; rows.len().next_multiple_of(LANES)];
-        let mut vector = vec![0.0; similarity.rows.dim()];
-        for (lane, &row) in rows.iter().enumerate() {
-            similarity.rows.copy_row(row, &mut vector);
-            panels.push(&vector);
-            lengths[lane] = similarity.norms.squared[row].sqrt();
+        let whole = similarity.rows;
+        let mut centres = Centres::new(whole.dim(), Metric::Cosine, whole.simd());
+        let mut vector = vec![0.0; whole.dim()];
+        for &row in rows {
+            whole.copy_row(row, &mut vector);
+            centres.push(&vector, similarity.norms.squared[row]);
         }
-        Self {
-            rows,
-            panels,
-            lengths,
-        }
+        Self { rows, centres }
     }
 }
 
@@ -168,27 +161,22 @@ impl<'a> Similarity<'a> {
         scratch: &mut Scratch,
         mut visit: impl FnMut(usize, usize),
     ) {
-        // Below this no rounding of the comparison in float32 can hide a near pair.
-        let safe = (self.threshold * (1.0 - 1e-6)) as f32;
-        products(
+        let norms: Vec<f32> = names.iter().map(|&row| self.norms.squared[row]).collect();
+        // Below this no rounding can hide a near pair; above the other one it cannot make one up.
+        let sure = |row: usize, margin: f64| (self.threshold * (1.0 + margin) * f64::from(norms[row]).sqrt()) as f32;
+        lanes.centres.near(
             some,
             start..start + names.len(),
-            &lanes.panels,
+            &norms,
             scratch,
-            |panel, tile| {
-                let lengths = &lanes.lengths[panel * LANES..(panel + 1) * LANES];
-                for (place, dots) in tile.chunks_exact(LANES).enumerate() {
-                    let row = names[place];
-                    let limit = safe * self.norms.squared[row].sqrt();
-                    let likely = |lane: usize| dots[lane] >= limit * lengths[lane];
-                    if !(0..LANES).fold(false, |any, lane| any | likely(lane)) {
-                        continue;
-                    }
-                    for lane in (0..LANES).filter(|&lane| likely(lane)) {
-                        if self.near(dots[lane], row, lanes.rows[panel * LANES + lane]) {
-                            visit(start + place, panel * LANES + lane);
-                        }
-                    }
+            |row| sure(row, -1e-6),
+            |contender, vector| {
+                let place = contender.row;
+                let other = lanes.rows[contender.centre];
+                if contender.score.0 > sure(place, 1e-6)
+                    || self.near(lanes.centres.dot(vector, contender.centre), names[place], other)
+                {
+                    visit(start + place, contender.centre);
                 }
             },
         );

@@ -158,10 +158,10 @@ fn nearest_mean(rows: &Rows, norms: &Norms, metric: Metric, observer: &Observer)
     if metric == Metric::Cosine && squared < f32::MIN_POSITIVE {
         return Ok(0);
     }
-    let mut centre = Centres::new(rows.dim(), metric);
+    let mut centre = Centres::new(rows.dim(), metric, rows.simd());
     centre.push(&mean, squared);
     let mut scores = vec![f32::NEG_INFINITY; rows.len()];
-    raise_all(rows, &centre, &mut scores, observer)?;
+    raise_all(rows, norms, &centre, &mut scores, observer)?;
     let distance = |row: usize| metric.reduced(scores[row], norms.squared[row]);
     let nearest =
         (0..rows.len()).min_by(|&left, &right| distance(left).total_cmp(&distance(right)));
@@ -170,6 +170,7 @@ fn nearest_mean(rows: &Rows, norms: &Norms, metric: Metric, observer: &Observer)
 
 fn raise_all(
     rows: &Rows,
+    norms: &Norms,
     centres: &Centres,
     scores: &mut [f32],
     observer: &Observer,
@@ -180,7 +181,8 @@ fn raise_all(
         .try_for_each_init(Scratch::default, |scratch, (block, scores)| {
             observer.check()?;
             let first = block * BLOCK_ROWS;
-            centres.raise(rows, first..first + scores.len(), scratch, scores);
+            let range = first..first + scores.len();
+            centres.raise(rows, range.clone(), &norms.squared[range], scratch, scores);
             Ok(())
         })
 }
@@ -224,7 +226,7 @@ impl<'a> Greedy<'a> {
             weights: options.weights,
             chosen: vec![false; rows.len()],
             scores: vec![f32::NEG_INFINITY; rows.len()],
-            pending: Centres::new(rows.dim(), options.metric),
+            pending: Centres::new(rows.dim(), options.metric, rows.simd()),
             pool,
         }
     }
@@ -282,7 +284,7 @@ impl<'a> Greedy<'a> {
 
     /// Brings all rows up to date and fills the pool anew.
     fn update(&mut self, observer: &Observer) -> Result<()> {
-        raise_all(self.rows, &self.pending, &mut self.scores, observer)?;
+        raise_all(self.rows, self.norms, &self.pending, &mut self.scores, observer)?;
         self.pending.clear();
         let ranks: Vec<f32> = self
             .scores

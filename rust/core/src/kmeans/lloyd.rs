@@ -120,15 +120,9 @@ impl<'a> Lloyd<'a> {
                     observer.check()?;
                     let first = span.start + block * BLOCK_ROWS;
                     let before = labels.to_vec();
-                    scores.fill(f32::NEG_INFINITY);
-                    centres.raise_labelled(
-                        rows,
-                        first..first + labels.len(),
-                        scratch,
-                        0,
-                        scores,
-                        labels,
-                    );
+                    let range = first..first + labels.len();
+                    let norms = &self.norms.squared[range.clone()];
+                    centres.assign(rows, range, norms, scratch, labels, scores);
                     observer.advance(labels.len() as u64);
                     Ok::<_, Error>(
                         labels
@@ -152,7 +146,7 @@ impl<'a> Lloyd<'a> {
         let dim = self.rows.dim();
         let matrix = Rows::new([Chunk::F32(&self.centroids)], dim)?.with_simd(self.rows.simd());
         let norms = Norms::new(&matrix, Metric::Euclidean, observer)?;
-        let mut centres = Centres::new(dim, self.metric);
+        let mut centres = Centres::new(dim, self.metric, self.rows.simd());
         for (centroid, &norm) in self.centroids.chunks_exact(dim).zip(&norms.squared) {
             centres.push(centroid, norm);
         }

@@ -1,112 +1,209 @@
-//! Centres that rows are compared with: packed vectors and the terms that turn dot products into scores.
+//! Centres that rows are compared with: every pair is bounded, few are computed.
 
 use std::ops::Range;
 
-use super::{LANES, Metric, Panels, Rows, Scratch, products};
+use super::int8::{CodePanels, CodeRows, PanelTerms, Terms, Tile, rounding};
+use super::kernel::GROUP;
+use super::{LANES, Metric, Rows, Simd};
 
 /// Vectors to be near to. The score of a row and a centre grows as they come nearer.
+///
+/// A pair goes through up to three stages: an upper bound of its score from 8-bit codes; a dot product in
+/// float32, in any order; and, where the exact score matters, the canonical dot product. So results are those
+/// of the canonical dot product alone, see `int8.rs` for the bounds.
 #[derive(Debug)]
 pub(crate) struct Centres {
-    panels: Panels,
     metric: Metric,
-    /// For each lane of each panel; lanes without a centre have the score minus infinity.
-    scale: Vec<f32>,
-    offset: Vec<f32>,
+    simd: Simd,
+    dim: usize,
+    vectors: Vec<f32>,
+    terms: Vec<(f32, f32)>,
+    codes: CodePanels,
+    rounding: f32,
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    widened: Vec<f32>,
+    codes: CodeRows,
+    contenders: Vec<Contender>,
+    limits: Vec<f32>,
+}
+
+/// A pair that may have a score of at least its row's limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contender {
+    /// Place of the row in the range.
+    pub(crate) row: usize,
+    /// Number of the centre.
+    pub(crate) centre: usize,
+    /// Bounds of the score.
+    pub(crate) score: (f32, f32),
 }
 
 impl Centres {
-    pub(crate) fn new(dim: usize, metric: Metric) -> Self {
+    pub(crate) fn new(dim: usize, metric: Metric, simd: Simd) -> Self {
         Self {
-            panels: Panels::new(dim),
             metric,
-            scale: Vec::new(),
-            offset: Vec::new(),
+            simd,
+            dim,
+            vectors: Vec::new(),
+            terms: Vec::new(),
+            codes: CodePanels::new(dim),
+            rounding: rounding(dim),
         }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.panels.len()
     }
 
     pub(crate) fn clear(&mut self) {
-        self.panels.clear();
-        self.scale.clear();
-        self.offset.clear();
+        self.vectors.clear();
+        self.terms.clear();
+        self.codes.clear();
     }
 
     pub(crate) fn push(&mut self, vector: &[f32], squared_norm: f32) {
-        let lane = self.len();
-        if lane.is_multiple_of(LANES) {
-            self.scale.resize(lane + LANES, 0.0);
-            self.offset.resize(lane + LANES, f32::INFINITY);
-        }
-        (self.scale[lane], self.offset[lane]) = self.metric.score_terms(squared_norm);
-        self.panels.push(vector);
+        let (scale, offset) = self.metric.score_terms(squared_norm);
+        self.vectors.extend_from_slice(vector);
+        self.terms.push((scale, offset));
+        // A bound must hold for the rounded score, too.
+        let lower = offset - 4.0 * f32::EPSILON * offset;
+        self.codes.push(self.simd, vector, squared_norm, (scale, lower));
     }
 
-    /// Calls `visit(panel, row of the range, scores)` for each panel in order.
-    fn scores(
+    fn vector(&self, centre: usize) -> &[f32] {
+        &self.vectors[centre * self.dim..][..self.dim]
+    }
+
+    /// The canonical dot product.
+    pub(crate) fn dot(&self, row: &[f32], centre: usize) -> f32 {
+        self.simd.dot(row, self.vector(centre))
+    }
+
+    /// The score by the canonical dot product.
+    fn score(&self, row: &[f32], centre: usize) -> f32 {
+        let (scale, offset) = self.terms[centre];
+        self.dot(row, centre) * scale - offset
+    }
+
+    /// Bounds of the score from below and above.
+    fn bounds(&self, row: &[f32], terms: Terms, centre: usize, panel: &PanelTerms) -> (f32, f32) {
+        let (scale, offset) = self.terms[centre];
+        let score = self.simd.fast_dot(row, self.vector(centre)) * scale - offset;
+        let error = 3.0 * self.rounding * terms.length * panel.length[centre % LANES] + 4.0 * f32::EPSILON * offset;
+        (score - error, score + error)
+    }
+
+    /// Calls `visit` with every pair of a row in `range` and a centre whose score may reach `limits[row]`;
+    /// `visit` may raise the row's limit. Rows come in groups, the centres of each row in no special order.
+    fn contend(
         &self,
-        rows: &Rows,
-        range: Range<usize>,
-        scratch: &mut Scratch,
-        mut visit: impl FnMut(usize, usize, &[f32; LANES]),
+        rows: &[f32],
+        codes: &CodeRows,
+        limits: &mut [f32],
+        mut visit: impl FnMut(Contender, &mut f32),
     ) {
-        products(rows, range, &self.panels, scratch, |panel, tile| {
-            let lanes = panel * LANES..(panel + 1) * LANES;
-            let (scale, offset) = (&self.scale[lanes.clone()], &self.offset[lanes]);
-            let mut scores = [0.0; LANES];
-            for (row, dots) in tile.chunks_exact(LANES).enumerate() {
-                for lane in 0..LANES {
-                    scores[lane] = dots[lane] * scale[lane] - offset[lane];
+        let mut bounds: Tile<f32> = [[0.0; LANES]; GROUP];
+        for (number, panel) in self.codes.iter().enumerate() {
+            for (group, packed) in codes.groups().enumerate() {
+                let highest = self.simd.bound(packed, panel, &mut bounds);
+                let first = group * GROUP;
+                let members = limits[first..].iter_mut().zip(&bounds).zip(highest).take(GROUP);
+                for (place, ((limit, bounds), highest)) in members.enumerate() {
+                    if highest < *limit {
+                        continue;
+                    }
+                    let row = first + place;
+                    let vector = &rows[row * self.dim..][..self.dim];
+                    let mut compare = |lane: usize, limit: &mut f32| {
+                        let centre = number * LANES + lane;
+                        let score = self.bounds(vector, codes.terms(row), centre, panel.1);
+                        if score.1 >= *limit {
+                            visit(Contender { row, centre, score }, limit);
+                        }
+                    };
+                    // The most promising one first: it may raise the limit above the others' bounds.
+                    let top = bounds.iter().position(|&bound| bound == highest).unwrap_or(0);
+                    compare(top, limit);
+                    for (lane, &bound) in bounds.iter().enumerate() {
+                        if bound >= *limit && lane != top {
+                            compare(lane, limit);
+                        }
+                    }
                 }
-                visit(panel, row, &scores);
             }
-        });
+        }
     }
 
     /// Raises `best` to the highest score of each row in `range`.
-    pub(crate) fn raise(
-        &self,
-        rows: &Rows,
-        range: Range<usize>,
-        scratch: &mut Scratch,
-        best: &mut [f32],
-    ) {
-        self.scores(rows, range, scratch, |_, row, scores| {
-            best[row] = best[row].max(highest(scores));
+    pub(crate) fn raise(&self, rows: &Rows, range: Range<usize>, squared_norms: &[f32], scratch: &mut Scratch, best: &mut [f32]) {
+        let Scratch { widened, codes, contenders, limits } = scratch;
+        let block = rows.block(range.clone(), widened);
+        codes.fill(self.simd, block, self.dim, squared_norms);
+        contenders.clear();
+        limits.clear();
+        limits.extend_from_slice(best);
+        self.contend(block, codes, limits, |contender, limit| {
+            *limit = limit.max(contender.score.0);
+            contenders.push(contender);
         });
-    }
-
-    /// Like [`Self::raise`], and names the centre: `first_label` is that of the first one here. Ties go to
-    /// the label that is already there, then to the lowest.
-    pub(crate) fn raise_labelled(
-        &self,
-        rows: &Rows,
-        range: Range<usize>,
-        scratch: &mut Scratch,
-        first_label: u32,
-        best: &mut [f32],
-        labels: &mut [u32],
-    ) {
-        self.scores(rows, range, scratch, |panel, row, scores| {
-            let score = highest(scores);
-            if score > best[row] {
-                best[row] = score;
-                let lane = scores.iter().position(|&other| other == score);
-                labels[row] = first_label + (panel * LANES + lane.unwrap_or(0)) as u32;
-            }
-        });
-    }
-}
-
-/// The maximum, in strides that the compiler turns into vector instructions.
-fn highest(scores: &[f32; LANES]) -> f32 {
-    let mut strides = [f32::NEG_INFINITY; 16];
-    for stride in scores.chunks_exact(16) {
-        for (best, &score) in strides.iter_mut().zip(stride) {
-            *best = if score > *best { score } else { *best };
+        for contender in contenders.iter().filter(|contender| contender.score.1 >= limits[contender.row]) {
+            let row = contender.row;
+            let score = self.score(&block[row * self.dim..][..self.dim], contender.centre);
+            best[row] = best[row].max(score);
         }
     }
-    strides.into_iter().fold(f32::NEG_INFINITY, f32::max)
+
+    /// Finds the nearest centre of each row in `range` and its score; ties go to the lowest centre. The labels
+    /// that are there make it faster the more of them are right.
+    pub(crate) fn assign(
+        &self,
+        rows: &Rows,
+        range: Range<usize>,
+        squared_norms: &[f32],
+        scratch: &mut Scratch,
+        labels: &mut [u32],
+        scores: &mut [f32],
+    ) {
+        let Scratch { widened, codes, contenders, limits } = scratch;
+        let block = rows.block(range.clone(), widened);
+        codes.fill(self.simd, block, self.dim, squared_norms);
+        let vector = |row: usize| &block[row * self.dim..][..self.dim];
+        contenders.clear();
+        limits.clear();
+        limits.extend(labels.iter().enumerate().map(|(row, &label)| self.score(vector(row), label as usize)));
+        self.contend(block, codes, limits, |contender, limit| {
+            *limit = limit.max(contender.score.0);
+            contenders.push(contender);
+        });
+        scores.fill(f32::NEG_INFINITY);
+        for contender in contenders.iter().filter(|contender| contender.score.1 >= limits[contender.row]) {
+            let (row, centre) = (contender.row, contender.centre);
+            let score = self.score(vector(row), centre);
+            if score > scores[row] || (score == scores[row] && (centre as u32) < labels[row]) {
+                (scores[row], labels[row]) = (score, centre as u32);
+            }
+        }
+    }
+
+    /// Calls `visit` with every pair of a row in `range` and a centre whose score may reach `limit(row)`, and with
+    /// the row's vector. Rows are named by their places in the range.
+    pub(crate) fn near(
+        &self,
+        rows: &Rows,
+        range: Range<usize>,
+        squared_norms: &[f32],
+        scratch: &mut Scratch,
+        limit: impl Fn(usize) -> f32,
+        mut visit: impl FnMut(Contender, &[f32]),
+    ) {
+        let Scratch { widened, codes, limits, .. } = scratch;
+        let count = range.len();
+        let block = rows.block(range, widened);
+        codes.fill(self.simd, block, self.dim, squared_norms);
+        limits.clear();
+        limits.extend((0..count).map(limit));
+        self.contend(block, codes, limits, |contender, _| {
+            visit(contender, &block[contender.row * self.dim..][..self.dim]);
+        });
+    }
 }

@@ -12,7 +12,7 @@ pub(crate) const GROUP: usize = 6;
 /// An instruction set that the kernel is compiled for. All of them give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Simd {
-    /// x86-64 with AVX-512F.
+    /// x86-64 with AVX-512F, BW and VNNI: Intel from Ice Lake, AMD from Zen 4.
     Avx512,
     /// x86-64 with AVX2 and FMA.
     Avx2,
@@ -37,7 +37,11 @@ impl Simd {
     pub(crate) fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
-            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             Self::Baseline => true,
         }
@@ -71,6 +75,29 @@ impl Simd {
     /// Like [`Self::add_block`] for a single row.
     pub(crate) fn add_block_of_one(self, row: &[f32], panel: &[f32], tile: &mut [f32]) {
         self.dispatch::<1>(row, panel, tile);
+    }
+
+    /// The canonical dot product.
+    pub(super) fn dot(self, x: &[f32], y: &[f32]) -> f32 {
+        match self {
+            // SAFETY: as in `dispatch`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx2 => unsafe { dot_avx2(x, y) },
+            _ => dot(x, y),
+        }
+    }
+
+    /// The dot product in an order that is fast on this machine, so for bounds only.
+    pub(super) fn fast_dot(self, x: &[f32], y: &[f32]) -> f32 {
+        match self {
+            // SAFETY: as in `dispatch`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { fast_dot_avx512(x, y) },
+            // SAFETY: as in `dispatch`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { fast_dot_avx2(x, y) },
+            _ => fast_dot(x, y),
+        }
     }
 
     fn dispatch<const M: usize>(self, rows: &[f32], panel: &[f32], tile: &mut [f32]) {
@@ -142,4 +169,69 @@ fn add_squares(panel: &[f32], sums: &mut [f32; LANES]) {
     for (out, sum) in sums.iter_mut().zip(block) {
         *out += sum;
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn dot_avx2(x: &[f32], y: &[f32]) -> f32 {
+    dot(x, y)
+}
+
+/// Goes through several blocks at once: one after another, each addition would wait for the one before.
+#[inline(always)]
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    const BLOCKS: usize = 4;
+    let mut total = 0.0;
+    let (several, rest) = x.as_chunks::<{ BLOCKS * BLOCK_K }>();
+    let (others, other_rest) = y.as_chunks::<{ BLOCKS * BLOCK_K }>();
+    for (x, y) in several.iter().zip(others) {
+        let mut sums = [0.0f32; BLOCKS];
+        for column in 0..BLOCK_K {
+            for (block, sum) in sums.iter_mut().enumerate() {
+                let place = block * BLOCK_K + column;
+                *sum = x[place].mul_add(y[place], *sum);
+            }
+        }
+        sums.iter().for_each(|sum| total += sum);
+    }
+    for (x, y) in rest.chunks(BLOCK_K).zip(other_rest.chunks(BLOCK_K)) {
+        total += x.iter().zip(y).fold(0.0, |sum, (x, y)| x.mul_add(*y, sum));
+    }
+    total
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn fast_dot_avx512(x: &[f32], y: &[f32]) -> f32 {
+    fast_dot(x, y)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn fast_dot_avx2(x: &[f32], y: &[f32]) -> f32 {
+    fast_dot(x, y)
+}
+
+#[inline(always)]
+fn fast_dot(x: &[f32], y: &[f32]) -> f32 {
+    const WIDTH: usize = 64;
+    let mut sums = [0.0f32; WIDTH];
+    let (parts, rest) = x.as_chunks::<WIDTH>();
+    let (other_parts, other_rest) = y.as_chunks::<WIDTH>();
+    for (x, y) in parts.iter().zip(other_parts) {
+        for lane in 0..WIDTH {
+            sums[lane] = x[lane].mul_add(y[lane], sums[lane]);
+        }
+    }
+    for (sum, (x, y)) in sums.iter_mut().zip(rest.iter().zip(other_rest)) {
+        *sum = x.mul_add(*y, *sum);
+    }
+    let mut width = WIDTH;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+    }
+    sums[0]
 }

@@ -50,6 +50,9 @@ impl Metric {
     }
 }
 
+/// The largest squared norm: sums and doubles of two of them are still numbers in float32.
+const LARGEST: f32 = f32::MAX / 64.0;
+
 /// Squared norm of every row, by the canonical dot product.
 #[derive(Debug)]
 pub(crate) struct Norms {
@@ -72,7 +75,7 @@ impl Norms {
                     Ok::<_, Error>(())
                 },
             )?;
-        if let Some(row) = squared.iter().position(|norm| !norm.is_finite()) {
+        if let Some(row) = squared.iter().position(|norm| !(*norm <= LARGEST)) {
             return Err(Error::Argument(format!(
                 "embeddings: row {} holds NaN, infinity or values too large to be squared in float32; \
                  leave the row out or mend it",

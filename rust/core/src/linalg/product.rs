@@ -25,10 +25,6 @@ impl Panels {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     pub(crate) fn clear(&mut self) {
         self.values.clear();
         self.len = 0;
@@ -96,37 +92,6 @@ impl Packed {
             }
         }
         tile.truncate(self.len * LANES);
-    }
-}
-
-/// Buffers of one thread.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    widened: Vec<f32>,
-    packed: Packed,
-    tile: Vec<f32>,
-}
-
-/// Computes the dot products of the rows in `range` with every packed vector.
-///
-/// Calls `visit(panel, tile)` for each panel in order; line `i` of the tile (of [`LANES`] values) belongs to
-/// row `range.start + i`. Lanes past the last vector hold zeros.
-pub(crate) fn products(
-    rows: &Rows,
-    range: Range<usize>,
-    panels: &Panels,
-    scratch: &mut Scratch,
-    mut visit: impl FnMut(usize, &[f32]),
-) {
-    let Scratch {
-        widened,
-        packed,
-        tile,
-    } = scratch;
-    packed.fill(rows.block(range, widened), rows.dim());
-    for (number, panel) in panels.iter().enumerate() {
-        packed.multiply(rows.simd(), panel, tile);
-        visit(number, tile);
     }
 }
 
