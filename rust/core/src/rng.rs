@@ -8,10 +8,8 @@ const WEYL: (u32, u32) = (0x9E37_79B9, 0xBB67_AE85);
 /// What a number is drawn for. Streams of one seed are independent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stream {
-    /// The training sample of k-means.
+    /// The samples that k-means is trained on.
     TrainingRows = 1,
-    /// The sample that first centroids are drawn from.
-    SeedingRows = 2,
     /// First centroids of k-means.
     Seeding = 3,
     /// Which random group an item falls into.

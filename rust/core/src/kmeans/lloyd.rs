@@ -1,5 +1,7 @@
 //! Lloyd's iterations: assign every row to its nearest centroid, move each centroid to the mean of its rows.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::{KMeans, KMeansOptions};
@@ -11,11 +13,14 @@ const SPAN: usize = 128 * BLOCK_ROWS;
 
 /// Clusters in the making.
 pub(super) struct Lloyd<'a> {
-    rows: &'a Rows<'a>,
-    norms: &'a Norms,
+    whole: &'a Rows<'a>,
+    whole_norms: &'a Norms,
     metric: Metric,
     k: usize,
     centroids: Vec<f32>,
+    /// The rows that are clustered now.
+    rows: Rows<'a>,
+    squared_norms: Cow<'a, [f32]>,
     labels: Vec<u32>,
     scores: Vec<f32>,
     sums: Sums,
@@ -41,25 +46,55 @@ impl<'a> Lloyd<'a> {
             }
         }
         Self {
-            rows,
-            norms,
+            whole: rows,
+            whole_norms: norms,
             metric,
             k,
             centroids,
-            labels: vec![0; rows.len()],
-            scores: vec![0.0; rows.len()],
+            rows: rows.without_rows(),
+            squared_norms: Cow::Borrowed(&[]),
+            labels: Vec::new(),
+            scores: Vec::new(),
             sums: Sums::new(k, rows.dim()),
         }
     }
 
+    /// Clusters some of the rows from now on.
+    pub(super) fn choose(&mut self, rows: &[usize]) -> Result<()> {
+        // In ascending order they are read in the order in which they lie.
+        let mut index = rows.to_vec();
+        index.sort_unstable();
+        self.squared_norms = index.iter().map(|&row| self.whole_norms.squared[row]).collect();
+        self.rows = self.whole.subset(&index)?;
+        self.forget_labels();
+        Ok(())
+    }
+
+    /// Clusters all rows from now on.
+    pub(super) fn choose_all(&mut self) {
+        self.rows = self.whole.clone();
+        self.squared_norms = Cow::Borrowed(&self.whole_norms.squared);
+        self.forget_labels();
+    }
+
+    fn forget_labels(&mut self) {
+        self.labels = vec![0; self.rows.len()];
+        self.scores = vec![0.0; self.rows.len()];
+    }
+
     /// Updates the centroids until they settle and returns how often; labels fit the centroids afterwards.
-    pub(super) fn train(&mut self, options: &KMeansOptions, observer: &Observer) -> Result<usize> {
+    pub(super) fn train(
+        &mut self,
+        max_iterations: usize,
+        tolerance: f64,
+        observer: &Observer,
+    ) -> Result<usize> {
         let mut before: Option<f64> = None;
-        for iteration in 0..options.max_iterations {
+        for iteration in 0..max_iterations {
             let changed = self.assign(observer, true)?;
             let inertia = self.inertia();
             let settled =
-                before.is_some_and(|before| before - inertia <= options.tolerance * before);
+                before.is_some_and(|before| before - inertia <= tolerance * before);
             if settled || (before.is_some() && changed == 0) {
                 return Ok(iteration);
             }
@@ -68,43 +103,20 @@ impl<'a> Lloyd<'a> {
             self.update();
         }
         self.assign(observer, false)?;
-        Ok(options.max_iterations)
+        Ok(max_iterations)
     }
 
-    /// Returns the clusters of the rows trained on.
+    /// Returns the clusters.
     pub(super) fn finish(self) -> KMeans {
         let inertia = self.inertia();
-        without_empty(self.centroids, self.labels, self.rows.dim(), inertia)
-    }
-
-    /// Returns the clusters of all rows.
-    pub(super) fn assign_others(
-        self,
-        rows: &Rows,
-        norms: &Norms,
-        observer: &Observer,
-    ) -> Result<KMeans> {
-        let mut all = Lloyd {
-            rows,
-            norms,
-            labels: vec![0; rows.len()],
-            scores: vec![0.0; rows.len()],
-            ..self
-        };
-        all.assign(observer, false)?;
-        let inertia = all.inertia();
-        Ok(without_empty(
-            all.centroids,
-            all.labels,
-            rows.dim(),
-            inertia,
-        ))
+        without_empty(self.centroids, self.labels, self.whole.dim(), inertia)
     }
 
     /// Finds the nearest centroid of every row and returns how many rows changed theirs.
-    fn assign(&mut self, observer: &Observer, summing: bool) -> Result<usize> {
+    pub(super) fn assign(&mut self, observer: &Observer, summing: bool) -> Result<usize> {
         let centres = self.centres(observer)?;
-        let (rows, mut changed) = (self.rows, 0);
+        let (rows, squared_norms) = (&self.rows, &self.squared_norms);
+        let mut changed = 0;
         self.sums.clear();
         for first in (0..rows.len()).step_by(SPAN) {
             let span = first..rows.len().min(first + SPAN);
@@ -121,7 +133,7 @@ impl<'a> Lloyd<'a> {
                     let first = span.start + block * BLOCK_ROWS;
                     let before = labels.to_vec();
                     let range = first..first + labels.len();
-                    let norms = &self.norms.squared[range.clone()];
+                    let norms = &squared_norms[range.clone()];
                     centres.assign(rows, range, norms, scratch, labels, scores);
                     observer.advance(labels.len() as u64);
                     Ok::<_, Error>(
@@ -134,7 +146,7 @@ impl<'a> Lloyd<'a> {
                 })
                 .try_reduce(|| 0, |left, right| Ok(left + right))?;
             if summing {
-                let weight = |row| self.metric.weight(self.norms.squared[row]);
+                let weight = |row| self.metric.weight(squared_norms[row]);
                 self.sums
                     .add(rows, span.clone(), &self.labels[span], weight);
             }
@@ -155,7 +167,7 @@ impl<'a> Lloyd<'a> {
 
     fn distance(&self, row: usize) -> f32 {
         self.metric
-            .reduced(self.scores[row], self.norms.squared[row])
+            .reduced(self.scores[row], self.squared_norms[row])
     }
 
     fn inertia(&self) -> f64 {
@@ -185,8 +197,8 @@ impl<'a> Lloyd<'a> {
                 continue;
             }
             let Some(target) = targets.next() else { break };
-            let weight = self.metric.weight(self.norms.squared[row]);
-            self.sums.move_row(self.rows, row, weight, donor, target);
+            let weight = self.metric.weight(self.squared_norms[row]);
+            self.sums.move_row(&self.rows, row, weight, donor, target);
             self.labels[row] = target as u32;
             given += 1;
         }

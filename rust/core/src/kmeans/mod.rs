@@ -3,11 +3,24 @@
 mod lloyd;
 mod seeding;
 
+use std::iter;
+
 use lloyd::Lloyd;
+use rayon::prelude::*;
 
 use crate::linalg::{Metric, Norms, Rows};
 use crate::rng::{Rng, Stream};
 use crate::{Error, Observer, Result};
+
+/// Rows for each centroid in the first sample that the centroids are trained on, and the fewest of them.
+const ROWS_PER_CENTROID: usize = 32;
+const FEWEST_ROWS: usize = 8192;
+
+/// How much larger each sample is than the one before.
+const GROWTH: usize = 4;
+
+/// A sample is left for the next once an update lowers the inertia by at most this share.
+const WARM_UP_TOLERANCE: f64 = 3e-3;
 
 /// How to cluster.
 #[derive(Clone, Debug)]
@@ -18,7 +31,7 @@ pub struct KMeansOptions {
     pub metric: Metric,
     /// Random seed of the training sample and the first centroids.
     pub seed: u64,
-    /// Most updates of the centroids.
+    /// Most updates of the centroids on a sample, and on the training rows.
     pub max_iterations: usize,
     /// Stop once an update lowers the inertia by at most this share.
     pub tolerance: f64,
@@ -35,49 +48,58 @@ pub struct KMeans {
     pub labels: Vec<u32>,
     /// Sum over the rows of the squared Euclidean, or the cosine, distance to their centroid.
     pub inertia: f64,
-    /// Updates of the centroids that were made.
+    /// Updates of the centroids that were made on the training rows.
     pub iterations: usize,
 }
 
-/// Clusters rows: greedy k-means++ seeding, then Lloyd's iterations.
+/// Clusters rows: greedy k-means++ seeding, then Lloyd's iterations, on growing samples first and on all training
+/// rows in the end.
+///
+/// Most of the way is made on samples, where an update costs less; what a sample cannot tell, the few updates on
+/// all rows mend (Newling and Fleuret, Nested mini-batch k-means, NIPS 2016, grow one batch for that reason).
 ///
 /// There are fewer than `k` clusters only if there are fewer than `k` distinct rows, or if no row is nearest to
 /// one of the last centroids.
 pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Result<KMeans> {
     check(rows, options)?;
-    let passes = options.max_iterations + 3;
-    observer.expect((rows.len() * passes) as u64);
+    let train_rows = options.train_rows.unwrap_or(rows.len()).min(rows.len());
+    let passes = options.max_iterations * train_rows + 3 * rows.len();
+    observer.expect(passes as u64);
     let norms = Norms::new(rows, options.metric, observer)?;
-    let (train, train_norms) = match options.train_rows {
-        Some(count) if count < rows.len() => {
-            let index = sample(
-                rows.len(),
-                count,
-                Rng::new(options.seed, Stream::TrainingRows),
-            );
-            let squared = index.iter().map(|&row| norms.squared[row]).collect();
-            (rows.subset(&index)?, Norms { squared })
-        }
-        _ => (
-            rows.clone(),
-            Norms {
-                squared: norms.squared.clone(),
-            },
-        ),
+    let samples: Vec<usize> = warm_up(options.k, train_rows).collect();
+    let seeding_rows = seeding::sample_size(options.k).min(train_rows);
+    let drawn = match train_rows < rows.len() {
+        true => train_rows,
+        false => samples.iter().copied().fold(seeding_rows, usize::max),
     };
-    let first = seeding::plus_plus(&train, &train_norms, options, observer)?;
-    let mut lloyd = Lloyd::new(&train, &train_norms, options, &first);
-    let iterations = lloyd.train(options, observer)?;
-    let clusters = if train.len() < rows.len() {
-        lloyd.assign_others(rows, &norms, observer)?
+    let order = draw(rows.len(), drawn, Rng::new(options.seed, Stream::TrainingRows));
+    let first = seeding::plus_plus(rows, &order[..seeding_rows], options, observer)?;
+    let mut lloyd = Lloyd::new(rows, &norms, options, &first);
+    for count in samples {
+        lloyd.choose(&order[..count])?;
+        lloyd.train(options.max_iterations, WARM_UP_TOLERANCE, observer)?;
+    }
+    if train_rows < rows.len() {
+        lloyd.choose(&order)?;
     } else {
-        lloyd.finish()
-    };
+        lloyd.choose_all();
+    }
+    let iterations = lloyd.train(options.max_iterations, options.tolerance, observer)?;
+    if train_rows < rows.len() {
+        lloyd.choose_all();
+        lloyd.assign(observer, false)?;
+    }
     observer.expect(observer.progress().0);
     Ok(KMeans {
         iterations,
-        ..clusters
+        ..lloyd.finish()
     })
+}
+
+/// Sizes of the samples that the centroids are trained on first: each several times the one before.
+fn warm_up(k: usize, train_rows: usize) -> impl Iterator<Item = usize> {
+    iter::successors(Some(FEWEST_ROWS.max(ROWS_PER_CENTROID * k)), |count| Some(count * GROWTH))
+        .take_while(move |count| count * 2 <= train_rows)
 }
 
 fn check(rows: &Rows, options: &KMeansOptions) -> Result<()> {
@@ -105,14 +127,14 @@ fn check(rows: &Rows, options: &KMeansOptions) -> Result<()> {
     Err(Error::Argument(problem))
 }
 
-/// Draws `count` of `n` rows uniformly, ascending: those of the smallest random keys.
-fn sample(n: usize, count: usize, rng: Rng) -> Vec<usize> {
-    if count == n {
-        return (0..n).collect();
-    }
+/// Draws `count` of `n` rows uniformly: those of the smallest random keys, in the order of their keys, so that
+/// every prefix is a uniform draw, too.
+fn draw(n: usize, count: usize, rng: Rng) -> Vec<usize> {
     let mut keyed: Vec<_> = (0..n).map(|row| (rng.bits(row as u64), row)).collect();
-    keyed.select_nth_unstable(count);
-    let mut rows: Vec<_> = keyed[..count].iter().map(|&(_, row)| row).collect();
-    rows.sort_unstable();
-    rows
+    if count < n {
+        keyed.select_nth_unstable(count);
+        keyed.truncate(count);
+    }
+    keyed.par_sort_unstable();
+    keyed.into_iter().map(|(_, row)| row).collect()
 }

@@ -3,12 +3,13 @@
 //! k-means++ draws the next centre with probability proportional to the distance to the nearest centre so far
 //! (squared Euclidean, or cosine): Arthur and Vassilvitskii, k-means++: the advantages of careful seeding
 //! (SODA 2007). The greedy form of their section 7 draws several and takes the one that lowers the sum of
-//! distances the most. The sample bounds the cost to about that of one of Lloyd's iterations.
+//! distances the most. The sample bounds the cost to about that of one of Lloyd's iterations. Distances are those
+//! between the rows' 8-bit codes: near enough to draw by, and whole numbers under the scales.
 
 use rayon::prelude::*;
 
-use super::{KMeansOptions, sample};
-use crate::linalg::{LANES, Metric, Norms, Packed, Panels, Rows};
+use super::KMeansOptions;
+use crate::linalg::{Coded, GROUP, LANES, Metric, Rows};
 use crate::rng::{Rng, Stream};
 use crate::{Observer, Result};
 
@@ -16,7 +17,7 @@ use crate::{Observer, Result};
 const ROWS_PER_CENTRE: usize = 16;
 
 /// Rows drawn for each centre: as many as the kernel works on at once.
-const TRIALS: usize = 6;
+const TRIALS: usize = GROUP;
 
 /// Fewest rows of a sample.
 const FEWEST_ROWS: usize = 4096;
@@ -24,26 +25,25 @@ const FEWEST_ROWS: usize = 4096;
 /// Panels of the sample that one task compares with the drawn rows.
 const TASK_PANELS: usize = 16;
 
-/// Returns the rows that become the first centroids: `k`, or as many as the sample has distinct rows.
+/// Rows wanted in the sample.
+pub(super) fn sample_size(k: usize) -> usize {
+    FEWEST_ROWS.max(ROWS_PER_CENTRE * k)
+}
+
+/// Returns the rows of the sample that become the first centroids: `k`, or as many as it has distinct rows.
 pub(super) fn plus_plus(
     rows: &Rows,
-    norms: &Norms,
+    sample: &[usize],
     options: &KMeansOptions,
     observer: &Observer,
 ) -> Result<Vec<usize>> {
-    let count = rows.len().min(FEWEST_ROWS.max(ROWS_PER_CENTRE * options.k));
-    let index = sample(
-        rows.len(),
-        count,
-        Rng::new(options.seed, Stream::SeedingRows),
-    );
-    let squared = index.iter().map(|&row| norms.squared[row]).collect();
-    let view = rows.subset(&index)?;
+    let view = rows.subset(sample)?;
+    let count = sample.len();
     let mut draws = Draws {
         rng: Rng::new(options.seed, Stream::Seeding),
         count: 0,
     };
-    let mut distances = Distances::new(&view, Norms { squared }, options.metric);
+    let mut distances = Distances::new(&view, options.metric);
     let first = ((draws.next() * count as f64) as usize).min(count - 1);
     let mut chosen = vec![first];
     distances.try_centres(&[first]);
@@ -61,7 +61,7 @@ pub(super) fn plus_plus(
         chosen.push(drawn[best]);
         observer.advance((rows.len() / options.k) as u64);
     }
-    Ok(chosen.into_iter().map(|place| index[place]).collect())
+    Ok(chosen.into_iter().map(|place| sample[place]).collect())
 }
 
 struct Draws {
@@ -79,9 +79,10 @@ impl Draws {
 /// Distance of every row of the sample to its nearest centre.
 struct Distances<'a> {
     rows: &'a Rows<'a>,
-    norms: Norms,
     metric: Metric,
-    panels: Panels,
+    coded: Coded,
+    /// Squared norms of the coded rows.
+    squared: Vec<f32>,
     tasks: Vec<Task>,
 }
 
@@ -94,13 +95,14 @@ struct Task {
 }
 
 impl<'a> Distances<'a> {
-    fn new(rows: &'a Rows<'a>, norms: Norms, metric: Metric) -> Self {
-        let mut panels = Panels::new(rows.dim());
+    fn new(rows: &'a Rows<'a>, metric: Metric) -> Self {
+        let mut coded = Coded::new(rows.dim(), rows.simd());
         let mut vector = vec![0.0; rows.dim()];
-        for row in 0..rows.len() {
+        let squared = (0..rows.len()).map(|row| {
             rows.copy_row(row, &mut vector);
-            panels.push(&vector);
-        }
+            coded.push(&vector)
+        });
+        let squared: Vec<f32> = squared.collect();
         let sizes = (0..rows.len()).step_by(TASK_PANELS * LANES);
         let tasks = sizes.map(|first| Task {
             nearest: vec![f32::INFINITY; (rows.len() - first).min(TASK_PANELS * LANES)],
@@ -110,43 +112,38 @@ impl<'a> Distances<'a> {
         Self {
             tasks: tasks.collect(),
             rows,
-            norms,
             metric,
-            panels,
+            coded,
+            squared,
         }
     }
 
     /// Compares all rows with each drawn row and returns which one would lower the sum of distances the most.
     fn try_centres(&mut self, drawn: &[usize]) -> usize {
-        let (rows, metric, norms) = (self.rows, self.metric, &self.norms);
+        let (rows, metric) = (self.rows, self.metric);
+        let (coded, squared) = (&self.coded, &self.squared);
         let mut values = vec![0.0; drawn.len() * rows.dim()];
         for (&row, out) in drawn.iter().zip(values.chunks_exact_mut(rows.dim())) {
             rows.copy_row(row, out);
         }
-        let packed = Packed::new(&values, rows.dim());
+        let group = coded.group(&values);
         let terms: Vec<_> = drawn
             .iter()
-            .map(|&row| metric.score_terms(norms.squared[row]))
+            .map(|&row| metric.score_terms(squared[row]))
             .collect();
-        let panels: Vec<&[f32]> = self.panels.iter().collect();
-        let tasks = self
-            .tasks
-            .par_iter_mut()
-            .zip(panels.par_chunks(TASK_PANELS))
-            .enumerate();
-        tasks.for_each_init(Vec::new, |tile, (number, (task, panels))| {
+        self.tasks.par_iter_mut().enumerate().for_each(|(number, task)| {
             task.tried.resize(drawn.len(), (Vec::new(), 0.0));
             task.tried
                 .iter_mut()
                 .for_each(|(nearest, _)| nearest.clone_from(&task.nearest));
-            for (place, panel) in panels.iter().enumerate() {
-                packed.multiply(rows.simd(), panel, tile);
-                let first = place * LANES;
-                let norms = &norms.squared[number * TASK_PANELS * LANES + first..];
-                let lines = tile.chunks_exact(LANES).zip(&terms).zip(&mut task.tried);
+            let mut dots = [[0.0; LANES]; GROUP];
+            for panel in 0..task.nearest.len().div_ceil(LANES) {
+                coded.multiply(&group, number * TASK_PANELS + panel, &mut dots);
+                let first = panel * LANES;
+                let squared = &squared[number * TASK_PANELS * LANES + first..];
+                let lines = dots.iter().zip(&terms).zip(&mut task.tried);
                 for ((dots, &(scale, offset)), (nearest, _)) in lines {
-                    for ((nearest, dot), &norm) in nearest[first..].iter_mut().zip(dots).zip(norms)
-                    {
+                    for ((nearest, dot), &norm) in nearest[first..].iter_mut().zip(dots).zip(squared) {
                         *nearest = metric.reduced(dot * scale - offset, norm).min(*nearest);
                     }
                 }

@@ -26,7 +26,7 @@ const LEAST: f32 = 1e-12;
 pub(super) struct Line([i8; 64]);
 
 /// Scores of [`GROUP`] rows with the vectors of a panel.
-pub(super) type Tile<T> = [[T; LANES]; GROUP];
+pub(crate) type Tile<T> = [[T; LANES]; GROUP];
 
 /// What a dot product computed in float32, in whatever order, may differ from the true one by, as a share of
 /// the product of the lengths; with room for the few roundings around it.
@@ -120,7 +120,7 @@ impl CodePanels {
 
 /// Rows packed for the kernel: groups of [`GROUP`], interleaved by [`WORD`] columns.
 #[derive(Debug, Default)]
-pub(super) struct CodeRows {
+pub(crate) struct CodeRows {
     words: Vec<u32>,
     terms: Vec<Terms>,
     codes: Vec<i8>,
@@ -156,6 +156,49 @@ impl CodeRows {
 
     pub(super) fn terms(&self, row: usize) -> Terms {
         self.terms[row]
+    }
+}
+
+/// Vectors as their codes say, without the rests: an approximation with the same bits on every machine.
+#[derive(Debug)]
+pub(crate) struct Coded {
+    panels: CodePanels,
+    simd: Simd,
+    dim: usize,
+}
+
+impl Coded {
+    pub(crate) fn new(dim: usize, simd: Simd) -> Self {
+        Self {
+            panels: CodePanels::new(dim),
+            simd,
+            dim,
+        }
+    }
+
+    /// Adds a vector and returns the squared norm of what its codes stand for.
+    pub(crate) fn push(&mut self, vector: &[f32]) -> f32 {
+        self.panels.push(self.simd, vector, 0.0, (1.0, 0.0));
+        let (panel, lane) = ((self.panels.len - 1) / LANES, (self.panels.len - 1) % LANES);
+        let panel = &mut self.panels.terms[panel];
+        (panel.length[lane], panel.error[lane]) = (0.0, 0.0);
+        let square: i32 = self.panels.codes.iter().map(|&code| i32::from(code) * i32::from(code)).sum();
+        square as f32 * (panel.scale[lane] * panel.scale[lane])
+    }
+
+    /// Codes at most [`GROUP`] row-major vectors that others are multiplied with.
+    pub(crate) fn group(&self, vectors: &[f32]) -> CodeRows {
+        let mut rows = CodeRows::default();
+        rows.fill(self.simd, vectors, self.dim, &[0.0; GROUP]);
+        rows.terms.iter_mut().for_each(|terms| (terms.length, terms.error) = (0.0, 0.0));
+        rows
+    }
+
+    /// Computes the dot products of a group with the vectors of one panel.
+    pub(crate) fn multiply(&self, group: &CodeRows, panel: usize, dots: &mut Tile<f32>) {
+        let size = self.panels.words * LINES;
+        let lines = &self.panels.lines[panel * size..][..size];
+        self.simd.bound((&group.words, &group.terms), (lines, &self.panels.terms[panel]), dots);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The matrix kernel: plain loops, compiled once for each instruction set.
+//! The kernels in float32: plain loops, compiled once for each instruction set.
 
 /// Columns that are summed in one run; see the module's definition of the canonical dot product.
 pub(crate) const BLOCK_K: usize = 64;
@@ -6,7 +6,7 @@ pub(crate) const BLOCK_K: usize = 64;
 /// Vectors side by side in a panel: four AVX-512 registers of float32.
 pub(crate) const LANES: usize = 64;
 
-/// Rows that a kernel call works on: 6 x 4 accumulators fill 24 of the 32 AVX-512 registers.
+/// Rows that the kernel on codes works on: 6 x 4 accumulators fill 24 of the 32 AVX-512 registers.
 pub(crate) const GROUP: usize = 6;
 
 /// An instruction set that the kernel is compiled for. All of them give the same bits.
@@ -51,36 +51,24 @@ impl Simd {
         }
     }
 
-    /// Adds the products of a block of at most [`BLOCK_K`] columns: `tile[r][l] += rows[r] . panel[l]`.
-    ///
-    /// `rows` holds [`GROUP`] rows interleaved by column, `panel` [`LANES`] vectors interleaved by column,
-    /// `tile` one line of [`LANES`] sums for each row.
-    pub(crate) fn add_block(self, rows: &[f32], panel: &[f32], tile: &mut [f32]) {
-        self.dispatch::<GROUP>(rows, panel, tile);
-    }
-
-    /// Adds the squares of a block of columns of a panel's vectors: `sums[l] += panel[l] . panel[l]`.
-    pub(crate) fn add_squares(self, panel: &[f32], sums: &mut [f32; LANES]) {
+    /// Adds the products of a block of at most [`BLOCK_K`] columns: `sums[l] += row . panel[l]`, where `panel`
+    /// holds [`LANES`] vectors interleaved by column.
+    pub(super) fn add_block(self, row: &[f32], panel: &[f32], sums: &mut [f32; LANES]) {
         match self {
-            // SAFETY: as in `dispatch`.
+            // SAFETY: a `Simd` reaches the kernels through `Rows`, which has checked that it is supported.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { squares_avx512(panel, sums) },
-            // SAFETY: as in `dispatch`.
+            Self::Avx512 => unsafe { add_block_avx512(row, panel, sums) },
+            // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { squares_avx2(panel, sums) },
-            _ => add_squares(panel, sums),
+            Self::Avx2 => unsafe { add_block_avx2(row, panel, sums) },
+            _ => add_block(row, panel, sums),
         }
-    }
-
-    /// Like [`Self::add_block`] for a single row.
-    pub(crate) fn add_block_of_one(self, row: &[f32], panel: &[f32], tile: &mut [f32]) {
-        self.dispatch::<1>(row, panel, tile);
     }
 
     /// The canonical dot product.
     pub(super) fn dot(self, x: &[f32], y: &[f32]) -> f32 {
         match self {
-            // SAFETY: as in `dispatch`.
+            // SAFETY: as in `add_block`.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx2 => unsafe { dot_avx2(x, y) },
             _ => dot(x, y),
@@ -90,84 +78,40 @@ impl Simd {
     /// The dot product in an order that is fast on this machine, so for bounds only.
     pub(super) fn fast_dot(self, x: &[f32], y: &[f32]) -> f32 {
         match self {
-            // SAFETY: as in `dispatch`.
+            // SAFETY: as in `add_block`.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { fast_dot_avx512(x, y) },
-            // SAFETY: as in `dispatch`.
+            // SAFETY: as in `add_block`.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { fast_dot_avx2(x, y) },
             _ => fast_dot(x, y),
         }
     }
-
-    fn dispatch<const M: usize>(self, rows: &[f32], panel: &[f32], tile: &mut [f32]) {
-        match self {
-            // SAFETY: a `Simd` reaches the kernel through `Rows`, which has checked that it is supported.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { avx512::<M>(rows, panel, tile) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2::<M>(rows, panel, tile) },
-            _ => add_block::<M, 16>(rows, panel, tile),
-        }
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn avx512<const M: usize>(rows: &[f32], panel: &[f32], tile: &mut [f32]) {
-    add_block::<M, LANES>(rows, panel, tile);
+fn add_block_avx512(row: &[f32], panel: &[f32], sums: &mut [f32; LANES]) {
+    add_block(row, panel, sums);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2<const M: usize>(rows: &[f32], panel: &[f32], tile: &mut [f32]) {
-    add_block::<M, 16>(rows, panel, tile);
+fn add_block_avx2(row: &[f32], panel: &[f32], sums: &mut [f32; LANES]) {
+    add_block(row, panel, sums);
 }
 
-/// Keeps `M x W` accumulators in registers; the compiler turns the inner loops into vector instructions.
+/// The compiler keeps the block's sums in registers and turns the inner loop into vector instructions.
 #[inline(always)]
-fn add_block<const M: usize, const W: usize>(rows: &[f32], panel: &[f32], tile: &mut [f32]) {
-    for first in (0..LANES).step_by(W) {
-        let mut sums = [[0.0f32; W]; M];
-        for (row, lanes) in rows.chunks_exact(M).zip(panel.chunks_exact(LANES)) {
-            let lanes = &lanes[first..first + W];
-            for m in 0..M {
-                for w in 0..W {
-                    sums[m][w] = row[m].mul_add(lanes[w], sums[m][w]);
-                }
-            }
-        }
-        for (line, sums) in tile.chunks_exact_mut(LANES).zip(&sums) {
-            for (out, sum) in line[first..first + W].iter_mut().zip(sums) {
-                *out += sum;
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn squares_avx512(panel: &[f32], sums: &mut [f32; LANES]) {
-    add_squares(panel, sums);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn squares_avx2(panel: &[f32], sums: &mut [f32; LANES]) {
-    add_squares(panel, sums);
-}
-
-#[inline(always)]
-fn add_squares(panel: &[f32], sums: &mut [f32; LANES]) {
+fn add_block(row: &[f32], panel: &[f32], sums: &mut [f32; LANES]) {
     let mut block = [0.0f32; LANES];
-    for lanes in panel.chunks_exact(LANES) {
-        for (sum, &value) in block.iter_mut().zip(lanes) {
-            *sum = value.mul_add(value, *sum);
+    for (&value, lanes) in row.iter().zip(panel.chunks_exact(LANES)) {
+        for (sum, &lane) in block.iter_mut().zip(lanes) {
+            *sum = value.mul_add(lane, *sum);
         }
     }
-    for (out, sum) in sums.iter_mut().zip(block) {
-        *out += sum;
+    for (sum, block) in sums.iter_mut().zip(block) {
+        *sum += block;
     }
 }
 
@@ -177,27 +121,30 @@ fn dot_avx2(x: &[f32], y: &[f32]) -> f32 {
     dot(x, y)
 }
 
-/// Goes through several blocks at once: one after another, each addition would wait for the one before.
 #[inline(always)]
 fn dot(x: &[f32], y: &[f32]) -> f32 {
-    const BLOCKS: usize = 4;
     let mut total = 0.0;
-    let (several, rest) = x.as_chunks::<{ BLOCKS * BLOCK_K }>();
-    let (others, other_rest) = y.as_chunks::<{ BLOCKS * BLOCK_K }>();
-    for (x, y) in several.iter().zip(others) {
-        let mut sums = [0.0f32; BLOCKS];
+    let (x, y) = add_blocks::<4>(x, y, &mut total);
+    let (x, y) = add_blocks::<1>(x, y, &mut total);
+    total + x.iter().zip(y).fold(0.0, |sum, (x, y)| x.mul_add(*y, sum))
+}
+
+/// Adds the sums of whole blocks, `N` at once so that the additions of one need not wait for each other, and
+/// returns what is left.
+#[inline(always)]
+fn add_blocks<'a, const N: usize>(mut x: &'a [f32], mut y: &'a [f32], total: &mut f32) -> (&'a [f32], &'a [f32]) {
+    while x.len() >= N * BLOCK_K {
+        let mut sums = [0.0f32; N];
         for column in 0..BLOCK_K {
             for (block, sum) in sums.iter_mut().enumerate() {
                 let place = block * BLOCK_K + column;
                 *sum = x[place].mul_add(y[place], *sum);
             }
         }
-        sums.iter().for_each(|sum| total += sum);
+        sums.iter().for_each(|sum| *total += sum);
+        (x, y) = (&x[N * BLOCK_K..], &y[N * BLOCK_K..]);
     }
-    for (x, y) in rest.chunks(BLOCK_K).zip(other_rest.chunks(BLOCK_K)) {
-        total += x.iter().zip(y).fold(0.0, |sum, (x, y)| x.mul_add(*y, sum));
-    }
-    total
+    (x, y)
 }
 
 #[cfg(target_arch = "x86_64")]

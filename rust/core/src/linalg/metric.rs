@@ -2,8 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::product::{Panels, squared_norms};
-use super::{LANES, Rows};
+use super::{BLOCK_ROWS, Rows};
 use crate::{Error, Observer, Result};
 
 /// What "far" means.
@@ -64,17 +63,17 @@ impl Norms {
     pub(crate) fn new(rows: &Rows, metric: Metric, observer: &Observer) -> Result<Self> {
         let mut squared = vec![0.0; rows.len()];
         squared
-            .par_chunks_mut(LANES)
+            .par_chunks_mut(BLOCK_ROWS)
             .enumerate()
-            .try_for_each_init(
-                || (Panels::new(rows.dim()), Vec::new()),
-                |(panels, buffer), (number, out)| {
-                    observer.check()?;
-                    let first = number * LANES;
-                    squared_norms(rows, first..first + out.len(), panels, buffer, out);
-                    Ok::<_, Error>(())
-                },
-            )?;
+            .try_for_each_init(Vec::new, |buffer, (number, out)| {
+                observer.check()?;
+                let first = number * BLOCK_ROWS;
+                let block = rows.block(first..first + out.len(), buffer);
+                for (row, out) in block.chunks_exact(rows.dim()).zip(out) {
+                    *out = rows.simd().dot(row, row);
+                }
+                Ok::<_, Error>(())
+            })?;
         if let Some(row) = squared.iter().position(|norm| !(*norm <= LARGEST)) {
             return Err(Error::Argument(format!(
                 "embeddings: row {} holds NaN, infinity or values too large to be squared in float32; \

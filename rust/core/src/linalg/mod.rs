@@ -5,8 +5,8 @@
 //! The columns are cut into blocks of [`BLOCK_K`]. In a block the products are added one after another with
 //! fused multiply-add in float32, starting from zero; the block sums are added in order. No instruction set,
 //! blocking of rows or number of threads changes this order, so a dot product has the same bits wherever and
-//! however it is computed, and `dot(x, y) == dot(y, x)`. The matrix kernel keeps one accumulator for each
-//! output, which *is* this order, so a full matrix product needs no second look at near-ties.
+//! however it is computed, and `dot(x, y) == dot(y, x)`. Most pairs never need one: [`Centres`] bounds their
+//! scores first.
 //!
 //! Its error is at most `(BLOCK_K + d / BLOCK_K) * 2^-24 * |x| |y|` (Higham, Accuracy and Stability of
 //! Numerical Algorithms, section 3.1, with blocks).
@@ -22,14 +22,17 @@ mod sums;
 use rayon::prelude::*;
 
 pub(crate) use centres::{Centres, Scratch};
-pub(crate) use kernel::BLOCK_K;
-pub(crate) use kernel::LANES;
+pub(crate) use int8::Coded;
 pub use kernel::Simd;
+pub(crate) use kernel::{BLOCK_K, GROUP, LANES};
 pub use metric::Metric;
 pub(crate) use metric::Norms;
-pub(crate) use product::{BLOCK_ROWS, Packed, Panels, products_of_one};
+pub(crate) use product::{Panels, products_of_one};
 pub use rows::{Chunk, Rows};
 pub(crate) use sums::Sums;
+
+/// Rows of one block: a task's unit, small enough for the second-level cache.
+pub(crate) const BLOCK_ROWS: usize = 16 * GROUP;
 
 /// Sums `value(0) + ... + value(len - 1)` in an order that does not depend on the number of threads.
 pub(crate) fn ordered_sum(len: usize, value: impl Fn(usize) -> f64 + Sync) -> f64 {
@@ -76,21 +79,9 @@ mod tests {
             for simd in Simd::available() {
                 let rows = Rows::new([Chunk::F32(values)], dim).unwrap().with_simd(simd);
                 let norms = Norms::new(&rows, Metric::Euclidean, &crate::Observer::default()).unwrap();
-                let packed = Packed::new(values, dim);
-                let mut found = vec![vec![f32::NAN; 80]; 80];
-                for (panel, vectors) in panels.iter().enumerate() {
-                    let mut tile = Vec::new();
-                    packed.multiply(simd, vectors, &mut tile);
-                    for (row, dots) in tile.chunks_exact(LANES).enumerate() {
-                        let lanes = (80 - panel * LANES).min(LANES);
-                        found[row][panel * LANES..][..lanes].copy_from_slice(&dots[..lanes]);
-                    }
-                }
                 for (row, x) in values.chunks_exact(dim).enumerate() {
                     let expected: Vec<u32> =
                         values.chunks_exact(dim).map(|y| canonical(x, y).to_bits()).collect();
-                    let bits: Vec<u32> = found[row].iter().map(|dot| dot.to_bits()).collect();
-                    prop_assert_eq!(&bits, &expected);
                     let alone: Vec<u32> = values.chunks_exact(dim).map(|y| simd.dot(x, y).to_bits()).collect();
                     prop_assert_eq!(&alone, &expected);
                     prop_assert_eq!(norms.squared[row].to_bits(), expected[row]);
