@@ -162,24 +162,16 @@ impl<'a> Similarity<'a> {
         mut visit: impl FnMut(usize, usize),
     ) {
         let norms: Vec<f32> = names.iter().map(|&row| self.norms.squared[row]).collect();
-        // Below this no rounding can hide a near pair; above the other one it cannot make one up.
-        let sure = |row: usize, margin: f64| (self.threshold * (1.0 + margin) * f64::from(norms[row]).sqrt()) as f32;
-        lanes.centres.near(
-            some,
-            start..start + names.len(),
-            &norms,
-            scratch,
-            |row| sure(row, -1e-6),
-            |contender, vector| {
-                let place = contender.row;
-                let other = lanes.rows[contender.centre];
-                if contender.score.0 > sure(place, 1e-6)
-                    || self.near(lanes.centres.dot(vector, contender.centre), names[place], other)
-                {
-                    visit(start + place, contender.centre);
+        // Below this no rounding of the score can hide a near pair.
+        let limit = |place: usize| (self.threshold * (1.0 - 1e-6)) as f32 * norms[place].sqrt();
+        let range = start..start + names.len();
+        lanes
+            .centres
+            .near(some, range, &norms, scratch, limit, |pair, _| {
+                if self.near(pair.dot, names[pair.row], lanes.rows[pair.centre]) {
+                    visit(start + pair.row, pair.centre);
                 }
-            },
-        );
+            });
     }
 }
 

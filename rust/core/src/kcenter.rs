@@ -10,16 +10,14 @@ use std::cmp::Ordering;
 
 use rayon::prelude::*;
 
-use crate::linalg::{
-    BLOCK_ROWS, Centres, LANES, Metric, Norms, Panels, Rows, Scratch, Sums, products_of_one,
-};
+use crate::linalg::{BLOCK_ROWS, Centres, Metric, Norms, Rows, Scratch, Sums};
 use crate::{Error, Observer, Result};
 
 /// Rows in the pool: as many as stay in the second- and third-level cache.
-const POOL_ROWS: usize = 64 * LANES;
+const POOL_ROWS: usize = 4096;
 
-/// Panels of the pool that one task brings up to date.
-const TASK_PANELS: usize = 8;
+/// Rows of the pool that one task brings up to date.
+const TASK_ROWS: usize = 512;
 
 /// Rank of a row that is a centre already.
 const CHOSEN: f32 = -1.0;
@@ -203,7 +201,8 @@ struct Greedy<'a> {
 /// The rows that ranked highest at the last pass, ascending, and kept up to date since.
 struct Pool {
     rows: Vec<usize>,
-    panels: Panels,
+    /// Row-major.
+    vectors: Vec<f32>,
     scores: Vec<f32>,
     ranks: Vec<f32>,
     /// Rank and number of the highest row outside, at the last pass.
@@ -214,7 +213,7 @@ impl<'a> Greedy<'a> {
     fn new(rows: &'a Rows<'a>, norms: &'a Norms, options: &KCenterOptions<'a>) -> Self {
         let pool = Pool {
             rows: Vec::new(),
-            panels: Panels::new(rows.dim()),
+            vectors: Vec::new(),
             scores: Vec::new(),
             ranks: Vec::new(),
             outside: None,
@@ -238,19 +237,12 @@ impl<'a> Greedy<'a> {
         self.pending.push(&vector, self.norms.squared[row]);
         self.chosen[row] = true;
         let (scale, offset) = self.metric.score_terms(self.norms.squared[row]);
-        let simd = self.rows.simd();
-        let panels: Vec<&[f32]> = self.pool.panels.iter().collect();
-        let tasks = self
-            .pool
-            .scores
-            .par_chunks_mut(TASK_PANELS * LANES)
-            .zip(panels.par_chunks(TASK_PANELS));
-        tasks.for_each(|(scores, panels)| {
-            for (scores, panel) in scores.chunks_mut(LANES).zip(panels) {
-                let dots = products_of_one(simd, &vector, panel);
-                for (score, dot) in scores.iter_mut().zip(dots) {
-                    *score = score.max(dot * scale - offset);
-                }
+        let (simd, dim) = (self.rows.simd(), self.rows.dim());
+        let pool = self.pool.vectors.par_chunks(TASK_ROWS * dim);
+        let tasks = self.pool.scores.par_chunks_mut(TASK_ROWS).zip(pool);
+        tasks.for_each(|(scores, rows)| {
+            for (score, row) in scores.iter_mut().zip(rows.chunks_exact(dim)) {
+                *score = score.max(simd.dot(row, &vector) * scale - offset);
             }
         });
         for (place, &row) in self.pool.rows.iter().enumerate() {
@@ -284,7 +276,13 @@ impl<'a> Greedy<'a> {
 
     /// Brings all rows up to date and fills the pool anew.
     fn update(&mut self, observer: &Observer) -> Result<()> {
-        raise_all(self.rows, self.norms, &self.pending, &mut self.scores, observer)?;
+        raise_all(
+            self.rows,
+            self.norms,
+            &self.pending,
+            &mut self.scores,
+            observer,
+        )?;
         self.pending.clear();
         let ranks: Vec<f32> = self
             .scores
@@ -311,11 +309,12 @@ impl<'a> Greedy<'a> {
 
 impl Pool {
     fn fill(&mut self, members: Vec<usize>, rows: &Rows, scores: &[f32], ranks: &[f32]) {
-        self.panels.clear();
-        let mut vector = vec![0.0; rows.dim()];
-        for &row in &members {
-            rows.copy_row(row, &mut vector);
-            self.panels.push(&vector);
+        self.vectors.resize(members.len() * rows.dim(), 0.0);
+        for (&row, vector) in members
+            .iter()
+            .zip(self.vectors.chunks_exact_mut(rows.dim()))
+        {
+            rows.copy_row(row, vector);
         }
         self.scores = members.iter().map(|&row| scores[row]).collect();
         self.ranks = members.iter().map(|&row| ranks[row]).collect();

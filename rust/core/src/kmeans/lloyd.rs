@@ -64,7 +64,10 @@ impl<'a> Lloyd<'a> {
         // In ascending order they are read in the order in which they lie.
         let mut index = rows.to_vec();
         index.sort_unstable();
-        self.squared_norms = index.iter().map(|&row| self.whole_norms.squared[row]).collect();
+        self.squared_norms = index
+            .iter()
+            .map(|&row| self.whole_norms.squared[row])
+            .collect();
         self.rows = self.whole.subset(&index)?;
         self.forget_labels();
         Ok(())
@@ -93,8 +96,7 @@ impl<'a> Lloyd<'a> {
         for iteration in 0..max_iterations {
             let changed = self.assign(observer, true)?;
             let inertia = self.inertia();
-            let settled =
-                before.is_some_and(|before| before - inertia <= tolerance * before);
+            let settled = before.is_some_and(|before| before - inertia <= tolerance * before);
             if settled || (before.is_some() && changed == 0) {
                 return Ok(iteration);
             }

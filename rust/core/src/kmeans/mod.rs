@@ -72,7 +72,11 @@ pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Resu
         true => train_rows,
         false => samples.iter().copied().fold(seeding_rows, usize::max),
     };
-    let order = draw(rows.len(), drawn, Rng::new(options.seed, Stream::TrainingRows));
+    let order = draw(
+        rows.len(),
+        drawn,
+        Rng::new(options.seed, Stream::TrainingRows),
+    );
     let first = seeding::plus_plus(rows, &order[..seeding_rows], options, observer)?;
     let mut lloyd = Lloyd::new(rows, &norms, options, &first);
     for count in samples {
@@ -98,8 +102,10 @@ pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Resu
 
 /// Sizes of the samples that the centroids are trained on first: each several times the one before.
 fn warm_up(k: usize, train_rows: usize) -> impl Iterator<Item = usize> {
-    iter::successors(Some(FEWEST_ROWS.max(ROWS_PER_CENTROID * k)), |count| Some(count * GROWTH))
-        .take_while(move |count| count * 2 <= train_rows)
+    iter::successors(Some(FEWEST_ROWS.max(ROWS_PER_CENTROID * k)), |count| {
+        Some(count * GROWTH)
+    })
+    .take_while(move |count| count * 2 <= train_rows)
 }
 
 fn check(rows: &Rows, options: &KMeansOptions) -> Result<()> {

@@ -131,27 +131,32 @@ impl<'a> Distances<'a> {
             .iter()
             .map(|&row| metric.score_terms(squared[row]))
             .collect();
-        self.tasks.par_iter_mut().enumerate().for_each(|(number, task)| {
-            task.tried.resize(drawn.len(), (Vec::new(), 0.0));
-            task.tried
-                .iter_mut()
-                .for_each(|(nearest, _)| nearest.clone_from(&task.nearest));
-            let mut dots = [[0.0; LANES]; GROUP];
-            for panel in 0..task.nearest.len().div_ceil(LANES) {
-                coded.multiply(&group, number * TASK_PANELS + panel, &mut dots);
-                let first = panel * LANES;
-                let squared = &squared[number * TASK_PANELS * LANES + first..];
-                let lines = dots.iter().zip(&terms).zip(&mut task.tried);
-                for ((dots, &(scale, offset)), (nearest, _)) in lines {
-                    for ((nearest, dot), &norm) in nearest[first..].iter_mut().zip(dots).zip(squared) {
-                        *nearest = metric.reduced(dot * scale - offset, norm).min(*nearest);
+        self.tasks
+            .par_iter_mut()
+            .enumerate()
+            .for_each(|(number, task)| {
+                task.tried.resize(drawn.len(), (Vec::new(), 0.0));
+                task.tried
+                    .iter_mut()
+                    .for_each(|(nearest, _)| nearest.clone_from(&task.nearest));
+                let mut dots = [[0.0; LANES]; GROUP];
+                for panel in 0..task.nearest.len().div_ceil(LANES) {
+                    coded.multiply(&group, number * TASK_PANELS + panel, &mut dots);
+                    let first = panel * LANES;
+                    let squared = &squared[number * TASK_PANELS * LANES + first..];
+                    let lines = dots.iter().zip(&terms).zip(&mut task.tried);
+                    for ((dots, &(scale, offset)), (nearest, _)) in lines {
+                        for ((nearest, dot), &norm) in
+                            nearest[first..].iter_mut().zip(dots).zip(squared)
+                        {
+                            *nearest = metric.reduced(dot * scale - offset, norm).min(*nearest);
+                        }
                     }
                 }
-            }
-            for (nearest, sum) in &mut task.tried {
-                *sum = nearest.iter().map(|&distance| f64::from(distance)).sum();
-            }
-        });
+                for (nearest, sum) in &mut task.tried {
+                    *sum = nearest.iter().map(|&distance| f64::from(distance)).sum();
+                }
+            });
         let sum = |trial: usize| {
             self.tasks
                 .iter()

@@ -5,8 +5,8 @@
 //! whole numbers, which has no rounding errors and is four times as fast as float32 where the processor
 //! multiplies bytes (VNNI).
 
-use super::{BLOCK_K, LANES, Simd};
-use super::kernel::GROUP;
+use super::kernel::{GROUP, SUMS};
+use super::{LANES, Simd};
 
 /// Columns in one step of the kernel.
 const WORD: usize = 4;
@@ -28,10 +28,10 @@ pub(super) struct Line([i8; 64]);
 /// Scores of [`GROUP`] rows with the vectors of a panel.
 pub(crate) type Tile<T> = [[T; LANES]; GROUP];
 
-/// What a dot product computed in float32, in whatever order, may differ from the true one by, as a share of
-/// the product of the lengths; with room for the few roundings around it.
-pub(super) fn rounding(dim: usize) -> f32 {
-    (BLOCK_K + dim / BLOCK_K + 64) as f32 * (f32::EPSILON / 2.0)
+/// What the canonical dot product may differ from the true one by, as a share of the product of the lengths, with
+/// room for the few roundings around it.
+fn rounding(dim: usize) -> f32 {
+    (dim / SUMS + 64) as f32 * (f32::EPSILON / 2.0)
 }
 
 /// What bounds need to know of a vector.
@@ -84,7 +84,13 @@ impl CodePanels {
     }
 
     /// Adds a vector whose score with a row is `scale * dot - offset`.
-    pub(super) fn push(&mut self, simd: Simd, vector: &[f32], squared_norm: f32, (scale, offset): (f32, f32)) {
+    pub(super) fn push(
+        &mut self,
+        simd: Simd,
+        vector: &[f32],
+        squared_norm: f32,
+        (scale, offset): (f32, f32),
+    ) {
         let (panel, lane) = (self.len / LANES, self.len % LANES);
         let size = self.words * LINES;
         if lane == 0 {
@@ -136,13 +142,18 @@ impl CodeRows {
         self.codes[dim..].fill(0);
         self.words.resize(count.div_ceil(GROUP) * GROUP * words, 0);
         self.terms.clear();
-        self.terms.resize(count.next_multiple_of(GROUP), Terms::default());
+        self.terms
+            .resize(count.next_multiple_of(GROUP), Terms::default());
         for (number, (row, &squared)) in rows.chunks_exact(dim).zip(squared_norms).enumerate() {
             self.terms[number] = simd.quantise(row, squared, &mut self.codes[..dim]);
             let group = &mut self.words[number / GROUP * GROUP * words..][..GROUP * words];
-            for (packed, word) in group.chunks_exact_mut(GROUP).zip(self.codes.chunks_exact(WORD)) {
+            for (packed, word) in group
+                .chunks_exact_mut(GROUP)
+                .zip(self.codes.chunks_exact(WORD))
+            {
                 let shifted = |place: usize| (word[place] as u8).wrapping_add(SHIFT as u8);
-                packed[number % GROUP] = u32::from_le_bytes([shifted(0), shifted(1), shifted(2), shifted(3)]);
+                packed[number % GROUP] =
+                    u32::from_le_bytes([shifted(0), shifted(1), shifted(2), shifted(3)]);
             }
         }
     }
@@ -152,10 +163,6 @@ impl CodeRows {
         self.words
             .chunks_exact(self.dim.div_ceil(WORD) * GROUP)
             .zip(self.terms.chunks_exact(GROUP))
-    }
-
-    pub(super) fn terms(&self, row: usize) -> Terms {
-        self.terms[row]
     }
 }
 
@@ -182,7 +189,12 @@ impl Coded {
         let (panel, lane) = ((self.panels.len - 1) / LANES, (self.panels.len - 1) % LANES);
         let panel = &mut self.panels.terms[panel];
         (panel.length[lane], panel.error[lane]) = (0.0, 0.0);
-        let square: i32 = self.panels.codes.iter().map(|&code| i32::from(code) * i32::from(code)).sum();
+        let square: i32 = self
+            .panels
+            .codes
+            .iter()
+            .map(|&code| i32::from(code) * i32::from(code))
+            .sum();
         square as f32 * (panel.scale[lane] * panel.scale[lane])
     }
 
@@ -190,7 +202,9 @@ impl Coded {
     pub(crate) fn group(&self, vectors: &[f32]) -> CodeRows {
         let mut rows = CodeRows::default();
         rows.fill(self.simd, vectors, self.dim, &[0.0; GROUP]);
-        rows.terms.iter_mut().for_each(|terms| (terms.length, terms.error) = (0.0, 0.0));
+        rows.terms
+            .iter_mut()
+            .for_each(|terms| (terms.length, terms.error) = (0.0, 0.0));
         rows
     }
 
@@ -198,7 +212,11 @@ impl Coded {
     pub(crate) fn multiply(&self, group: &CodeRows, panel: usize, dots: &mut Tile<f32>) {
         let size = self.panels.words * LINES;
         let lines = &self.panels.lines[panel * size..][..size];
-        self.simd.bound((&group.words, &group.terms), (lines, &self.panels.terms[panel]), dots);
+        self.simd.bound(
+            (&group.words, &group.terms),
+            (lines, &self.panels.terms[panel]),
+            dots,
+        );
     }
 }
 
@@ -256,7 +274,12 @@ const WIDTH: usize = 16;
 
 /// Codes some values and adds the squares of what is left of them.
 #[inline(always)]
-fn code(values: &[f32; WIDTH], inverse: f32, scale: f32, squares: &mut [f32; WIDTH]) -> [i8; WIDTH] {
+fn code(
+    values: &[f32; WIDTH],
+    inverse: f32,
+    scale: f32,
+    squares: &mut [f32; WIDTH],
+) -> [i8; WIDTH] {
     /// Adding it leaves a number of at most 2^22 rounded to a whole one in the lowest bits.
     const WHOLE: f32 = 1.5 * (1 << 23) as f32;
     let mut shifted = [0.0; WIDTH];
@@ -284,7 +307,10 @@ fn quantise(vector: &[f32], squared_norm: f32, codes: &mut [i8]) -> Terms {
             *greatest = if size > *greatest { size } else { *greatest };
         }
     }
-    let greatest = rest.iter().fold(greatest.into_iter().fold(0.0, f32::max), |greatest, value| greatest.max(value.abs()));
+    let greatest = rest.iter().fold(
+        greatest.into_iter().fold(0.0, f32::max),
+        |greatest, value| greatest.max(value.abs()),
+    );
     let dim = vector.len();
     if greatest < LEAST {
         codes.fill(0);
@@ -322,7 +348,8 @@ fn bound_avx512(
     bounds: &mut Tile<f32>,
 ) -> [f32; GROUP] {
     use std::arch::x86_64::{
-        __m512i, _mm512_dpbusd_epi32, _mm512_load_si512, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_storeu_si512,
+        __m512i, _mm512_dpbusd_epi32, _mm512_load_si512, _mm512_loadu_si512, _mm512_set1_epi32,
+        _mm512_storeu_si512,
     };
     let mut sums = [panel.1.shift; GROUP];
     // SAFETY: each pointer is to 64 bytes of an array: four quarters of `shift`, a line, which is aligned.
@@ -330,7 +357,8 @@ fn bound_avx512(
         let load = |part: usize| _mm512_loadu_si512(panel.1.shift.as_ptr().add(part * 16).cast());
         let mut totals: [[__m512i; LINES]; GROUP] = [[load(0), load(1), load(2), load(3)]; GROUP];
         for (words, lines) in rows.0.chunks_exact(GROUP).zip(panel.0.chunks_exact(LINES)) {
-            let lanes: [__m512i; LINES] = std::array::from_fn(|part| _mm512_load_si512((&raw const lines[part]).cast()));
+            let lanes: [__m512i; LINES] =
+                std::array::from_fn(|part| _mm512_load_si512((&raw const lines[part]).cast()));
             for (totals, &word) in totals.iter_mut().zip(words) {
                 let word = _mm512_set1_epi32(word as i32);
                 for (total, &lanes) in totals.iter_mut().zip(&lanes) {
@@ -355,8 +383,9 @@ fn bound_avx2(
     bounds: &mut Tile<f32>,
 ) -> [f32; GROUP] {
     use std::arch::x86_64::{
-        _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_hadd_epi32,
-        _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_setzero_si256, _mm256_storeu_si256,
+        _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_cvtepi8_epi16,
+        _mm256_cvtepu8_epi16, _mm256_hadd_epi32, _mm256_madd_epi16, _mm256_permute4x64_epi64,
+        _mm256_setzero_si256, _mm256_storeu_si256,
     };
     /// Lanes that the registers have room for at once.
     const WIDTH: usize = 8;
@@ -366,7 +395,8 @@ fn bound_avx2(
         for (words, lines) in rows.0.chunks_exact(GROUP).zip(panel.0.chunks_exact(LINES)) {
             let lanes = &lines[first * WORD / 64].0[first * WORD % 64..][..WIDTH * WORD];
             // SAFETY: the slice has 32 bytes.
-            let [low, high] = unsafe { [0, 16].map(|place| _mm_loadu_si128(lanes.as_ptr().add(place).cast())) };
+            let [low, high] =
+                unsafe { [0, 16].map(|place| _mm_loadu_si128(lanes.as_ptr().add(place).cast())) };
             let lanes = [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)];
             for (totals, &word) in totals.iter_mut().zip(words) {
                 let word = _mm256_cvtepu8_epi16(_mm_set1_epi32(word as i32));
@@ -395,7 +425,10 @@ fn add_products(rows: &[u32], panel: &[Line], sums: &mut Tile<i32>) {
             let word = word.to_le_bytes().map(i32::from);
             let lanes = lines.iter().flat_map(|line| line.0.as_chunks::<WORD>().0);
             for (sum, lane) in sums.iter_mut().zip(lanes) {
-                let products = word.iter().zip(lane).map(|(row, &lane)| row * i32::from(lane));
+                let products = word
+                    .iter()
+                    .zip(lane)
+                    .map(|(row, &lane)| row * i32::from(lane));
                 *sum += products.sum::<i32>();
             }
         }
@@ -404,12 +437,18 @@ fn add_products(rows: &[u32], panel: &[Line], sums: &mut Tile<i32>) {
 
 /// Turns products of codes into bounds of scores.
 #[inline(always)]
-fn bound(sums: &Tile<i32>, rows: &[Terms], panel: &PanelTerms, bounds: &mut Tile<f32>) -> [f32; GROUP] {
+fn bound(
+    sums: &Tile<i32>,
+    rows: &[Terms],
+    panel: &PanelTerms,
+    bounds: &mut Tile<f32>,
+) -> [f32; GROUP] {
     let mut highest = [f32::NEG_INFINITY; GROUP];
     for (((sums, row), bounds), highest) in sums.iter().zip(rows).zip(bounds).zip(&mut highest) {
         for lane in 0..LANES {
             let estimate = sums[lane] as f32 * (panel.scale[lane] * row.scale);
-            let error = row.error * panel.length[lane] + (row.length + row.error) * panel.error[lane];
+            let error =
+                row.error * panel.length[lane] + (row.length + row.error) * panel.error[lane];
             bounds[lane] = estimate + error - panel.offset[lane];
         }
         let mut strides = [f32::NEG_INFINITY; 16];
