@@ -118,7 +118,7 @@ struct Lanes<'a> {
 impl<'a> Lanes<'a> {
     fn new(similarity: &Similarity, rows: &'a [usize]) -> Self {
         let whole = similarity.rows;
-        let mut centres = Centres::new(whole.dim(), Metric::Cosine, whole.simd());
+        let mut centres = Centres::for_cosine(similarity.threshold, whole.dim(), whole.simd());
         let mut vector = vec![0.0; whole.dim()];
         for &row in rows {
             whole.copy_row(row, &mut vector);

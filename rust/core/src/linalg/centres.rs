@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
-use super::int8::{CodePanels, CodeRows, Tile};
+use super::int8::{CodePanels, CodeRows, Head, Tile};
 use super::{GROUP, LANES, Metric, Rows, Simd};
+
+/// Pairs of a tile that are computed one by one rather than bounded again by all columns.
+const FEW: usize = 24;
 
 /// Vectors to be near to. The score of a row and a centre grows as they come nearer.
 ///
@@ -42,13 +45,22 @@ pub(crate) struct Pair {
 
 impl Centres {
     pub(crate) fn new(dim: usize, metric: Metric, simd: Simd) -> Self {
+        Self::with_head(dim, metric, simd, Head::NONE)
+    }
+
+    /// For rows with limits of `cosine` times their length, under the cosine metric.
+    pub(crate) fn for_cosine(cosine: f64, dim: usize, simd: Simd) -> Self {
+        Self::with_head(dim, Metric::Cosine, simd, Head::for_cosine(cosine, dim))
+    }
+
+    fn with_head(dim: usize, metric: Metric, simd: Simd, head: Head) -> Self {
         Self {
             metric,
             simd,
             dim,
             vectors: Vec::new(),
             terms: Vec::new(),
-            codes: CodePanels::new(dim),
+            codes: CodePanels::new(dim, head),
         }
     }
 
@@ -89,10 +101,19 @@ impl Centres {
         mut visit: impl FnMut(Pair, &mut f32),
     ) {
         let mut bounds: Tile<f32> = [[0.0; LANES]; GROUP];
-        for (number, panel) in self.codes.iter().enumerate() {
+        for number in 0..self.codes.panels() {
+            let panel = self.codes.panel(number);
+            let head = self.codes.panel_head(number);
             for (group, packed) in codes.groups().enumerate() {
-                let highest = self.simd.bound(packed, panel, &mut bounds);
                 let first = group * GROUP;
+                let mut highest = [f32::INFINITY; GROUP];
+                if let Some(head) = head {
+                    let group = packed.head(self.codes.head());
+                    highest = self.simd.bound(group, head, &mut bounds);
+                }
+                if head.is_none() || reaching(&bounds, highest, &limits[first..]) > FEW {
+                    highest = self.simd.bound(packed, panel, &mut bounds);
+                }
                 let members = limits[first..].iter_mut().zip(&bounds).zip(highest);
                 for (place, ((limit, bounds), highest)) in members.enumerate() {
                     if highest < *limit {
@@ -145,7 +166,7 @@ impl Centres {
     ) {
         let Scratch { widened, codes, .. } = scratch;
         let block = rows.block(range, widened);
-        codes.fill(self.simd, block, self.dim, squared_norms);
+        codes.fill(self.simd, self.codes.head(), block, self.dim, squared_norms);
         self.contend(block, codes, best, |pair, best| {
             *best = best.max(pair.score)
         });
@@ -164,7 +185,7 @@ impl Centres {
     ) {
         let Scratch { widened, codes, .. } = scratch;
         let block = rows.block(range, widened);
-        codes.fill(self.simd, block, self.dim, squared_norms);
+        codes.fill(self.simd, self.codes.head(), block, self.dim, squared_norms);
         for ((vector, label), score) in block.chunks_exact(self.dim).zip(&*labels).zip(&mut *scores)
         {
             *score = self.compare(vector, *label as usize).1;
@@ -195,9 +216,17 @@ impl Centres {
         } = scratch;
         let count = range.len();
         let block = rows.block(range, widened);
-        codes.fill(self.simd, block, self.dim, squared_norms);
+        codes.fill(self.simd, self.codes.head(), block, self.dim, squared_norms);
         limits.clear();
         limits.extend((0..count).map(limit));
         self.contend(block, codes, limits, visit);
     }
+}
+
+/// Counts the bounds of a tile that reach their row's limit.
+fn reaching(bounds: &Tile<f32>, highest: [f32; GROUP], limits: &[f32]) -> usize {
+    let rows = bounds.iter().zip(highest).zip(limits);
+    rows.filter(|((_, highest), limit)| highest >= limit)
+        .map(|((bounds, _), limit)| bounds.iter().filter(|&bound| bound >= limit).count())
+        .sum()
 }

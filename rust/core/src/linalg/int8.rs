@@ -43,6 +43,8 @@ pub(super) struct Terms {
     pub(super) length: f32,
     /// At least the length of its rest, and room for rounding.
     pub(super) error: f32,
+    /// At least the length of its columns after the head; 0 if there is no head.
+    pub(super) tail: f32,
 }
 
 /// Terms of a panel's vectors, side by side.
@@ -51,9 +53,66 @@ pub(super) struct PanelTerms {
     pub(super) scale: [f32; LANES],
     pub(super) length: [f32; LANES],
     pub(super) error: [f32; LANES],
+    pub(super) tail: [f32; LANES],
     pub(super) offset: [f32; LANES],
     /// What undoes [`SHIFT`]: minus [`SHIFT`] times the sum of the codes.
     shift: [i32; LANES],
+}
+
+impl PanelTerms {
+    /// Terms of a panel without vectors: every bound is minus infinity.
+    const NONE: Self = Self {
+        scale: [0.0; LANES],
+        length: [0.0; LANES],
+        error: [0.0; LANES],
+        tail: [0.0; LANES],
+        offset: [f32::INFINITY; LANES],
+        shift: [0; LANES],
+    };
+
+    fn set(&mut self, lane: usize, terms: Terms, (scale, offset): (f32, f32), codes: &[i8]) {
+        self.scale[lane] = terms.scale * scale;
+        self.length[lane] = terms.length * scale;
+        self.error[lane] = terms.error * scale;
+        self.tail[lane] = terms.tail * scale;
+        self.offset[lane] = offset;
+        self.shift[lane] = -SHIFT * codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+    }
+}
+
+/// Columns of a vector that are bounded first: the head. With the columns after it, the tail, at their worst,
+/// `x.c <= head(x).head(c) + |tail(x)| |tail(c)|` rules out most pairs where only very near ones matter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    words: usize,
+}
+
+impl Head {
+    pub(super) const NONE: Self = Self { words: 0 };
+
+    /// A head for scores of at least `cosine`. If the head's share of the length is `f`, a pair passes if the
+    /// cosine of its heads is at least about `1 - (1 - cosine) / f`; this makes that 0.6.
+    pub(super) fn for_cosine(cosine: f64, dim: usize) -> Self {
+        let columns = ((1.0 - cosine) / 0.4 * dim as f64).ceil().max(32.0) as usize;
+        match columns * 2 <= dim {
+            true => Self {
+                words: columns.div_ceil(WORD),
+            },
+            false => Self::NONE,
+        }
+    }
+
+    fn columns(self) -> usize {
+        self.words * WORD
+    }
+
+    fn tail(self, simd: Simd, vector: &[f32]) -> f32 {
+        if self.words == 0 {
+            return 0.0;
+        }
+        let tail = &vector[self.columns()..];
+        simd.dot(tail, tail).sqrt() * (1.0 + rounding(vector.len()))
+    }
 }
 
 /// Vectors packed for the kernel: panels of [`LANES`], interleaved by [`WORD`] columns.
@@ -61,16 +120,44 @@ pub(super) struct PanelTerms {
 pub(super) struct CodePanels {
     lines: Vec<Line>,
     terms: Vec<PanelTerms>,
+    head: Head,
+    head_terms: Vec<PanelTerms>,
     words: usize,
     len: usize,
     codes: Vec<i8>,
 }
 
+/// A panel of vectors, for the kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Panel<'a> {
+    lines: &'a [Line],
+    terms: &'a PanelTerms,
+}
+
+/// A group of rows, for the kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'a> {
+    words: &'a [u32],
+    terms: &'a [Terms],
+}
+
+impl Group<'_> {
+    /// Only the rows' heads.
+    pub(super) fn head(self, head: Head) -> Self {
+        Self {
+            words: &self.words[..head.words * GROUP],
+            ..self
+        }
+    }
+}
+
 impl CodePanels {
-    pub(super) fn new(dim: usize) -> Self {
+    pub(super) fn new(dim: usize, head: Head) -> Self {
         Self {
             lines: Vec::new(),
             terms: Vec::new(),
+            head,
+            head_terms: Vec::new(),
             words: dim.div_ceil(WORD),
             len: 0,
             codes: vec![0; dim],
@@ -80,6 +167,7 @@ impl CodePanels {
     pub(super) fn clear(&mut self) {
         self.lines.clear();
         self.terms.clear();
+        self.head_terms.clear();
         self.len = 0;
     }
 
@@ -89,19 +177,14 @@ impl CodePanels {
         simd: Simd,
         vector: &[f32],
         squared_norm: f32,
-        (scale, offset): (f32, f32),
+        score: (f32, f32),
     ) {
         let (panel, lane) = (self.len / LANES, self.len % LANES);
         let size = self.words * LINES;
         if lane == 0 {
             self.lines.resize((panel + 1) * size, Line([0; 64]));
-            self.terms.push(PanelTerms {
-                scale: [0.0; LANES],
-                length: [0.0; LANES],
-                error: [0.0; LANES],
-                offset: [f32::INFINITY; LANES],
-                shift: [0; LANES],
-            });
+            self.terms.push(PanelTerms::NONE);
+            self.head_terms.push(PanelTerms::NONE);
         }
         let terms = simd.quantise(vector, squared_norm, &mut self.codes);
         let lines = self.lines[panel * size..].chunks_exact_mut(LINES);
@@ -109,18 +192,40 @@ impl CodePanels {
             let first = lane * WORD;
             lines[first / 64].0[first % 64..][..word.len()].copy_from_slice(word);
         }
-        let panel = &mut self.terms[panel];
-        panel.scale[lane] = terms.scale * scale;
-        panel.length[lane] = terms.length * scale;
-        panel.error[lane] = terms.error * scale;
-        panel.offset[lane] = offset;
-        panel.shift[lane] = -SHIFT * self.codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+        self.terms[panel].set(lane, terms, score, &self.codes);
+        let terms = Terms {
+            tail: self.head.tail(simd, vector),
+            ..terms
+        };
+        let codes = &self.codes[..self.head.columns()];
+        self.head_terms[panel].set(lane, terms, score, codes);
         self.len += 1;
     }
 
-    /// The panels in order.
-    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&[Line], &PanelTerms)> {
-        self.lines.chunks_exact(self.words * LINES).zip(&self.terms)
+    pub(super) fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Number of panels.
+    pub(super) fn panels(&self) -> usize {
+        self.terms.len()
+    }
+
+    pub(super) fn panel(&self, number: usize) -> Panel<'_> {
+        let size = self.words * LINES;
+        Panel {
+            lines: &self.lines[number * size..][..size],
+            terms: &self.terms[number],
+        }
+    }
+
+    /// Only the heads of a panel's vectors; none if heads are not looked at.
+    pub(super) fn panel_head(&self, number: usize) -> Option<Panel<'_>> {
+        let lines = self.head.words * LINES;
+        (lines > 0).then(|| Panel {
+            lines: &self.lines[number * self.words * LINES..][..lines],
+            terms: &self.head_terms[number],
+        })
     }
 }
 
@@ -134,7 +239,14 @@ pub(crate) struct CodeRows {
 }
 
 impl CodeRows {
-    pub(super) fn fill(&mut self, simd: Simd, rows: &[f32], dim: usize, squared_norms: &[f32]) {
+    pub(super) fn fill(
+        &mut self,
+        simd: Simd,
+        head: Head,
+        rows: &[f32],
+        dim: usize,
+        squared_norms: &[f32],
+    ) {
         let count = rows.len() / dim;
         let words = dim.div_ceil(WORD);
         self.dim = dim;
@@ -145,7 +257,10 @@ impl CodeRows {
         self.terms
             .resize(count.next_multiple_of(GROUP), Terms::default());
         for (number, (row, &squared)) in rows.chunks_exact(dim).zip(squared_norms).enumerate() {
-            self.terms[number] = simd.quantise(row, squared, &mut self.codes[..dim]);
+            self.terms[number] = Terms {
+                tail: head.tail(simd, row),
+                ..simd.quantise(row, squared, &mut self.codes[..dim])
+            };
             let group = &mut self.words[number / GROUP * GROUP * words..][..GROUP * words];
             for (packed, word) in group
                 .chunks_exact_mut(GROUP)
@@ -158,11 +273,12 @@ impl CodeRows {
         }
     }
 
-    /// Codes and terms of each group of rows, in order.
-    pub(super) fn groups(&self) -> impl Iterator<Item = (&[u32], &[Terms])> {
+    /// The groups in order.
+    pub(super) fn groups(&self) -> impl Iterator<Item = Group<'_>> {
         self.words
             .chunks_exact(self.dim.div_ceil(WORD) * GROUP)
             .zip(self.terms.chunks_exact(GROUP))
+            .map(|(words, terms)| Group { words, terms })
     }
 }
 
@@ -177,7 +293,7 @@ pub(crate) struct Coded {
 impl Coded {
     pub(crate) fn new(dim: usize, simd: Simd) -> Self {
         Self {
-            panels: CodePanels::new(dim),
+            panels: CodePanels::new(dim, Head::NONE),
             simd,
             dim,
         }
@@ -201,7 +317,7 @@ impl Coded {
     /// Codes at most [`GROUP`] row-major vectors that others are multiplied with.
     pub(crate) fn group(&self, vectors: &[f32]) -> CodeRows {
         let mut rows = CodeRows::default();
-        rows.fill(self.simd, vectors, self.dim, &[0.0; GROUP]);
+        rows.fill(self.simd, Head::NONE, vectors, self.dim, &[0.0; GROUP]);
         rows.terms
             .iter_mut()
             .for_each(|terms| (terms.length, terms.error) = (0.0, 0.0));
@@ -210,13 +326,11 @@ impl Coded {
 
     /// Computes the dot products of a group with the vectors of one panel.
     pub(crate) fn multiply(&self, group: &CodeRows, panel: usize, dots: &mut Tile<f32>) {
-        let size = self.panels.words * LINES;
-        let lines = &self.panels.lines[panel * size..][..size];
-        self.simd.bound(
-            (&group.words, &group.terms),
-            (lines, &self.panels.terms[panel]),
-            dots,
-        );
+        let group = Group {
+            words: &group.words,
+            terms: &group.terms,
+        };
+        self.simd.bound(group, self.panels.panel(panel), dots);
     }
 }
 
@@ -235,12 +349,7 @@ impl Simd {
     }
 
     /// Bounds the scores of a group of rows with a panel from above; returns each row's highest bound.
-    pub(super) fn bound(
-        self,
-        rows: (&[u32], &[Terms]),
-        panel: (&[Line], &PanelTerms),
-        bounds: &mut Tile<f32>,
-    ) -> [f32; GROUP] {
+    pub(super) fn bound(self, rows: Group, panel: Panel, bounds: &mut Tile<f32>) -> [f32; GROUP] {
         match self {
             // SAFETY: as in `quantise`.
             #[cfg(target_arch = "x86_64")]
@@ -249,9 +358,9 @@ impl Simd {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { bound_avx2(rows, panel, bounds) },
             _ => {
-                let mut sums = [panel.1.shift; GROUP];
-                add_products(rows.0, panel.0, &mut sums);
-                bound(&sums, rows.1, panel.1, bounds)
+                let mut sums = [panel.terms.shift; GROUP];
+                add_products(rows.words, panel.lines, &mut sums);
+                bound(&sums, rows.terms, panel.terms, bounds)
             }
         }
     }
@@ -316,9 +425,9 @@ fn quantise(vector: &[f32], squared_norm: f32, codes: &mut [i8]) -> Terms {
         codes.fill(0);
         let length = greatest * (dim as f32).sqrt() * 1.001;
         return Terms {
-            scale: 0.0,
             length,
             error: length,
+            ..Terms::default()
         };
     }
     let (scale, inverse) = (greatest / 127.0, 127.0 / greatest);
@@ -337,26 +446,28 @@ fn quantise(vector: &[f32], squared_norm: f32, codes: &mut [i8]) -> Terms {
         scale,
         length,
         error: rest * (1.0 + 1e-4) + rounding * length,
+        tail: 0.0,
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn bound_avx512(
-    rows: (&[u32], &[Terms]),
-    panel: (&[Line], &PanelTerms),
-    bounds: &mut Tile<f32>,
-) -> [f32; GROUP] {
+fn bound_avx512(rows: Group, panel: Panel, bounds: &mut Tile<f32>) -> [f32; GROUP] {
     use std::arch::x86_64::{
         __m512i, _mm512_dpbusd_epi32, _mm512_load_si512, _mm512_loadu_si512, _mm512_set1_epi32,
         _mm512_storeu_si512,
     };
-    let mut sums = [panel.1.shift; GROUP];
+    let mut sums = [panel.terms.shift; GROUP];
     // SAFETY: each pointer is to 64 bytes of an array: four quarters of `shift`, a line, which is aligned.
     unsafe {
-        let load = |part: usize| _mm512_loadu_si512(panel.1.shift.as_ptr().add(part * 16).cast());
+        let load =
+            |part: usize| _mm512_loadu_si512(panel.terms.shift.as_ptr().add(part * 16).cast());
         let mut totals: [[__m512i; LINES]; GROUP] = [[load(0), load(1), load(2), load(3)]; GROUP];
-        for (words, lines) in rows.0.chunks_exact(GROUP).zip(panel.0.chunks_exact(LINES)) {
+        for (words, lines) in rows
+            .words
+            .chunks_exact(GROUP)
+            .zip(panel.lines.chunks_exact(LINES))
+        {
             let lanes: [__m512i; LINES] =
                 std::array::from_fn(|part| _mm512_load_si512((&raw const lines[part]).cast()));
             for (totals, &word) in totals.iter_mut().zip(words) {
@@ -372,16 +483,12 @@ fn bound_avx512(
             }
         }
     }
-    bound(&sums, rows.1, panel.1, bounds)
+    bound(&sums, rows.terms, panel.terms, bounds)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn bound_avx2(
-    rows: (&[u32], &[Terms]),
-    panel: (&[Line], &PanelTerms),
-    bounds: &mut Tile<f32>,
-) -> [f32; GROUP] {
+fn bound_avx2(rows: Group, panel: Panel, bounds: &mut Tile<f32>) -> [f32; GROUP] {
     use std::arch::x86_64::{
         _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_cvtepi8_epi16,
         _mm256_cvtepu8_epi16, _mm256_hadd_epi32, _mm256_madd_epi16, _mm256_permute4x64_epi64,
@@ -389,10 +496,14 @@ fn bound_avx2(
     };
     /// Lanes that the registers have room for at once.
     const WIDTH: usize = 8;
-    let mut sums = [panel.1.shift; GROUP];
+    let mut sums = [panel.terms.shift; GROUP];
     for first in (0..LANES).step_by(WIDTH) {
         let mut totals = [[_mm256_setzero_si256(); 2]; GROUP];
-        for (words, lines) in rows.0.chunks_exact(GROUP).zip(panel.0.chunks_exact(LINES)) {
+        for (words, lines) in rows
+            .words
+            .chunks_exact(GROUP)
+            .zip(panel.lines.chunks_exact(LINES))
+        {
             let lanes = &lines[first * WORD / 64].0[first * WORD % 64..][..WIDTH * WORD];
             // SAFETY: the slice has 32 bytes.
             let [low, high] =
@@ -416,7 +527,7 @@ fn bound_avx2(
             }
         }
     }
-    bound(&sums, rows.1, panel.1, bounds)
+    bound(&sums, rows.terms, panel.terms, bounds)
 }
 
 fn add_products(rows: &[u32], panel: &[Line], sums: &mut Tile<i32>) {
@@ -447,8 +558,9 @@ fn bound(
     for (((sums, row), bounds), highest) in sums.iter().zip(rows).zip(bounds).zip(&mut highest) {
         for lane in 0..LANES {
             let estimate = sums[lane] as f32 * (panel.scale[lane] * row.scale);
-            let error =
-                row.error * panel.length[lane] + (row.length + row.error) * panel.error[lane];
+            let error = row.error * panel.length[lane]
+                + (row.length + row.error) * panel.error[lane]
+                + row.tail * panel.tail[lane];
             bounds[lane] = estimate + error - panel.offset[lane];
         }
         let mut strides = [f32::NEG_INFINITY; 16];

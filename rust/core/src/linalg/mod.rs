@@ -91,10 +91,11 @@ mod tests {
 
         #[test]
         fn no_pair_above_a_limit_is_missed(
-            values in prop::collection::vec(-1.0f32..1.0, 80 * 70),
-            dim in 1usize..70,
+            values in prop::collection::vec(-1.0f32..1.0, 80 * 130),
+            dim in 1usize..130,
             exponent in -4i32..12,
             metric in prop::sample::select(vec![Metric::Euclidean, Metric::Cosine]),
+            cosine in 0.5..1.0,
         ) {
             // Rows of very different lengths, zero among them where the metric allows it.
             let mut values = values[..dim * 80].to_vec();
@@ -105,7 +106,10 @@ mod tests {
             let squared: Vec<f32> = values.chunks_exact(dim).map(|row| canonical(row, row)).collect();
             for simd in Simd::available() {
                 let rows = Rows::new([Chunk::F32(&values)], dim).unwrap().with_simd(simd);
-                let mut centres = Centres::new(dim, metric, simd);
+                let mut centres = match metric {
+                    Metric::Euclidean => Centres::new(dim, metric, simd),
+                    Metric::Cosine => Centres::for_cosine(cosine, dim, simd),
+                };
                 for (row, &norm) in values.chunks_exact(dim).zip(&squared) {
                     centres.push(row, norm);
                 }
