@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::{BLOCK_ROWS, Centres, LANES, Metric, Norms, Rows, Scratch};
+use crate::neighbours::{check_threshold, cosine};
 use crate::{Error, Observer, Result};
 
 /// Rows that are compared with all kept rows at once.
@@ -47,47 +48,6 @@ pub fn near_duplicates(
     Ok(representatives)
 }
 
-/// Returns all pairs of rows with a cosine of at least `threshold`, as (lower row, higher row), ascending.
-pub fn near_duplicate_pairs(
-    rows: &Rows,
-    threshold: f64,
-    observer: &Observer,
-) -> Result<Vec<(usize, usize)>> {
-    observer.expect(rows.len() as u64);
-    let similarity = Similarity::new(rows, threshold, observer)?;
-    let all: Vec<usize> = (0..rows.len()).collect();
-    let mut pairs = Vec::new();
-    for batch in all.chunks(BATCH) {
-        let end = batch[batch.len() - 1] + 1;
-        let lanes = Lanes::new(&similarity, batch);
-        let found: Vec<Vec<(usize, usize)>> = (0..end.div_ceil(BLOCK_ROWS))
-            .into_par_iter()
-            .map_init(Scratch::default, |scratch, block| {
-                observer.check()?;
-                let range = block * BLOCK_ROWS..end.min((block + 1) * BLOCK_ROWS);
-                let mut pairs = Vec::new();
-                similarity.each_near(
-                    rows,
-                    &all[range.clone()],
-                    range.start,
-                    &lanes,
-                    scratch,
-                    |row, place| {
-                        if row < batch[place] {
-                            pairs.push((row, batch[place]));
-                        }
-                    },
-                );
-                Ok::<_, Error>(pairs)
-            })
-            .collect::<Result<_>>()?;
-        pairs.extend(found.into_iter().flatten());
-        observer.advance(batch.len() as u64);
-    }
-    pairs.par_sort_unstable();
-    Ok(pairs)
-}
-
 fn check_permutation(order: &[usize], n: usize) -> Result<()> {
     let mut seen = vec![false; n];
     let fits = order.len() == n
@@ -130,24 +90,13 @@ impl<'a> Lanes<'a> {
 
 impl<'a> Similarity<'a> {
     fn new(rows: &'a Rows<'a>, threshold: f64, observer: &Observer) -> Result<Self> {
-        if !(threshold > 0.0 && threshold <= 1.0) {
-            return Err(Error::Argument(format!(
-                "threshold: {threshold} is not a cosine above 0 and up to 1"
-            )));
-        }
+        check_threshold(threshold)?;
         let norms = Norms::new(rows, Metric::Cosine, observer)?;
         Ok(Self {
             rows,
             norms,
             threshold,
         })
-    }
-
-    /// Equal rows have the cosine 1 exactly: the product of two float32 is exact in float64, and so is the root
-    /// of a square.
-    fn near(&self, dot: f32, row: usize, other: usize) -> bool {
-        let squares = f64::from(self.norms.squared[row]) * f64::from(self.norms.squared[other]);
-        f64::from(dot) >= self.threshold * squares.sqrt()
     }
 
     /// Calls `visit(place in names, lane)` for each near pair of a row and a vector. `names[i]` is the number,
@@ -168,7 +117,8 @@ impl<'a> Similarity<'a> {
         lanes
             .centres
             .near(some, range, &norms, scratch, limit, |pair, _| {
-                if self.near(pair.dot, names[pair.row], lanes.rows[pair.centre]) {
+                let (row, other) = (names[pair.row], lanes.rows[pair.centre]);
+            if cosine(pair.dot, &self.norms, row, other) >= self.threshold {
                     visit(start + pair.row, pair.centre);
                 }
             });

@@ -5,24 +5,28 @@
 
 mod dedup;
 mod error;
+mod facility;
 mod files;
 mod hash;
 pub mod ingest;
 mod kcenter;
 mod kmeans;
 mod linalg;
+mod neighbours;
 mod observe;
 pub mod pool;
 mod rng;
 mod sampling;
 pub mod writeback;
 
-pub use dedup::{near_duplicate_pairs, near_duplicates};
+pub use dedup::near_duplicates;
 pub use error::{Error, Result};
+pub use facility::{FacilityLocation, facility_location};
 pub use hash::hash_file;
 pub use kcenter::{First, KCenter, KCenterOptions, k_center};
 pub use kmeans::{KMeans, KMeansOptions, kmeans};
 pub use linalg::{Chunk, Metric, Rows, Simd};
+pub use neighbours::{Neighbours, near_duplicate_pairs, nearest_neighbours};
 pub use observe::Observer;
 pub use sampling::{
     Candidates, Claim, GroupedOptions, Share, Within, allocate, grouped_sample, random_groups,
