@@ -55,11 +55,16 @@ impl<'a> Cells<'a> {
     pub(super) fn within(self, limits: &Limits<'a>, budget: u64) -> Result<Self> {
         let stocks = self.stocks(limits);
         check_limits(budget, limits.of_source, &stocks)?;
-        let matters = |source: usize| limits.of_source[source].matters(budget, &stocks[source]);
         let rest = limits.of_source.len();
-        let strata: Vec<usize> = (0..rest)
-            .map(|source| if matters(source) { source } else { rest })
-            .collect();
+        // In the order of names, so that numbers of sources do not matter.
+        let mut by_name: Vec<usize> = (0..rest).collect();
+        by_name.sort_by_key(|&source| &limits.of_source[source].name);
+        let mut strata = vec![rest; rest];
+        for (place, &source) in by_name.iter().enumerate() {
+            if limits.of_source[source].matters(budget, &stocks[source]) {
+                strata[source] = place;
+            }
+        }
         if strata.iter().all(|&stratum| stratum == rest) {
             return Ok(self);
         }
@@ -81,7 +86,9 @@ impl<'a> Cells<'a> {
             let first = cells.cells.len();
             cells.strata.push(Stratum {
                 cells: first..first + parts.len(),
-                limit: limits.of_source.get(parts[0].0),
+                limit: by_name
+                    .get(parts[0].0)
+                    .map(|&source| &limits.of_source[source]),
             });
             for (_, cell, claim) in parts {
                 cells.cells.push(std::mem::take(cell));
