@@ -13,14 +13,14 @@ import pytest
 
 from mllm_selector.arrays import pick
 from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
-from mllm_selector.config import Amount, IngestOptions, PickOptions
+from mllm_selector.config import Amount, IngestOptions, PickOptions, ReportOptions
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.progress import SilentProgress
 from mllm_selector.reporting.command import as_call, as_command
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, read_manifest
 from mllm_selector.sampling import check_limits
 from mllm_selector.selection import SELECTION_SCHEMA, Selection
-from mllm_selector.stages import ingest
+from mllm_selector.stages import ingest, report
 from mllm_selector.stages import pick as stage
 
 N, PART = 300, 64
@@ -258,6 +258,10 @@ class TestLimits:
         assert given == ["ocr=12.3456789%", "vqa=0"]
         assert "--source-ceiling '*=20'" in line
         assert "source_ceiling={'*': '20'}" in as_call(run.stages, run.path)
+        report.run(run, ReportOptions(), SilentProgress())
+        page = run.report.read_text()
+        assert "At least 12.3456789% of the budget from ocr, 0 from vqa." in page
+        assert "At most 20 from each source." in page
 
 
 def command(folder, *options):

@@ -1,10 +1,12 @@
 """Selection on plain arrays: `pick`, `k_center`, `kmeans` and `near_duplicates`.
 
 A matrix of embeddings is one array or a list of arrays (parts of one matrix, such as memory-mapped
-files), each two-dimensional, C-contiguous, float16 or float32. It is read in blocks and never copied as a
-whole. float16 and float32 of the same values give the same results, and so does any number of threads on
-any machine: randomness is drawn per item from a counter-based generator (Philox), sums have a fixed order,
-ties go to the lowest row.
+files), each two-dimensional, C-contiguous, float16 or float32. An Arrow column of fixed-size lists of these
+types, without nulls, does as well: from pyarrow or any library with the Arrow PyCapsule interface (polars,
+nanoarrow, ...). The values are read where they lie, in blocks, and never copied as a whole. float16 and
+float32 of the same values give the same results, and so does any number of threads on any machine:
+randomness is drawn per item from a counter-based generator (Philox), sums have a fixed order, ties go to
+the lowest row.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ def pick(
     necessity : array of float, shape (n,)
         Necessity of each sample; NaN for samples that were not scored: these are never chosen. Negative
         values count as 0 in shares and weighted draws.
-    embeddings : array of float16 or float32, shape (n, d), or list of such parts, optional
+    embeddings : array or Arrow column of float16 or float32, shape (n, d), or list of such parts, optional
         Needed for ``groups="cluster"``, ``within="k-center"`` and `skip_duplicates`, which all compare by
         cosine. Rows of samples without necessity are not looked at.
     budget : int, float or str
@@ -234,7 +236,7 @@ def kmeans(
 
     Parameters
     ----------
-    X : array of float16 or float32, shape (n, d), or list of such parts
+    X : array or Arrow column of float16 or float32, shape (n, d), or list of such parts
         The rows.
     k : int
         Number of clusters, at most n.
@@ -310,7 +312,7 @@ def k_center(
 
     Parameters
     ----------
-    X : array of float16 or float32, shape (n, d), or list of such parts
+    X : array or Arrow column of float16 or float32, shape (n, d), or list of such parts
         The rows.
     k : int
         Number of centres, those of `first` included, at most n.
@@ -383,7 +385,7 @@ def near_duplicates(
 
     Parameters
     ----------
-    X : array of float16 or float32, shape (n, d), or list of such parts
+    X : array or Arrow column of float16 or float32, shape (n, d), or list of such parts
         The rows; none may be zero.
     threshold : float
         Cosine from which two rows count as duplicates, in (0, 1]. Equal rows have exactly 1.

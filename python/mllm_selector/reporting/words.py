@@ -197,10 +197,11 @@ def _pick_step(pick: dict[str, Any]) -> str:
 
 
 def _limits(amounts: dict[str, str]) -> str:
+    others = "each other source" if len(amounts) > 1 else "each source"
     told = []
     for name, amount in amounts.items():
         of_budget = " of the budget" if amount.endswith("%") else ""
-        told.append(f"{amount}{of_budget} from {'each other source' if name == '*' else name}")
+        told.append(f"{amount}{of_budget} from {others if name == '*' else name}")
     return ", ".join(told)
 
 
