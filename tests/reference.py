@@ -94,6 +94,54 @@ def allocate(budget, weights, capacities):
     return counts
 
 
+def group_weights(necessity, groups, share):
+    """What each group's share is proportional to, written out."""
+    rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    positive = np.maximum(necessity, 0).astype(np.float64)
+    return {
+        "size-necessity": [len(row) * positive[row].mean() for row in rows],
+        "necessity": [positive[row].mean() for row in rows],
+        "size": [len(row) for row in rows],
+        "equal": [1 for row in rows],
+    }[share]
+
+
+def at_level(total, shares):
+    """Values of an increasing function of one number where they add up to a total; by bisection."""
+    low, high = 0.0, 1.0
+    while shares(high).sum() < total:
+        high *= 2
+    for _ in range(200):
+        level = (low + high) / 2
+        low, high = (level, high) if shares(level).sum() < total else (low, level)
+    return shares(high)
+
+
+def largest_remainder(total, shares, owed=0.0):
+    """Round down, then up by remainder plus what is owed, whole numbers last."""
+    counts = np.floor(shares + 1e-9).astype(int)
+    left = np.round(shares - counts, 9)
+    order = np.lexsort([np.arange(len(counts)), -np.round(shares - counts + owed, 9), left == 0])
+    for place in order[: total - counts.sum()]:
+        counts[place] += 1
+    return counts
+
+
+def limited_shares(budget, weights, capacities, floors, ceilings):
+    """Share a budget out among strata with bounds (rows) and among the groups in each (columns)."""
+    sums = at_level(
+        budget,
+        lambda level: np.clip(np.minimum(level * weights, capacities).sum(axis=1), floors, ceilings),
+    )
+    owed = np.zeros(weights.shape[1])
+    counts = np.zeros(weights.shape, int)
+    for stratum, total in enumerate(largest_remainder(budget, sums)):
+        shares = at_level(total, lambda level, row=stratum: np.minimum(level * weights[row], capacities[row]))
+        counts[stratum] = largest_remainder(total, shares, owed)
+        owed += shares - counts[stratum]
+    return counts
+
+
 def near_duplicates(X, threshold, priority=None):
     """Keep a row unless it is near one kept before; return the row that stands for each."""
     X = np.asarray(X, np.float64)

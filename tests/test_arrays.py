@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import struct
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,8 @@ from hypothesis.extra import numpy as npst
 from sklearn.cluster import KMeans
 
 import reference
-from mllm_selector.arrays import k_center, kmeans, near_duplicates
+from mllm_selector.arrays import k_center, kmeans, near_duplicates, pick
+from mllm_selector.checks import matrix_parts
 from mllm_selector.errors import UsageError
 
 
@@ -271,6 +274,151 @@ class TestSameResult:
             np.testing.assert_array_equal(found, expected)
 
 
+class ExportedArray:
+    """An Arrow array of another library: nothing but the PyCapsule interface."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __arrow_c_array__(self, requested_schema=None):
+        return self.array.__arrow_c_array__(requested_schema)
+
+
+class ExportedChunks:
+    """A column in chunks of another library."""
+
+    def __init__(self, column):
+        self.column = column
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.column.__arrow_c_stream__(requested_schema)
+
+
+def fixed_lists(X):
+    """The same values as an Arrow array, without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), X.shape[1])
+
+
+class TestArrow:
+    X = clusters(3000, 20)
+
+    def columns(self, X):
+        """Ways to hand over the rows of X in Arrow, cut, sliced and exported."""
+        whole = fixed_lists(np.ascontiguousarray(X))
+        chunks = [whole.slice(0, 100), whole.slice(100, 0), whole.slice(100, 1), whole.slice(101)]
+        chunked = pa.chunked_array(chunks)
+        return {
+            "array": whole,
+            "chunks": chunked,
+            "column": pa.table({"embedding": chunked})["embedding"],
+            "exported array": ExportedArray(whole),
+            "exported chunks": ExportedChunks(chunked),
+            "list of both kinds": [whole.slice(0, 7), X[7:900], ExportedArray(whole.slice(900))],
+        }
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32])
+    def test_gives_the_same_results(self, dtype):
+        X = self.X.astype(dtype)
+        expected = everything(X)
+        for column in self.columns(X).values():
+            for found, wanted in zip(everything(column), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+        necessity = np.random.default_rng(0).exponential(size=len(X))
+        rows = pick(necessity, X, budget=100, within="k-center")
+        for column in self.columns(X).values():
+            np.testing.assert_array_equal(pick(necessity, column, budget=100, within="k-center"), rows)
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32])
+    def test_is_not_copied(self, dtype):
+        X = self.X.astype(dtype)
+        start, size = X.__array_interface__["data"][0], X.itemsize * X.shape[1]
+        for name, column in self.columns(X).items():
+            row = 0
+            for view in matrix_parts(column):
+                assert not len(view) or view.__array_interface__["data"][0] == start + row * size, name
+                assert view.dtype == dtype
+                row += len(view)
+            assert row == len(X), name
+
+    def test_keeps_its_memory_alive(self):
+        parts = matrix_parts(ExportedArray(fixed_lists(self.X.copy())))
+        np.testing.assert_array_equal(parts[0], self.X)
+
+    def test_of_a_mapped_file_is_not_copied(self, tmp_path):
+        path = tmp_path / "embeddings.arrow"
+        table = pa.table({"embedding": fixed_lists(self.X)})
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=700)
+        allocated = pa.total_allocated_bytes()
+        with pa.memory_map(str(path)) as source:
+            column = pa.ipc.open_file(source).read_all()["embedding"]
+        parts = matrix_parts(column)
+        assert pa.total_allocated_bytes() == allocated
+        assert [len(part) for part in parts] == [700, 700, 700, 700, 200]
+        np.testing.assert_array_equal(k_center(column, 50).rows, k_center(self.X, 50).rows)
+
+    def test_rows_before_and_after_a_slice_may_be_null(self):
+        column = pa.array([None, [1.0, 0.0], [0.0, 1.0], [None, 1.0]], pa.list_(pa.float32(), 2))
+        np.testing.assert_array_equal(matrix_parts(column.slice(1, 2))[0], np.eye(2))
+
+    def test_without_rows(self):
+        column = pa.chunked_array([], pa.list_(pa.float16(), 3))
+        assert [part.shape for part in matrix_parts(column)] == [(0, 3)]
+        rows = k_center([column, self.X[:, :3].copy()], 5).rows
+        np.testing.assert_array_equal(rows, k_center(self.X[:, :3].copy(), 5).rows)
+
+    @pytest.mark.parametrize(
+        ("column", "message"),
+        [
+            (pa.array([[1.0], None], pa.list_(pa.float32(), 1)), "embeddings: row 1 is null; leave such"),
+            (
+                pa.chunked_array([[[1.0, 2.0]] * 3, [[1.0, 2.0], [3.0, None]]], pa.list_(pa.float32(), 2)),
+                "embeddings: row 4 holds a null in column 1",
+            ),
+            (
+                pa.array([[1.0], [2.0]], pa.list_(pa.float32())),
+                r"type list<.*>; give one column of fixed-size",
+            ),
+            (pa.array([[1.0], [2.0]], pa.list_(pa.float64(), 1)), r"type fixed_size_list<item: double>\[1\]"),
+            (pa.array([1.0, 2.0]), "type double; give one column"),
+            (pa.table({"embedding": [[1.0]]}), "type struct<embedding"),
+            (
+                [np.ones((2, 1), np.float32), pa.array([None], pa.list_(pa.float32(), 1))],
+                "embeddings: part 1: row 0 is null",
+            ),
+            (
+                [np.ones((2, 1), np.float32), pa.array([[1.0, 1.0]], pa.list_(pa.float32(), 2))],
+                "part 1: 2 columns, but part 0 has 1",
+            ),
+        ],
+    )
+    def test_that_is_no_matrix(self, column, message):
+        with pytest.raises(UsageError, match=message):
+            k_center(column, 1)
+
+    def test_that_is_damaged(self):
+        table = pa.table({"embedding": fixed_lists(np.ones((1237, 3), np.float32))})
+        with pa.BufferOutputStream() as sink:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            whole = sink.getvalue().to_pybytes()
+        # The number of values as the file's metadata says it, with no nulls; made to lie.
+        node, lie = (struct.pack("<qq", rows * 3, 0) for rows in (1237, 1_000_000))
+        assert whole.count(node) == 1
+        column = pa.ipc.open_file(pa.py_buffer(whole.replace(node, lie))).read_all()["embedding"]
+        with pytest.raises(UsageError, match="Arrow data is damaged"):
+            k_center(column, 1)
+
+
+def test_a_mapped_array_is_not_copied(tmp_path):
+    X = clusters(500, 8)
+    X.tofile(tmp_path / "rows.f32")
+    mapped = np.memmap(tmp_path / "rows.f32", np.float32, "r", shape=X.shape)
+    assert matrix_parts(mapped)[0] is mapped
+    for expected, found in zip(everything(X), everything(mapped), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     "call", [lambda X: kmeans(X, 2), lambda X: k_center(X, 2), lambda X: near_duplicates(X, 0.9)]
 )
@@ -297,6 +445,12 @@ class TestWrongMatrix:
     def test_layout(self, call):
         with pytest.raises(UsageError, match="ascontiguousarray"):
             call(np.ones((4, 4), np.float32).T[:, ::2])
+
+    def test_alignment(self, call, tmp_path):
+        (tmp_path / "rows.f32").write_bytes(bytes(65))
+        mapped = np.memmap(tmp_path / "rows.f32", np.float32, "r", offset=1, shape=(4, 4))
+        with pytest.raises(UsageError, match="do not begin at a multiple of 4"):
+            call(mapped)
 
     def test_widths(self, call):
         with pytest.raises(UsageError, match="part 1: 3 columns, but part 0 has 4"):

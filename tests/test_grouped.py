@@ -32,18 +32,6 @@ def pools(draw):
     return necessity, groups, X + np.float32(0.25)
 
 
-def weights(necessity, groups, share):
-    """What each group's share is proportional to, written out."""
-    rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    positive = np.maximum(necessity, 0).astype(np.float64)
-    return {
-        "size-necessity": [len(row) * positive[row].mean() for row in rows],
-        "necessity": [positive[row].mean() for row in rows],
-        "size": [len(row) for row in rows],
-        "equal": [1 for row in rows],
-    }[share]
-
-
 class TestBudget:
     @given(pools(), st.sampled_from(SHARES), st.sampled_from(WITHIN), st.floats(0, 0.9), st.data())
     @settings(deadline=None, max_examples=300)
@@ -118,7 +106,7 @@ class TestShares:
         rows = pick(necessity, budget=budget, groups=groups, share=share)
         sizes = [np.sum(groups == group) for group in np.unique(groups)]
         found = [np.sum(groups[rows] == group) for group in np.unique(groups)]
-        expected = reference.allocate(budget, weights(necessity, groups, share), sizes)
+        expected = reference.allocate(budget, reference.group_weights(necessity, groups, share), sizes)
         np.testing.assert_array_equal(found, expected)
 
     def test_of_groups_without_necessity_come_last_and_go_by_size(self):
@@ -355,7 +343,7 @@ def rounds(necessity, groups, X, budget, threshold):
     queues = [
         sorted(np.flatnonzero(groups == name), key=lambda row: (-necessity[row], row)) for name in names
     ]
-    share = np.array(weights(necessity, groups, "size-necessity"))
+    share = np.array(reference.group_weights(necessity, groups, "size-necessity"))
     chosen = [[] for _ in names]
     squares = (X.astype(np.float64) ** 2).sum(axis=1)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +13,14 @@ import pytest
 
 from mllm_selector.arrays import pick
 from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
-from mllm_selector.config import Amount, IngestOptions, PickOptions
+from mllm_selector.config import Amount, IngestOptions, PickOptions, ReportOptions
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.progress import SilentProgress
-from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint
+from mllm_selector.reporting.command import as_call, as_command
+from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, read_manifest
+from mllm_selector.sampling import check_limits
 from mllm_selector.selection import SELECTION_SCHEMA, Selection
-from mllm_selector.stages import ingest
+from mllm_selector.stages import ingest, report
 from mllm_selector.stages import pick as stage
 
 N, PART = 300, 64
@@ -41,7 +46,7 @@ def scores():
 
 
 @pytest.fixture
-def run(tmp_path):
+def folder(tmp_path):
     """A run directory as the score stage leaves it."""
     pool = tmp_path / "pool.json"
     pool.write_text(json.dumps([record(row) for row in range(N)], indent=1, ensure_ascii=False))
@@ -56,6 +61,15 @@ def run(tmp_path):
         )
         write_scores(run)
         write_seed_rows(run, [])
+        run.stages["score"] = StageRecord("done", key="scores")
+        run.save()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run(folder):
+    """The same, held by this process."""
+    with RunDirectory(folder) as run:
         yield run
 
 
@@ -165,6 +179,95 @@ def test_scores_of_a_part_of_the_pool(run):
     write_scores(run, rows=128)
     with pytest.raises(RunDirectoryError, match="scores of 128 samples for a pool of 300"):
         do_pick(run)
+
+
+class TestLimits:
+    def test_are_kept_by_the_command_line(self, folder):
+        limits = ["--source-floor", "ocr=50%", "--source-ceiling", "*=6", "--source-ceiling", "ocr=100%"]
+        done = command(folder, *limits)
+        assert done.returncode == 0, done.stderr
+        assert "30 of 300 samples chosen" in done.stdout
+        rows = open_arrow(folder / "selection.arrow")["row"].to_numpy()
+        assert np.bincount(rows % 3).tolist() == [18, 6, 6]
+        necessity, X = scores()
+        limits = {"floors": {"ocr": "50%"}, "ceilings": {"*": 6, "ocr": "100%"}}
+        sources = [SOURCES[row % 3] for row in range(N)]
+        np.testing.assert_array_equal(rows, pick(necessity, X, budget="10%", sources=sources, **limits))
+        pick_record = read_manifest(folder)["pick"]
+        assert pick_record.options["source_floor"] == {"ocr": "50%"}
+        assert pick_record.options["source_ceiling"] == {"*": "6", "ocr": "100%"}
+
+    def test_decide_whether_the_stage_is_done(self, folder, tmp_path):
+        def says_done(*limits):
+            done = command(folder, *limits)
+            assert done.returncode == 0, done.stderr
+            return "done before" in done.stderr
+
+        assert not says_done()
+        assert not says_done("--source-floor", "ocr=7", "--source-floor", "vqa=8")
+        assert says_done("--source-floor", "vqa=8", "--source-floor", "ocr=7")
+        config = tmp_path / "limits.toml"
+        config.write_text('[source-floor]\nocr = 7\nvqa = "8"\n')
+        assert says_done("--config", str(config))
+        assert not says_done("--source-floor", "vqa=8", "--source-floor", "ocr=7.5%")
+        assert not says_done()
+
+    @pytest.mark.parametrize(
+        ("limits", "message"),
+        [
+            (["--source-floor", "orc=5"], "floor of 'orc': nothing has this name; did you mean 'ocr'?"),
+            (["--source-floor", "audio=5"], "known are chat, ocr, vqa"),
+            (["--source-ceiling", "ocr=many"], "--source-ceiling ocr: 'many' is neither a count"),
+            (["--source-ceiling", "ocr"], "--source-ceiling: 'ocr' is not of the form NAME=N"),
+            (["--source-floor", "ocr=1", "--source-floor", "ocr=2"], "--source-floor: ocr is given twice"),
+            (
+                ["--source-floor", "*=11"],
+                "add up to 33: more than the budget of 30; lower the floors or raise",
+            ),
+        ],
+    )
+    def test_that_cannot_be_kept_leave_the_earlier_selection(self, folder, limits, message):
+        assert command(folder).returncode == 0
+        before = (folder / "selection.arrow").read_bytes()
+        done = command(folder, *limits)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert (folder / "selection.arrow").read_bytes() == before
+        assert read_manifest(folder)["pick"].state == "done"
+
+    def test_work_with_every_kind_of_group(self, run):
+        limits = {"source_floor": {"vqa": "40%"}, "source_ceiling": {"ocr": 3}}
+        for groups in ("cluster", "necessity", "source", "random"):
+            do_pick(run, groups=groups, **limits)
+            counts = np.bincount(open_arrow(run.selection)["row"].to_numpy() % 3)
+            assert counts.sum() == 30
+            assert counts[0] <= 3
+            assert counts[1] >= 12
+
+    def test_of_sources_too_small_are_refused_before_scoring(self, folder):
+        options = PickOptions(budget=250, source_floor={"*": 80, "vqa": 101})
+        with pytest.raises(UsageError, match="'vqa' has 100 candidates for a floor of 101"):
+            check_limits(read_manifest(folder)["ingest"].counts["sources"], options, 250)
+
+    def test_are_repeated_by_the_report(self, run):
+        do_pick(run, source_floor={"ocr": "12.3456789%", "vqa": 0}, source_ceiling={"*": 20})
+        line = as_command(run.stages, run.path).replace("\\\n", " ")
+        words = shlex.split(line)
+        given = [words[at + 1] for at, word in enumerate(words) if word == "--source-floor"]
+        assert given == ["ocr=12.3456789%", "vqa=0"]
+        assert "--source-ceiling '*=20'" in line
+        assert "source_ceiling={'*': '20'}" in as_call(run.stages, run.path)
+        report.run(run, ReportOptions(), SilentProgress())
+        page = run.report.read_text()
+        assert "At least 12.3456789% of the budget from ocr, 0 from vqa." in page
+        assert "At most 20 from each source." in page
+
+
+def command(folder, *options):
+    """Run pick through the real command line."""
+    arguments = ["-m", "mllm_selector", "pick", "--budget", "10%", "--run-dir", str(folder), *options]
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
 class TestSelection:

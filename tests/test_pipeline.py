@@ -314,6 +314,14 @@ def test_budget_above_the_pool_is_refused_before_the_expensive_stages(case: Case
     assert not (tmp_path / "run" / "seed").exists()
 
 
+def test_limits_of_unknown_sources_are_refused_before_the_expensive_stages(
+    case: Case, tmp_path: Path
+) -> None:
+    says = ["floor of 'ocr': nothing has this name; known are"]
+    refused(*changed(case, tmp_path / "run", source_floor="ocr=5"), code=2, says=says)
+    assert not (tmp_path / "run" / "seed").exists()
+
+
 def test_unknown_model_type(case: Case, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

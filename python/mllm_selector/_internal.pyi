@@ -67,6 +67,7 @@ def near_duplicate_pairs(
 ) -> NDArray[np.int64]: ...
 def strata(necessity: NDArray[np.float32], count: int) -> NDArray[np.uint32]: ...
 def random_groups(size: int, count: int, seed: int) -> NDArray[np.uint32]: ...
+def check_limits(budget: int, limits: list[tuple[str, int, int]], available: list[int]) -> None: ...
 def grouped_sample(
     necessity: NDArray[np.float32],
     groups: NDArray[np.uint32],
@@ -74,6 +75,8 @@ def grouped_sample(
     embeddings: list[NDArray[Any]] | None,
     index: NDArray[np.int64] | None,
     *,
+    sources: NDArray[np.uint32] | None,
+    limits: list[tuple[str, int, int]],
     budget: int,
     share: str,
     within: str,

@@ -1,15 +1,17 @@
 """Selection on plain arrays: `pick`, `k_center`, `kmeans` and `near_duplicates`.
 
 A matrix of embeddings is one array or a list of arrays (parts of one matrix, such as memory-mapped
-files), each two-dimensional, C-contiguous, float16 or float32. It is read in blocks and never copied as a
-whole. float16 and float32 of the same values give the same results, and so does any number of threads on
-any machine: randomness is drawn per item from a counter-based generator (Philox), sums have a fixed order,
-ties go to the lowest row.
+files), each two-dimensional, C-contiguous, float16 or float32. An Arrow column of fixed-size lists of these
+types, without nulls, does as well: from pyarrow or any library with the Arrow PyCapsule interface (polars,
+nanoarrow, ...). The values are read where they lie, in blocks, and never copied as a whole. float16 and
+float32 of the same values give the same results, and so does any number of threads on any machine:
+randomness is drawn per item from a counter-based generator (Philox), sums have a fixed order, ties go to
+the lowest row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mllm_selector import _internal
 from mllm_selector.checks import Embeddings, checked_count, checked_rows, checked_seed, matrix_parts
-from mllm_selector.config import Amount, PickOptions
+from mllm_selector.config import Amount, Limits, PickOptions
 from mllm_selector.errors import UsageError
 from mllm_selector.sampling import grouped_sample
 
@@ -96,6 +98,9 @@ def pick(
     group_count: int | None = None,
     share: str = "size-necessity",
     within: str = "uniform",
+    sources: ArrayLike | None = None,
+    floors: Mapping[Any, str | int | float | Amount] | None = None,
+    ceilings: Mapping[Any, str | int | float | Amount] | None = None,
     trim: float = 0.0,
     seed_rows: ArrayLike | None = None,
     seed_samples: str = "compete",
@@ -115,15 +120,15 @@ def pick(
     necessity : array of float, shape (n,)
         Necessity of each sample; NaN for samples that were not scored: these are never chosen. Negative
         values count as 0 in shares and weighted draws.
-    embeddings : array of float16 or float32, shape (n, d), or list of such parts, optional
+    embeddings : array or Arrow column of float16 or float32, shape (n, d), or list of such parts, optional
         Needed for ``groups="cluster"``, ``within="k-center"`` and `skip_duplicates`, which all compare by
         cosine. Rows of samples without necessity are not looked at.
     budget : int, float or str
         How many samples to choose: a count, or a share of the n samples (``0.1``, ``"10%"``).
-    groups : {"cluster", "necessity", "random"} or array of shape (n,), optional
+    groups : {"cluster", "necessity", "source", "random"} or array of shape (n,), optional
         ``cluster`` (default): spherical k-means on the embeddings, trained on at most 256 rows a cluster.
-        ``necessity``: score strata of equal size. ``random``: random groups of equal size. An array
-        (of numbers or strings, such as sources) names the group of each sample.
+        ``necessity``: score strata of equal size. ``source``: the groups are `sources`. ``random``: random
+        groups of equal size. An array (of numbers or strings) names the group of each sample.
     group_count : int, optional
         Number of groups; default ``sqrt(n / 2)`` up to 10,000 clusters, 10 strata or random groups.
     share : {"size-necessity", "necessity", "size", "equal"}
@@ -134,6 +139,12 @@ def pick(
         How samples are taken in a group: drawn uniformly; the highest necessity first; drawn without
         replacement with probability proportional to necessity (Efraimidis and Spirakis 2006);
         spread out by greedy k-center (`k_center`); the nearest by rank to the group's median necessity.
+    sources : array of shape (n,), optional
+        Source of each sample, such as the data set that it came from: what `floors` and `ceilings` apply to.
+    floors, ceilings : mapping of name to count or share of the budget, optional
+        Least and most samples from each source, or from each group of the array `groups` if there are no
+        `sources`. ``*`` stands for every name that is not given. Shares are rounded down for floors, up for
+        ceilings. A ceiling of 0 leaves a source out. See the notes for what becomes of the groups' shares.
     trim : float
         Share of the highest necessity in each group that is never chosen, in [0, 1).
     seed_rows : array of int, optional
@@ -157,10 +168,21 @@ def pick(
     Raises
     ------
     UsageError
-        If an argument cannot work, or the budget is above what can be chosen.
+        If an argument cannot work, the budget is above what can be chosen, or floors and ceilings cannot be
+        kept.
 
     Notes
     -----
+    Floors and ceilings work on strata: each source with a limit that can matter, and all other sources
+    together. A group's weight (what its share is proportional to) is divided among its parts in the strata by
+    the number of samples that can be chosen there. First the strata get their budgets: all parts get samples
+    in proportion to weight, none more than it has; a stratum's sum that lies outside its bounds is moved to
+    the nearer one, and the other strata get more or less, in proportion to weight, until all sums add up to
+    the budget; these are rounded by the largest remainder. Then each stratum's budget is shared out among its
+    parts as it is among groups otherwise, and samples are taken inside the parts. So a limit that is not
+    reached leaves the groups' shares as they are, but for rounding, and limits that can never matter change
+    nothing at all.
+
     Time is that of k-means for clusters, O(n k d) an iteration, and O(n log n) otherwise;
     ``within="k-center"`` adds O(sum of group size x quota x d), `skip_duplicates` O(budget^2 d).
 
@@ -169,6 +191,9 @@ def pick(
     >>> necessity = [0.1, 0.2, 3.0, 1.0, float("nan"), 2.0]
     >>> pick(necessity, budget=2, groups=["a", "a", "a", "b", "b", "b"], within="top")
     array([2, 5])
+    >>> sources = ["ocr", "ocr", "ocr", "vqa", "vqa", "vqa"]
+    >>> pick(necessity, budget=3, groups="source", sources=sources, within="top", ceilings={"ocr": 1})
+    array([2, 3, 5])
     """
     options = PickOptions(
         budget=Amount.parse(budget),
@@ -176,6 +201,8 @@ def pick(
         group_count=group_count,
         share=share,
         within=within,
+        source_floor=Limits.parse(floors, "floors") if floors else None,
+        source_ceiling=Limits.parse(ceilings, "ceilings") if ceilings else None,
         trim=trim,
         seed_samples=seed_samples,
         skip_duplicates=skip_duplicates,
@@ -184,7 +211,9 @@ def pick(
         threads=threads,
     )
     names = None if groups is None or isinstance(groups, str) else groups
-    sample = grouped_sample(necessity, embeddings, options, groups=names, seed_rows=seed_rows)
+    sample = grouped_sample(
+        necessity, embeddings, options, groups=names, sources=sources, seed_rows=seed_rows
+    )
     return np.sort(sample.rows) if order == "pool" else sample.rows
 
 
@@ -207,7 +236,7 @@ def kmeans(
 
     Parameters
     ----------
-    X : array of float16 or float32, shape (n, d), or list of such parts
+    X : array or Arrow column of float16 or float32, shape (n, d), or list of such parts
         The rows.
     k : int
         Number of clusters, at most n.
@@ -283,7 +312,7 @@ def k_center(
 
     Parameters
     ----------
-    X : array of float16 or float32, shape (n, d), or list of such parts
+    X : array or Arrow column of float16 or float32, shape (n, d), or list of such parts
         The rows.
     k : int
         Number of centres, those of `first` included, at most n.
@@ -356,7 +385,7 @@ def near_duplicates(
 
     Parameters
     ----------
-    X : array of float16 or float32, shape (n, d), or list of such parts
+    X : array or Arrow column of float16 or float32, shape (n, d), or list of such parts
         The rows; none may be zero.
     threshold : float
         Cosine from which two rows count as duplicates, in (0, 1]. Equal rows have exactly 1.

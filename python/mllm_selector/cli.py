@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mllm_selector import __version__, demo, doctor, pipeline
-from mllm_selector.config import Amount, StageOptions, cli_name
+from mllm_selector.config import Amount, Limits, StageOptions, cli_name
 from mllm_selector.errors import MllmSelectorError, UsageError
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
 from mllm_selector.rundir import RunDirectory
@@ -49,7 +49,8 @@ _EXAMPLES = {
     "score": "mllm-selector score --device cuda --token-budget 32768 --run-dir run",
     "pick": """\
         mllm-selector pick --budget 5% --run-dir run --out subset-5.json
-        mllm-selector pick --budget 20000 --groups source --within k-center --run-dir run""",
+        mllm-selector pick --budget 20000 --groups source --within k-center --run-dir run
+        mllm-selector pick --budget 10% --source-floor '*=500' --source-ceiling ocr=20% --run-dir run""",
     "report": "mllm-selector report --run-dir run",
 }
 
@@ -162,6 +163,9 @@ def _add_options(
         flag = cli_name(field.name)
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
+            continue
+        if kind is Limits:
+            group.add_argument(flag, action="append", metavar=field.metadata["metavar"], help=text)
             continue
         choices, metavar = field.metadata["choices"], field.metadata["metavar"]
         group.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=text)

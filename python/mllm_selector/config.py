@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "Amount",
     "ExportOptions",
     "IngestOptions",
+    "Limits",
     "PickOptions",
     "ReportOptions",
     "ScoreOptions",
@@ -32,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Amount:
-    """A number of samples, given as a count or as a share of the pool.
+    """A number of samples, given as a count or as a share of something larger, such as the pool.
 
     Examples
     --------
@@ -46,7 +48,9 @@ class Amount:
     is_share: bool
 
     @classmethod
-    def parse(cls, given: str | int | float | Amount, name: str = "budget") -> Self:
+    def parse(
+        cls, given: str | int | float | Amount, name: str = "budget", *, whole: str = "pool", least: int = 1
+    ) -> Self:
         """Read a count (``500``) or a share (``"10%"``, ``0.1``).
 
         Parameters
@@ -55,11 +59,15 @@ class Amount:
             Whole numbers from 1 up are counts; percentages and numbers below 1 are shares.
         name : str
             The option's name, for the error message.
+        whole : str
+            What a share is of, for the error message.
+        least : {0, 1}
+            The smallest count allowed.
 
         Raises
         ------
         UsageError
-            If it is neither, or not above zero, or a share above 100 %.
+            If it is neither, or below the least, or a share above 100 %.
         """
         if isinstance(given, Amount):
             return cls(given.value, given.is_share)
@@ -72,12 +80,13 @@ class Amount:
             raise UsageError(msg) from None
         if percent:
             value /= 100
-        is_share = percent or value < 1
-        if value <= 0:
-            msg = f"{name}: {given} selects nothing; give a count of at least 1 or a share above 0%"
+        is_share = percent or 0 < value < 1
+        if value < 0 or (value == 0 and least):
+            what = "selects nothing" if least else "is below 0"
+            msg = f"{name}: {given} {what}; give a count of at least {least} or a share above 0%"
             raise UsageError(msg)
         if is_share and value > 1:
-            msg = f"{name}: {given} is more than the whole pool; a share is at most 100%"
+            msg = f"{name}: {given} is more than the whole {whole}; a share is at most 100%"
             raise UsageError(msg)
         if not is_share and value.denominator != 1:
             msg = f"{name}: {given} is not a whole number of samples; write a share as 10% or 0.1"
@@ -88,10 +97,71 @@ class Amount:
         """Return the number of samples out of `total`, shares rounded half up to at least one."""
         if not self.is_share:
             return int(self.value)
-        return max(1, int(self.value * total + Fraction(1, 2)))
+        return max(1, int(self.exactly_of(total) + Fraction(1, 2)))
+
+    def exactly_of(self, total: int) -> Fraction:
+        """Return the number of samples out of `total` before any rounding."""
+        return self.value * total if self.is_share else self.value
 
     def __str__(self) -> str:
-        return f"{float(self.value * 100):g}%" if self.is_share else str(int(self.value))
+        return f"{float(self.value * 100):.15g}%" if self.is_share else str(int(self.value))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Amounts of the budget by the name of a source; ``*`` stands for every source that is not named.
+
+    Examples
+    --------
+    >>> limits = Limits.parse({"ocr": "10%", "*": 500})
+    >>> str(limits.of("ocr")), str(limits.of("chat"))
+    ('10%', '500')
+    """
+
+    amounts: Mapping[str, Amount]
+
+    @classmethod
+    def parse(
+        cls,
+        given: Mapping[Any, str | int | float | Amount] | Iterable[str] | Limits,
+        name: str = "limits",
+    ) -> Self:
+        """Read a mapping, or texts such as ``ocr=500`` and ``*=10%``.
+
+        Parameters
+        ----------
+        given : mapping or iterable of str
+            Amounts by name. A text is cut at its last ``=``.
+        name : str
+            The option's name, for the error message.
+
+        Raises
+        ------
+        UsageError
+            If a text has no ``=``, a name comes twice, or a value is neither a count nor a share.
+        """
+        if isinstance(given, Limits):
+            return cls(given.amounts)
+        pairs = given.items() if isinstance(given, Mapping) else [_pair(text, name) for text in given]
+        amounts: dict[str, Amount] = {}
+        for source, amount in pairs:
+            if str(source) in amounts:
+                msg = f"{name}: {source} is given twice; give each name once"
+                raise UsageError(msg)
+            amounts[str(source)] = Amount.parse(amount, f"{name} {source}", whole="budget", least=0)
+        return cls(amounts)
+
+    def of(self, source: str) -> Amount | None:
+        """Return the amount of a source, or None if it has none."""
+        return self.amounts.get(source, self.amounts.get("*"))
+
+
+def _pair(text: object, name: str) -> tuple[str, str]:
+    source, equals, amount = str(text).rpartition("=")
+    if not equals:
+        msg = f"{name}: {text!r} is not of the form NAME=N or NAME=P%, such as ocr=500 or '*=10%'"
+        raise UsageError(msg)
+    return source.strip(), amount
 
 
 def option(
@@ -162,19 +232,25 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     if kind is Amount and isinstance(value, str | int | float | Amount):
         return Amount.parse(value, cli_name(name))
+    if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
+        limits = Limits.parse(value, cli_name(name))
+        return limits if limits.amounts else None
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:
         return value
-    msg = f"{cli_name(name)}: {value!r} is not of type {'text' if kind is str else kind.__name__}"
+    words = {str: "text", Limits: "mapping of names to counts or shares"}
+    msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
     raise UsageError(msg)
 
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.absolute())  # a later command may run in another folder
+    if isinstance(value, Limits):
+        return {source: str(amount) for source, amount in value.amounts.items()}
     return str(value) if isinstance(value, Amount) else value
 
 
@@ -332,6 +408,17 @@ class PickOptions(StageOptions):
         "uniform",
         help="How samples are chosen inside a group.",
         choices=("uniform", "top", "weighted", "k-center", "middle"),
+    )
+    source_floor: Limits | None = option(
+        None,
+        help="Least samples from a source: a count or a share of the budget; the name * stands for every "
+        "other source. May be given several times.",
+        metavar="NAME=N|P%",
+    )
+    source_ceiling: Limits | None = option(
+        None,
+        help="Most samples from a source, given in the same way; 0 leaves it out.",
+        metavar="NAME=N|P%",
     )
     trim: float = option(
         0.0,

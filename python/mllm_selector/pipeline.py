@@ -32,6 +32,7 @@ from mllm_selector.errors import UsageError
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, stage_key
+from mllm_selector.sampling import check_limits
 from mllm_selector.selection import Selection
 from mllm_selector.stages import export, ingest, pick, report, score, seed
 
@@ -251,13 +252,16 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
 
 
 def _check_budget(run: RunDirectory, options: StageOptions) -> None:
-    """Fail on an impossible budget before hours are spent on scoring."""
+    """Fail on an impossible budget or limit before hours are spent on scoring."""
     if not isinstance(options, PickOptions):
         return
-    samples = run.need("ingest").counts["samples"]
-    if options.budget.of(samples) > samples:
+    counts = run.need("ingest").counts
+    samples = counts["samples"]
+    budget = options.budget.of(samples)
+    if budget > samples:
         msg = f"--budget: {options.budget} is more than the {samples} samples of the pool"
         raise UsageError(msg)
+    check_limits(counts["sources"], options, budget)
 
 
 def _inputs(run: RunDirectory, name: str, options: StageOptions) -> dict[str, Any]:

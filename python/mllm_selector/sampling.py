@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from mllm_selector import _internal
 from mllm_selector.checks import Embeddings, checked_rows, matrix_parts
-from mllm_selector.config import PickOptions
+from mllm_selector.config import Limits, PickOptions
 from mllm_selector.errors import UsageError
 from mllm_selector.progress import Progress, SilentProgress
 
-__all__ = ["GroupedSample", "Scored", "grouped_sample"]
+__all__ = ["GroupedSample", "Labels", "Scored", "check_limits", "grouped_sample"]
 
 MOST_CLUSTERS = 10_000
 STRATA = 10
@@ -24,6 +25,25 @@ STRATA = 10
 TRAINING_ROWS_PER_CLUSTER = 256
 # Groups need no settled centroids: on sentence embeddings, later iterations gain under 1 % of the inertia.
 CLUSTER_ITERATIONS = 10
+NO_CEILING = 2**64 - 1
+# More names in a message help nobody.
+NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label of each sample.
+
+    Attributes
+    ----------
+    codes : ndarray of uint32, shape (n,)
+        Index of each sample's label in `names`.
+    names : sequence
+        The labels.
+    """
+
+    codes: NDArray[np.uint32]
+    names: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -36,15 +56,15 @@ class Scored:
         NaN for samples that were not scored.
     embeddings : sequence of ndarray of float16, each of shape (rows of the part, d)
         Parts in the order of the pool.
-    sources : ndarray of int, shape (n,)
-        Code of each sample's source.
+    sources : Labels
+        Source of each sample.
     seed_rows : ndarray of int, shape (s,)
         Rows of the seed subset.
     """
 
     necessity: NDArray[np.float32]
     embeddings: Embeddings
-    sources: NDArray[np.integer[Any]]
+    sources: Labels
     seed_rows: NDArray[np.integer[Any]]
 
 
@@ -87,6 +107,7 @@ def grouped_sample(
     options: PickOptions,
     *,
     groups: ArrayLike | None = None,
+    sources: ArrayLike | Labels | None = None,
     seed_rows: ArrayLike | None = None,
     progress: Progress | None = None,
 ) -> GroupedSample:
@@ -99,8 +120,9 @@ def grouped_sample(
     options : PickOptions
         `out` and `order` are not used.
     groups : array of shape (n,), optional
-        Group of each sample; wanted for ``options.groups == "source"``, and used instead of `options.groups`
-        if given.
+        Group of each sample, used instead of `options.groups`.
+    sources : array of shape (n,) or Labels, optional
+        Source of each sample: the groups if `options.groups` is ``source``, and what limits apply to.
     seed_rows : array of int, optional
         Rows of the seed subset.
     progress : Progress, optional
@@ -128,10 +150,19 @@ def grouped_sample(
     _check_budget(budget, len(scores), len(candidates), int((~scored).sum()))
 
     index = None if len(candidates) == len(scores) else candidates
-    if groups is None:
+    given = None if groups is None else _labels("groups", groups, len(scores))
+    origins = None if sources is None else _labels("sources", sources, len(scores))
+    if given is None and options.groups == "source":
+        given = origins
+    limited, limits = _limited(given, origins, options, budget)
+    limited_codes = None if limited is None else limited.codes[candidates]
+    if limited_codes is not None:
+        available = np.bincount(limited_codes, minlength=len(limits)).tolist()
+        _internal.check_limits(budget, limits, available)
+    if given is None:
         labels = _make_groups(scores[candidates], matrix, index, options, progress)
     else:
-        labels = _group_codes(groups, len(scores))[candidates]
+        labels = given.codes[candidates]
     included = seeds[scored[seeds]] if options.seed_samples == "include" else seeds[:0]
     chosen = _internal.grouped_sample(
         scores[candidates],
@@ -139,6 +170,8 @@ def grouped_sample(
         np.searchsorted(candidates, included),
         matrix,
         index,
+        sources=limited_codes,
+        limits=limits,
         budget=budget,
         share=options.share,
         within=options.within,
@@ -177,7 +210,7 @@ def _make_groups(
     if options.groups == "random":
         return _internal.random_groups(n, options.group_count or STRATA, options.seed)
     if options.groups == "source":
-        msg = "groups: 'source' needs the sources; give an array with the source of each sample as groups"
+        msg = "groups: 'source' needs the sources; give an array with the source of each sample as sources"
         raise UsageError(msg)
     if matrix is None:
         msg = (
@@ -244,12 +277,82 @@ def _checked_seed_rows(seed_rows: ArrayLike | None, n: int) -> NDArray[np.int64]
     return rows
 
 
-def _group_codes(groups: ArrayLike, n: int) -> NDArray[np.uint32]:
-    names = np.asarray(groups)
-    if names.shape != (n,):
-        msg = f"groups: an array of shape {names.shape} for {n} samples; give one group for each"
+def _labels(name: str, given: ArrayLike | Labels, n: int) -> Labels:
+    if isinstance(given, Labels):
+        return given
+    values = np.asarray(given)
+    if values.shape != (n,):
+        msg = f"{name}: an array of shape {values.shape} for {n} samples; give one {name[:-1]} for each"
         raise UsageError(msg)
-    return np.unique(names, return_inverse=True)[1].astype(np.uint32)
+    names, codes = np.unique(values, return_inverse=True)
+    return Labels(codes.astype(np.uint32), names.tolist())
+
+
+def _limited(
+    groups: Labels | None, sources: Labels | None, options: PickOptions, budget: int
+) -> tuple[Labels | None, list[tuple[str, int, int]]]:
+    """Return the labels that limits apply to, and the limit of each."""
+    if options.source_floor is None and options.source_ceiling is None:
+        return None, []
+    labels = groups if sources is None else sources
+    if labels is None:
+        msg = "floor, ceiling: these need names; give an array with the source of each sample as sources"
+        raise UsageError(msg)
+    return labels, _limits([str(name) for name in labels.names], options, budget)
+
+
+def _limits(names: list[str], options: PickOptions, budget: int) -> list[tuple[str, int, int]]:
+    """Return name, floor and ceiling of each source in samples.
+
+    Shares are rounded down for floors and up for ceilings: so floors that add up to 100 % or less, and
+    ceilings that add up to 100 % or more, fit any budget.
+    """
+    floors = _amounts("floor", options.source_floor, names)
+    ceilings = _amounts("ceiling", options.source_ceiling, names)
+    limits = []
+    for name in names:
+        floor, ceiling = floors.of(name), ceilings.of(name)
+        least = 0 if floor is None else math.floor(floor.exactly_of(budget))
+        most = NO_CEILING if ceiling is None else math.ceil(ceiling.exactly_of(budget))
+        limits.append((name, least, most))
+    return limits
+
+
+def _amounts(what: str, limits: Limits | None, names: list[str]) -> Limits:
+    """Check that every name is known."""
+    if limits is None:
+        return Limits({})
+    for name in limits.amounts:
+        if name != "*" and name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            shown = ", ".join(sorted(names)[:NAMES_SHOWN])
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            msg = f"{what} of '{name}': nothing has this name; {hint}known are {shown}{more}"
+            raise UsageError(msg)
+    return limits
+
+
+def check_limits(sizes: Mapping[str, int], options: PickOptions, budget: int) -> None:
+    """Check that limits can be kept by sources of given sizes, as far as that is known before scoring.
+
+    Parameters
+    ----------
+    sizes : mapping of str to int
+        Samples of each source.
+    options : PickOptions
+        With the limits.
+    budget : int
+        Samples to choose.
+
+    Raises
+    ------
+    UsageError
+        If a limit names no source, or the limits cannot be kept.
+    """
+    if options.source_floor is None and options.source_ceiling is None:
+        return
+    _internal.check_limits(budget, _limits(list(sizes), options, budget), list(sizes.values()))
 
 
 def _check_budget(budget: int, total: int, candidates: int, unscored: int) -> None:

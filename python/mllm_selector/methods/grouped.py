@@ -33,13 +33,13 @@ def choose_grouped(scored: Scored, options: PickOptions, progress: Progress) -> 
     Raises
     ------
     UsageError
-        If the budget is above what can be chosen.
+        If the budget is above what can be chosen, or limits cannot be kept.
     """
     return grouped_sample(
         scored.necessity,
         scored.embeddings,
         options,
-        groups=scored.sources if options.groups == "source" else None,
+        sources=scored.sources,
         seed_rows=scored.seed_rows,
         progress=progress,
     )

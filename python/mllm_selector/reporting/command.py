@@ -46,6 +46,9 @@ def as_command(stages: dict[str, StageRecord], run_dir: Path) -> str:
     options = _options(stages)
     parts = [f"mllm-selector select {shlex.quote(str(options.pop('pool', 'POOL')))}"]
     for name, value in options.items():
+        if isinstance(value, dict):
+            parts += [f"{cli_name(name)} {shlex.quote(f'{key}={amount}')}" for key, amount in value.items()]
+            continue
         parts.append(cli_name(name) if value is True else f"{cli_name(name)} {shlex.quote(str(value))}")
     parts.append(f"--run-dir {shlex.quote(f'{run_dir}-again')}")
     return " \\\n    ".join(parts)

@@ -181,6 +181,10 @@ def _pick_step(pick: dict[str, Any]) -> str:
         "What a small group cannot use is shared out again.",
         f"Inside a group samples were chosen {WITHIN[pick['within']]}.",
     ]
+    if pick["source_floor"]:
+        parts.append(f"At least {_limits(pick['source_floor'])}.")
+    if pick["source_ceiling"]:
+        parts.append(f"At most {_limits(pick['source_ceiling'])}.")
     if pick["trim"]:
         parts.append(f"The highest {pick['trim']:.1%} of each group could not be chosen.")
     if pick["skip_duplicates"]:
@@ -190,6 +194,15 @@ def _pick_step(pick: dict[str, Any]) -> str:
         )
     parts.append(f"Random seed {pick['seed']}.")
     return " ".join(parts)
+
+
+def _limits(amounts: dict[str, str]) -> str:
+    others = "each other source" if len(amounts) > 1 else "each source"
+    told = []
+    for name, amount in amounts.items():
+        of_budget = " of the budget" if amount.endswith("%") else ""
+        told.append(f"{amount}{of_budget} from {others if name == '*' else name}")
+    return ", ".join(told)
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from mllm_selector.methods import METHODS
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.sampling import GroupedSample, Scored
+from mllm_selector.sampling import GroupedSample, Labels, Scored
 from mllm_selector.selection import SELECTION_SCHEMA
 
 __all__ = ["run"]
@@ -54,7 +54,8 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
         msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
         raise RunDirectoryError(msg)
     seed_rows = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
-    scored = Scored(scores.necessity, scores.embeddings, pool.sources()[0], seed_rows)
+    codes, names = pool.sources()
+    scored = Scored(scores.necessity, scores.embeddings, Labels(codes.astype(np.uint32), names), seed_rows)
     progress.start("pick")
     sample = METHODS["grouped"](scored, options, progress)
     _write_selection(run, pool, scores, sample, seed_rows)

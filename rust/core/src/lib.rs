@@ -29,6 +29,6 @@ pub use linalg::{Chunk, Metric, Rows, Simd};
 pub use neighbours::{Neighbours, near_duplicate_pairs, nearest_neighbours};
 pub use observe::Observer;
 pub use sampling::{
-    Candidates, Claim, GroupedOptions, Share, Within, allocate, grouped_sample, random_groups,
-    strata,
+    Bound, Candidates, Claim, GroupedOptions, Limit, Limits, Share, Stock, Within, allocate,
+    allocate_within, check_limits, grouped_sample, random_groups, strata,
 };

@@ -18,6 +18,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(near_duplicate_pairs, module)?)?;
     module.add_function(wrap_pyfunction!(strata, module)?)?;
     module.add_function(wrap_pyfunction!(random_groups, module)?)?;
+    module.add_function(wrap_pyfunction!(check_limits, module)?)?;
     module.add_function(wrap_pyfunction!(grouped_sample, module)?)
 }
 
@@ -265,10 +266,32 @@ fn random_groups(py: Python<'_>, size: usize, count: usize, seed: u64) -> Bound<
     core::random_groups(size, count, seed).into_pyarray(py)
 }
 
+/// Name, floor and ceiling of a source.
+type Limit = (String, u64, u64);
+
+fn limits_of(limits: Vec<Limit>) -> Vec<core::Limit> {
+    let limit = |(name, floor, ceiling)| core::Limit {
+        name,
+        floor,
+        ceiling,
+    };
+    limits.into_iter().map(limit).collect()
+}
+
+#[pyfunction]
+fn check_limits(budget: u64, limits: Vec<Limit>, available: Vec<u64>) -> PyResult<()> {
+    let stock = |available| core::Stock {
+        taken: 0,
+        available,
+    };
+    let stocks: Vec<_> = available.into_iter().map(stock).collect();
+    core::check_limits(budget, &limits_of(limits), &stocks).map_err(usage)
+}
+
 #[pyfunction]
 #[pyo3(signature = (
-    necessity, groups, included, embeddings, index, *, budget, share, within, trim, skip_duplicates, seed, threads,
-    progress
+    necessity, groups, included, embeddings, index, *, sources, limits, budget, share, within, trim, skip_duplicates,
+    seed, threads, progress
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -281,6 +304,8 @@ fn grouped_sample<'py>(
     included: PyReadonlyArray1<'py, i64>,
     embeddings: Option<&Bound<'py, PyList>>,
     index: Option<PyReadonlyArray1<'py, i64>>,
+    sources: Option<PyReadonlyArray1<'py, u32>>,
+    limits: Vec<Limit>,
     budget: usize,
     share: &str,
     within: &str,
@@ -303,11 +328,20 @@ fn grouped_sample<'py>(
         .transpose()?;
     let rows = matrix.as_ref().map(Matrix::rows).transpose()?;
     let included = rows_of(&included)?;
+    let of_source = limits_of(limits);
+    let limits = match &sources {
+        Some(sources) => Some(core::Limits {
+            sources: sources.as_slice()?,
+            of_source: &of_source,
+        }),
+        None => None,
+    };
     let candidates = core::Candidates {
         necessity: necessity.as_slice()?,
         groups: groups.as_slice()?,
         included: &included,
         embeddings: rows.as_ref(),
+        limits,
     };
     let chosen = computed(py, threads, progress, |observer| {
         core::grouped_sample(&candidates, &options, observer)

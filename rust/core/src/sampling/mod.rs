@@ -1,13 +1,17 @@
 //! Grouped sampling: share the budget out among groups, then take samples inside each group.
 
+mod cells;
 mod groups;
+mod limits;
 mod shares;
 mod within;
 
+use cells::Cells;
 pub use groups::{random_groups, strata};
+pub use limits::{Limit, Limits, Stock, check_limits};
 use rayon::prelude::*;
-pub use shares::{Claim, allocate};
-use within::{Group, rank};
+pub use shares::{Bound, Claim, allocate, allocate_within};
+use within::rank;
 
 use crate::dedup::{BATCH, Kept};
 use crate::linalg::Rows;
@@ -24,6 +28,8 @@ pub struct Candidates<'a> {
     pub included: &'a [usize],
     /// Embeddings of the samples; needed for [`Within::KCenter`] and `skip_duplicates`.
     pub embeddings: Option<&'a Rows<'a>>,
+    /// How many samples each source may and must give.
+    pub limits: Option<Limits<'a>>,
 }
 
 /// What a group's share of the budget is proportional to.
@@ -73,8 +79,12 @@ pub struct GroupedOptions {
 
 /// Chooses exactly `budget` samples and returns them in the order of choice.
 ///
-/// Included samples come first. The others are interleaved so that every prefix keeps to the groups' shares
-/// as nearly as whole numbers allow: the `i`-th of `m` samples of a group has its turn at `(i + 1/2) / m`.
+/// Limits cut the groups: each source with a limit that matters, and the other sources together, get their share
+/// as [`allocate_within`] says, and samples are taken inside the parts of the groups as they are otherwise inside
+/// the groups.
+///
+/// Included samples come first. The others are interleaved so that every prefix keeps to the sources' and the
+/// groups' shares as nearly as whole numbers allow: the `i`-th of `m` samples has its turn at `(i + 1/2) / m`.
 ///
 /// With `skip_duplicates`, groups are visited in order, in rounds. In a round each group goes on in its own
 /// order until its share is filled, passing over near-duplicates of any sample chosen before; in round `r`
@@ -86,39 +96,39 @@ pub fn grouped_sample(
     observer: &Observer,
 ) -> Result<Vec<usize>> {
     check(candidates, options)?;
-    let (groups, mut claims) = group(candidates, options);
-    check_reachable(candidates, options, &claims)?;
+    let mut cells = Cells::new(candidates, options);
+    check_reachable(candidates, options, cells.most())?;
+    if let Some(limits) = &candidates.limits {
+        cells = cells.within(limits, options.budget as u64)?;
+    }
     let chosen = match options.skip_duplicates {
         None => {
-            let quotas = allocate(options.budget as u64, &claims);
-            observer.expect(groups.len() as u64);
-            groups
+            let quotas = cells.quotas(options.budget as u64);
+            observer.expect(cells.cells.len() as u64);
+            cells
+                .cells
                 .par_iter()
                 .zip(quotas)
-                .map(|(group, quota)| {
+                .map(|(cell, quota)| {
                     observer.check()?;
-                    let order = rank(
-                        group,
-                        quota as usize - group.included.len(),
-                        candidates,
-                        options,
-                        observer,
-                    );
+                    let depth = quota as usize - cell.included.len();
+                    let order = rank(cell, depth, candidates, options, observer);
                     observer.advance(1);
                     order
                 })
                 .collect::<Result<Vec<_>>>()?
         }
-        Some(threshold) => without_duplicates(
-            &groups,
-            &mut claims,
-            threshold,
-            candidates,
-            options,
-            observer,
-        )?,
+        Some(threshold) => {
+            without_duplicates(&mut cells, threshold, candidates, options, observer)?
+        }
     };
-    Ok(interleave(candidates.included, &chosen))
+    let by_stratum: Vec<Vec<usize>> = cells
+        .strata
+        .iter()
+        .map(|stratum| interleave(&chosen[stratum.cells.clone()]))
+        .collect();
+    let included = candidates.included.iter().copied();
+    Ok(included.chain(interleave(&by_stratum)).collect())
 }
 
 fn check(candidates: &Candidates, options: &GroupedOptions) -> Result<()> {
@@ -154,6 +164,23 @@ fn check(candidates: &Candidates, options: &GroupedOptions) -> Result<()> {
             "embeddings: {} rows were given for {n} samples; give one for each",
             rows.len()
         )
+    } else if let Some(limits) = &candidates.limits
+        && limits.sources.len() != n
+    {
+        format!(
+            "sources: {} were given for {n} samples; give one for each",
+            limits.sources.len()
+        )
+    } else if let Some(limits) = &candidates.limits
+        && let Some(&source) = limits
+            .sources
+            .iter()
+            .find(|&&source| source as usize >= limits.of_source.len())
+    {
+        format!(
+            "sources: there are limits for {} sources, but not for source {source}",
+            limits.of_source.len()
+        )
     } else if !(0.0..1.0).contains(&options.trim) {
         format!(
             "trim: {} is not a share; it must be at least 0 and below 1",
@@ -167,83 +194,7 @@ fn check(candidates: &Candidates, options: &GroupedOptions) -> Result<()> {
     Err(Error::Argument(problem))
 }
 
-/// Makes each group and its claim on the budget.
-fn group(candidates: &Candidates, options: &GroupedOptions) -> (Vec<Group>, Vec<Claim>) {
-    let count = candidates
-        .groups
-        .iter()
-        .max()
-        .map_or(0, |&last| last as usize + 1);
-    let mut members = vec![Vec::new(); count];
-    for (sample, &group) in candidates.groups.iter().enumerate() {
-        members[group as usize].push(sample);
-    }
-    let mut included = vec![false; candidates.groups.len()];
-    candidates
-        .included
-        .iter()
-        .for_each(|&sample| included[sample] = true);
-    members
-        .into_par_iter()
-        .map(|members| {
-            let necessity: f64 = members
-                .iter()
-                .map(|&sample| f64::from(candidates.necessity[sample].max(0.0)))
-                .sum();
-            let size = members.len() as u64;
-            let mean = if size == 0 {
-                0.0
-            } else {
-                necessity / size as f64
-            };
-            let weight = match options.share {
-                Share::SizeNecessity => necessity,
-                Share::Necessity => mean,
-                Share::Size => size as f64,
-                Share::Equal => 1.0,
-            };
-            let trimmed = trim(members, options.trim, candidates.necessity);
-            let (taken, open): (Vec<_>, Vec<_>) = trimmed
-                .into_iter()
-                .partition(|&(sample, _)| included[sample]);
-            let group = Group {
-                included: taken.into_iter().map(|(sample, _)| sample).collect(),
-                open: open
-                    .into_iter()
-                    .filter(|&(_, open)| open)
-                    .map(|(sample, _)| sample)
-                    .collect(),
-            };
-            let floor = group.included.len() as u64;
-            let claim = Claim {
-                weight,
-                size,
-                floor,
-                capacity: floor + group.open.len() as u64,
-            };
-            (group, claim)
-        })
-        .unzip()
-}
-
-/// Says of each member whether it stays when the highest necessity is trimmed.
-fn trim(members: Vec<usize>, share: f64, necessity: &[f32]) -> Vec<(usize, bool)> {
-    let count = (share * members.len() as f64).floor() as usize;
-    let mut order: Vec<usize> = (0..members.len()).collect();
-    let value = |place: usize| necessity[members[place]];
-    order.sort_by(|&left, &right| value(right).total_cmp(&value(left)).then(left.cmp(&right)));
-    let mut stays = vec![true; members.len()];
-    order[..count]
-        .iter()
-        .for_each(|&place| stays[place] = false);
-    members.into_iter().zip(stays).collect()
-}
-
-fn check_reachable(
-    candidates: &Candidates,
-    options: &GroupedOptions,
-    claims: &[Claim],
-) -> Result<()> {
+fn check_reachable(candidates: &Candidates, options: &GroupedOptions, most: u64) -> Result<()> {
     let (budget, included) = (options.budget, candidates.included.len());
     if budget < included {
         return Err(Error::Argument(format!(
@@ -251,7 +202,6 @@ fn check_reachable(
              least {included} or let the seed samples compete"
         )));
     }
-    let most: u64 = claims.iter().map(|claim| claim.capacity).sum();
     if budget as u64 <= most {
         return Ok(());
     }
@@ -269,10 +219,9 @@ fn check_reachable(
     )))
 }
 
-/// Takes samples group by group, none near one taken before.
+/// Takes samples cell by cell, none near one taken before.
 fn without_duplicates(
-    groups: &[Group],
-    claims: &mut [Claim],
+    cells: &mut Cells,
     threshold: f64,
     candidates: &Candidates,
     options: &GroupedOptions,
@@ -284,11 +233,12 @@ fn without_duplicates(
         ));
     };
     observer.expect(options.budget as u64);
-    let orders: Vec<Vec<usize>> = groups
+    let orders: Vec<Vec<usize>> = cells
+        .cells
         .par_iter()
-        .map(|group| {
+        .map(|cell| {
             observer.check()?;
-            rank(group, group.open.len(), candidates, options, observer)
+            rank(cell, cell.open.len(), candidates, options, observer)
         })
         .collect::<Result<_>>()?;
     let mut kept = Kept::new(embeddings, threshold, observer)?;
@@ -296,18 +246,18 @@ fn without_duplicates(
         .included
         .iter()
         .for_each(|&sample| kept.add(sample));
-    let mut chosen = vec![Vec::new(); groups.len()];
-    let mut visited = vec![0usize; groups.len()];
+    let mut chosen = vec![Vec::new(); orders.len()];
+    let mut visited = vec![0usize; orders.len()];
     for round in 0u32.. {
         // What can still be chosen; below the budget, the rest of the loop finds out how many that really is.
-        let most: u64 = claims.iter().map(|claim| claim.capacity).sum();
-        let quotas = allocate(most.min(options.budget as u64), claims);
+        let quotas = cells.quotas(cells.most().min(options.budget as u64));
+        let claims = &mut cells.claims;
         let mut proposals = Vec::new();
-        for (group, order) in orders.iter().enumerate() {
-            let lacks = (quotas[group] - claims[group].floor) as usize;
-            let end = visited[group].saturating_add(lacks.saturating_mul(1 << round.min(30)));
-            let range = visited[group]..order.len().min(end);
-            proposals.extend(order[range].iter().map(|&sample| (group, sample)));
+        for (cell, order) in orders.iter().enumerate() {
+            let lacks = (quotas[cell] - claims[cell].floor) as usize;
+            let end = visited[cell].saturating_add(lacks.saturating_mul(1 << round.min(30)));
+            let range = visited[cell]..order.len().min(end);
+            proposals.extend(order[range].iter().map(|&sample| (cell, sample)));
         }
         if proposals.is_empty() {
             break;
@@ -315,46 +265,64 @@ fn without_duplicates(
         for batch in proposals.chunks(BATCH) {
             let samples: Vec<usize> = batch.iter().map(|&(_, sample)| sample).collect();
             let mut near = kept.compare(&samples, observer)?;
-            for (place, &(group, sample)) in batch.iter().enumerate() {
-                if claims[group].floor == quotas[group] {
+            for (place, &(cell, sample)) in batch.iter().enumerate() {
+                if claims[cell].floor == quotas[cell] {
                     continue;
                 }
-                visited[group] += 1;
+                visited[cell] += 1;
                 if near.original(place).is_some() {
-                    claims[group].capacity -= 1;
+                    claims[cell].capacity -= 1;
                     continue;
                 }
                 near.keep(place);
                 kept.add(sample);
-                chosen[group].push(sample);
-                claims[group].floor += 1;
+                chosen[cell].push(sample);
+                claims[cell].floor += 1;
                 observer.advance(1);
             }
         }
     }
-    let count = candidates.included.len() + chosen.iter().map(Vec::len).sum::<usize>();
-    if count < options.budget {
-        return Err(Error::Argument(format!(
-            "budget: {} samples cannot be chosen with skip_duplicates {threshold}: {count} are left once \
-             near-duplicates are passed over; lower the budget or raise the cosine",
-            options.budget
-        )));
-    }
+    check_left(cells, threshold, options.budget as u64)?;
     Ok(chosen)
 }
 
-/// Puts the groups' samples in one order that keeps to their shares.
-fn interleave(included: &[usize], chosen: &[Vec<usize>]) -> Vec<usize> {
+/// Checks that enough samples were left once near-duplicates were passed over.
+fn check_left(cells: &Cells, threshold: f64, budget: u64) -> Result<()> {
+    let taken = |cells: &[Claim]| cells.iter().map(|claim| claim.floor).sum::<u64>();
+    let count = taken(&cells.claims);
+    if count < budget {
+        let or_ceilings = match cells.strata.iter().any(|stratum| stratum.limit.is_some()) {
+            true => ", or raise the ceilings",
+            false => "",
+        };
+        return Err(Error::Argument(format!(
+            "budget: {budget} samples cannot be chosen with skip_duplicates {threshold}: {count} are left once \
+             near-duplicates are passed over; lower the budget or raise the cosine{or_ceilings}"
+        )));
+    }
+    for stratum in &cells.strata {
+        let count = taken(&cells.claims[stratum.cells.clone()]);
+        if let Some(limit) = stratum.limit
+            && count < limit.floor
+        {
+            return Err(Error::Argument(format!(
+                "floor of '{}': {} samples cannot be chosen with skip_duplicates {threshold}: {count} are left once \
+                 near-duplicates are passed over; lower the floor to at most {count} or raise the cosine",
+                limit.name, limit.floor
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Puts samples of several lists in one order that keeps to their shares.
+fn interleave(lists: &[Vec<usize>]) -> Vec<usize> {
     let mut turns: Vec<(f64, usize, usize)> = Vec::new();
-    for (group, samples) in chosen.iter().enumerate() {
+    for (list, samples) in lists.iter().enumerate() {
         for (place, &sample) in samples.iter().enumerate() {
-            turns.push(((place as f64 + 0.5) / samples.len() as f64, group, sample));
+            turns.push(((place as f64 + 0.5) / samples.len() as f64, list, sample));
         }
     }
     turns.par_sort_by(|left, right| left.0.total_cmp(&right.0).then(left.1.cmp(&right.1)));
-    included
-        .iter()
-        .copied()
-        .chain(turns.into_iter().map(|(_, _, sample)| sample))
-        .collect()
+    turns.into_iter().map(|(_, _, sample)| sample).collect()
 }

@@ -1,22 +1,15 @@
-//! The order in which a group's samples are taken.
+//! The order in which a cell's samples are taken.
 
+use super::cells::Cell;
 use super::{Candidates, GroupedOptions, Within};
 use crate::kcenter::{First, KCenterOptions, cover};
 use crate::linalg::Metric;
 use crate::rng::{Rng, Stream};
 use crate::{Error, Observer, Result};
 
-/// What a group consists of.
-pub(super) struct Group {
-    /// Samples taken beforehand.
-    pub(super) included: Vec<usize>,
-    /// Samples that may be taken, ascending.
-    pub(super) open: Vec<usize>,
-}
-
-/// Orders the first `depth` samples to be taken of a group.
+/// Orders the first `depth` samples to be taken of a cell.
 pub(super) fn rank(
-    group: &Group,
+    cell: &Cell,
     depth: usize,
     candidates: &Candidates,
     options: &GroupedOptions,
@@ -24,7 +17,7 @@ pub(super) fn rank(
 ) -> Result<Vec<usize>> {
     let necessity = |sample: usize| candidates.necessity[sample];
     let rng = Rng::new(options.seed, Stream::Draw);
-    let mut order = group.open.clone();
+    let mut order = cell.open.clone();
     match options.within {
         Within::Uniform => order.sort_by_cached_key(|&sample| rng.bits(sample as u64)),
         Within::Top => {
@@ -61,7 +54,7 @@ pub(super) fn rank(
             placed.sort_unstable();
             order = placed.into_iter().map(|(_, sample)| sample).collect();
         }
-        Within::KCenter => return spread(group, depth, candidates, observer),
+        Within::KCenter => return spread(cell, depth, candidates, observer),
     }
     order.truncate(depth);
     Ok(order)
@@ -75,9 +68,9 @@ fn waiting_time(uniform: f64, necessity: f32) -> f64 {
     -libm::log(uniform) / f64::from(necessity.max(0.0))
 }
 
-/// Orders a group by exact greedy k-center on the cosine distance, around the samples taken beforehand.
+/// Orders a cell by exact greedy k-center on the cosine distance, around the samples taken beforehand.
 fn spread(
-    group: &Group,
+    cell: &Cell,
     depth: usize,
     candidates: &Candidates,
     observer: &Observer,
@@ -90,10 +83,10 @@ fn spread(
     if depth == 0 {
         return Ok(Vec::new());
     }
-    let members: Vec<usize> = group.included.iter().chain(&group.open).copied().collect();
-    let taken: Vec<usize> = (0..group.included.len()).collect();
+    let members: Vec<usize> = cell.included.iter().chain(&cell.open).copied().collect();
+    let taken: Vec<usize> = (0..cell.included.len()).collect();
     let options = KCenterOptions {
-        k: group.included.len() + depth.min(group.open.len()),
+        k: cell.included.len() + depth.min(cell.open.len()),
         metric: Metric::Cosine,
         first: if taken.is_empty() {
             First::NearestMean
