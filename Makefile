@@ -30,8 +30,9 @@ format:  ## Format the sources
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/built  ## Compare selection with NumPy and scikit-learn; see benches/README.md
-	$(BIN)/python benches/bench_select.py
+bench: $(VENV)/built  ## Compare selection with NumPy, faiss, scikit-learn and apricot; see benches/README.md
+	$(UV) --group bench
+	$(BIN)/python benches/selection/run.py
 
 wheel: $(VENV)/built  ## Build the wheel into dist/
 	$(BIN)/maturin build --release --locked --out dist

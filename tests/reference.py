@@ -157,6 +157,67 @@ def near_duplicates(X, threshold, priority=None):
     return representatives
 
 
+def cosines(X):
+    """Cosines of all pairs of rows in float64; those of equal rows are exactly 1."""
+    X = np.asarray(X, np.float64)
+    # Not a matrix product: there, the place of a row may change the last bits.
+    dots = np.einsum("id,jd->ij", X, X)
+    return dots / np.sqrt(np.outer(dots.diagonal(), dots.diagonal()))
+
+
+def near_pairs(X, threshold):
+    """All pairs (lower row, higher row) whose cosine is at least the threshold, ascending."""
+    return np.argwhere(np.triu(cosines(X) >= threshold, 1))
+
+
+def nearest_neighbours(X, count):
+    """Return for each row the other rows of the highest cosine, nearest first, ties to the lowest row.
+
+    Returns
+    -------
+    rows : ndarray of int, shape (n, count)
+    cosines : ndarray of float64, shape (n, count)
+    """
+    scores = cosines(X)
+    np.fill_diagonal(scores, -np.inf)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return rows, np.take_along_axis(scores, rows, axis=1)
+
+
+def facility_location(neighbours, cosines, k):
+    """Plain greedy facility location on a graph of neighbours, ties to the lowest row.
+
+    The value of a choice is the sum over all rows of the greatest similarity to a chosen row: 1 to itself,
+    the cosine to a row among its neighbours if that is positive, 0 to all others.
+
+    Parameters
+    ----------
+    neighbours, cosines : arrays of shape (n, count)
+        As `nearest_neighbours` returns them.
+    k : int
+        How many rows to choose.
+
+    Returns
+    -------
+    rows : ndarray of int, shape (k,)
+        In the order of choice.
+    gains : ndarray of float64, shape (k,)
+        What each added to the value.
+    """
+    n = len(neighbours)
+    similarities = np.eye(n)
+    similarities[np.arange(n)[:, None], neighbours] = np.maximum(cosines, 0)
+    covered = np.zeros(n)
+    rows, gains = [], []
+    while len(rows) < k:
+        added = np.maximum(similarities - covered[:, None], 0).sum(axis=0)
+        added[rows] = -1  # never again
+        rows.append(int(added.argmax()))
+        gains.append(added[rows[-1]])
+        covered = np.maximum(covered, similarities[:, rows[-1]])
+    return np.array(rows), np.array(gains)
+
+
 def weighted_inclusion(weights, count):
     """Probability of each item to be among `count` drawn one by one without replacement, by weight."""
     weights = np.asarray(weights, float)
