@@ -5,30 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 
-def dot(X, y):
-    """Dot products by the package's definition: fused multiply-add in float32, block sums of 64 columns.
+def dot(X, Y):
+    """Dot products of rows by the package's definition: fused multiply-add in float32, 64 partial sums.
 
-    A product of two float32 is exact in float64, and so nearly is its sum with a float32: rounding that sum
-    to float32 is a fused multiply-add but for rare double rounding.
+    Column i belongs to sum i mod 64; in the end the upper half of the sums is added to the lower half until
+    one is left. A product of two float32 is exact in float64, and so nearly is its sum with a float32:
+    rounding that sum to float32 is a fused multiply-add but for rare double rounding.
     """
-    total = np.zeros(len(X), np.float32)
-    for first in range(0, X.shape[1], 64):
-        block = np.zeros(len(X), np.float32)
-        for column in range(first, min(first + 64, X.shape[1])):
-            product = X[:, column].astype(np.float64) * np.float64(y[column])
-            block = (product + block).astype(np.float32)
-        total += block
-    return total
+    shape = np.broadcast_shapes(X.shape, Y.shape)
+    X, Y = (np.broadcast_to(values, shape).astype(np.float64) for values in (X, Y))
+    sums = np.zeros((*shape[:-1], 64), np.float32)
+    for first in range(0, shape[-1], 64):
+        products = X[..., first : first + 64] * Y[..., first : first + 64]
+        width = products.shape[-1]
+        sums[..., :width] = (sums[..., :width] + products).astype(np.float32)
+    while sums.shape[-1] > 1:
+        half = sums.shape[-1] // 2
+        sums = sums[..., :half] + sums[..., half:]
+    return sums[..., 0]
 
 
 def squared_norms(X):
-    total = np.zeros(len(X), np.float32)
-    for first in range(0, X.shape[1], 64):
-        block = np.zeros(len(X), np.float32)
-        for column in range(first, min(first + 64, X.shape[1])):
-            block = (X[:, column].astype(np.float64) ** 2 + block).astype(np.float32)
-        total += block
-    return total
+    return dot(X, X)
 
 
 def distances(X, norms, row, metric):

@@ -15,9 +15,10 @@ from hypothesis.extra import numpy as npst
 from sklearn.cluster import KMeans
 
 import reference
-from mllm_selector.arrays import k_center, kmeans, near_duplicates, pick
+from mllm_selector.arrays import k_center, kmeans, pick
 from mllm_selector.checks import matrix_parts
 from mllm_selector.errors import UsageError
+from mllm_selector.neighbours import near_duplicates
 
 
 def clusters(n, d, centres=20, seed=0, spread=0.4):

@@ -12,11 +12,12 @@ from hypothesis.extra import numpy as npst
 
 import reference
 from mllm_selector import _internal
-from mllm_selector.arrays import kmeans, near_duplicates, pick
+from mllm_selector.arrays import kmeans, pick
 from mllm_selector.errors import UsageError
+from mllm_selector.neighbours import near_duplicates
 
 SHARES = ("size-necessity", "necessity", "size", "equal")
-WITHIN = ("uniform", "top", "weighted", "k-center", "middle")
+WITHIN = ("uniform", "top", "weighted", "k-center", "facility-location", "middle")
 
 scores = st.one_of(st.just(float("nan")), st.integers(-2, 20).map(lambda value: value / 4))
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"scoring"},
     {"training"},
     {"families", "formats", "methods", "selection", "reporting"},
-    {"arrays", "engine", "pool"},
+    {"arrays", "engine", "neighbours", "pool"},
     {"sampling"},
     {"checks"},
     {"rundir", "resources"},

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import reference
-from mllm_selector.arrays import near_duplicates, pick
+from mllm_selector.arrays import pick
 from mllm_selector.config import Limits, PickOptions
 from mllm_selector.errors import UsageError
+from mllm_selector.neighbours import near_duplicates
 
 SHARES = ("size-necessity", "necessity", "size", "equal")
-WITHIN = ("uniform", "top", "weighted", "k-center", "middle")
+WITHIN = ("uniform", "top", "weighted", "k-center", "facility-location", "middle")
 NAMES = np.array(["chat", "ocr", "vqa", "web"])
 
 

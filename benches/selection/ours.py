@@ -30,9 +30,9 @@ def skip(X, necessity, threshold: float, threads: int):
 
 def facility_location(X, k: int, neighbours: int, threads: int):
     started = time.perf_counter()
-    graph = mllm_selector.nearest_neighbours(X, neighbours, metric="cosine", threads=threads)
+    graph = mllm_selector.nearest_neighbours(X, neighbours, threads=threads)
     searched = time.perf_counter()
-    found = mllm_selector.facility_location(X, k, neighbours=graph, threads=threads)
+    found = mllm_selector.facility_location(None, k, neighbours=graph, threads=threads)
     return {
         "rows": found.rows,
         "neighbours": graph.rows,

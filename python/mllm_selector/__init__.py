@@ -27,7 +27,7 @@ from importlib.metadata import version as _version
 
 __version__ = _version("mllm-selector")
 
-from mllm_selector.arrays import k_center, kmeans, near_duplicates, pick
+from mllm_selector.arrays import k_center, kmeans, pick
 from mllm_selector.errors import (
     ExportError,
     MissingPackageError,
@@ -38,6 +38,7 @@ from mllm_selector.errors import (
     ScoreError,
     UsageError,
 )
+from mllm_selector.neighbours import Neighbours, facility_location, near_duplicates, nearest_neighbours
 from mllm_selector.pipeline import select
 from mllm_selector.pool import Pool
 from mllm_selector.selection import Selection
@@ -47,6 +48,7 @@ __all__ = [
     "MissingPackageError",
     "MllmSelectorError",
     "ModelError",
+    "Neighbours",
     "Pool",
     "PoolError",
     "RunDirectoryError",
@@ -54,9 +56,11 @@ __all__ = [
     "Selection",
     "UsageError",
     "__version__",
+    "facility_location",
     "k_center",
     "kmeans",
     "near_duplicates",
+    "nearest_neighbours",
     "pick",
     "select",
 ]

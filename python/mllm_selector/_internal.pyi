@@ -58,13 +58,42 @@ def near_duplicates(
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> NDArray[np.int64]: ...
-def near_duplicate_pairs(
+def near_duplicates_by_pairs(
     embeddings: list[NDArray[Any]],
     *,
     threshold: float,
+    priority: NDArray[np.int64] | None,
+    probes: int | None,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
-) -> NDArray[np.int64]: ...
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def nearest_neighbours(
+    embeddings: list[NDArray[Any]],
+    *,
+    k: int,
+    probes: int | None,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[NDArray[np.uint32], NDArray[np.float32], float | None]: ...
+def facility_location(
+    embeddings: list[NDArray[Any]],
+    *,
+    k: int,
+    neighbours: int,
+    probes: int | None,
+    weights: NDArray[np.float32] | None,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
+def facility_location_on(
+    rows: NDArray[np.uint32],
+    cosines: NDArray[np.float32],
+    *,
+    k: int,
+    weights: NDArray[np.float32] | None,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 def strata(necessity: NDArray[np.float32], count: int) -> NDArray[np.uint32]: ...
 def random_groups(size: int, count: int, seed: int) -> NDArray[np.uint32]: ...
 def check_limits(budget: int, limits: list[tuple[str, int, int]], available: list[int]) -> None: ...

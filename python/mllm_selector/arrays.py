@@ -1,33 +1,39 @@
-"""Selection on plain arrays: `pick`, `k_center`, `kmeans` and `near_duplicates`.
+"""Selection on plain arrays: `pick`, `k_center` and `kmeans`; `mllm_selector.neighbours` has the others.
 
-A matrix of embeddings is one array or a list of arrays (parts of one matrix, such as memory-mapped
-files), each two-dimensional, C-contiguous, float16 or float32. An Arrow column of fixed-size lists of these
-types, without nulls, does as well: from pyarrow or any library with the Arrow PyCapsule interface (polars,
+A matrix of embeddings is one array or a list of arrays (parts of one matrix, such as memory-mapped files),
+each two-dimensional, C-contiguous, float16 or float32. An Arrow column of fixed-size lists of these types,
+without nulls, does as well: from pyarrow or any library with the Arrow PyCapsule interface (polars,
 nanoarrow, ...). The values are read where they lie, in blocks, and never copied as a whole. float16 and
-float32 of the same values give the same results, and so does any number of threads on any machine:
-randomness is drawn per item from a counter-based generator (Philox), sums have a fixed order, ties go to
-the lowest row.
+float32 of the same values give the same results, and so does any number of threads on any machine: randomness
+is drawn per item from a counter-based generator (Philox), sums have a fixed order (a dot product is 64
+interleaved partial sums), ties go to the lowest row. What 8-bit codes can rule out with a proven bound on
+their error is never multiplied in float32, so this costs little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mllm_selector import _internal
-from mllm_selector.checks import Embeddings, checked_count, checked_rows, checked_seed, matrix_parts
+from mllm_selector.checks import (
+    Embeddings,
+    Report,
+    checked_count,
+    checked_rows,
+    checked_seed,
+    checked_weights,
+    matrix_parts,
+)
 from mllm_selector.config import Amount, Limits, PickOptions
 from mllm_selector.errors import UsageError
 from mllm_selector.sampling import grouped_sample
 
-__all__ = ["Clusters", "Cover", "NearDuplicates", "k_center", "kmeans", "near_duplicates", "pick"]
-
-Report: TypeAlias = Callable[[int, int], object]
-"""Called with (done, total) now and then; what it raises stops the call and is passed on."""
+__all__ = ["Clusters", "Cover", "k_center", "kmeans", "pick"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Clusters:
     inertia : float
         Sum over the rows of the squared Euclidean, or the cosine, distance to their centroid.
     iterations : int
-        Updates of the centroids made.
+        Updates of the centroids made on the training rows; those on the samples before are not counted.
     """
 
     centroids: NDArray[np.float32]
@@ -66,27 +72,6 @@ class Cover:
 
     rows: NDArray[np.int64]
     radii: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class NearDuplicates:
-    """Result of `near_duplicates`.
-
-    Attributes
-    ----------
-    representatives : ndarray of int64, shape (n,)
-        The row that stands for each row: itself if it is kept.
-    pairs : ndarray of int64, shape (m, 2), or None
-        All near pairs (lower row, higher row) in ascending order, if they were asked for.
-    """
-
-    representatives: NDArray[np.int64]
-    pairs: NDArray[np.int64] | None
-
-    @property
-    def kept(self) -> NDArray[np.int64]:
-        """Rows that stand for themselves, ascending."""
-        return np.flatnonzero(self.representatives == np.arange(len(self.representatives)))
 
 
 def pick(
@@ -121,8 +106,8 @@ def pick(
         Necessity of each sample; NaN for samples that were not scored: these are never chosen. Negative
         values count as 0 in shares and weighted draws.
     embeddings : array or Arrow column of float16 or float32, shape (n, d), or list of such parts, optional
-        Needed for ``groups="cluster"``, ``within="k-center"`` and `skip_duplicates`, which all compare by
-        cosine. Rows of samples without necessity are not looked at.
+        Needed for ``groups="cluster"``, ``within="k-center"``, ``within="facility-location"`` and
+        `skip_duplicates`, which all compare by cosine. Rows of samples without necessity are not looked at.
     budget : int, float or str
         How many samples to choose: a count, or a share of the n samples (``0.1``, ``"10%"``).
     groups : {"cluster", "necessity", "source", "random"} or array of shape (n,), optional
@@ -135,10 +120,12 @@ def pick(
         What a group's share is proportional to: size times mean necessity, mean necessity, size, or nothing.
         A group gets at most what it has; the rest is shared out again. Shares are rounded by the
         largest remainder. If the necessity is 0 throughout, shares go by size.
-    within : {"uniform", "top", "weighted", "k-center", "middle"}
+    within : {"uniform", "top", "weighted", "k-center", "facility-location", "middle"}
         How samples are taken in a group: drawn uniformly; the highest necessity first; drawn without
         replacement with probability proportional to necessity (Efraimidis and Spirakis 2006);
-        spread out by greedy k-center (`k_center`); the nearest by rank to the group's median necessity.
+        spread out by greedy k-center (`k_center`); those that stand for the others best, by facility location
+        on the graph of the group's 50 nearest neighbours (`facility_location`); the nearest by rank to the
+        group's median necessity.
     sources : array of shape (n,), optional
         Source of each sample, such as the data set that it came from: what `floors` and `ceilings` apply to.
     floors, ceilings : mapping of name to count or share of the budget, optional
@@ -184,7 +171,8 @@ def pick(
     nothing at all.
 
     Time is that of k-means for clusters, O(n k d) an iteration, and O(n log n) otherwise;
-    ``within="k-center"`` adds O(sum of group size x quota x d), `skip_duplicates` O(budget^2 d).
+    ``within="k-center"`` adds O(sum of group size x quota x d), ``within="facility-location"`` O(sum of group
+    size^2 x d), `skip_duplicates` O(budget^2 d).
 
     Examples
     --------
@@ -224,15 +212,16 @@ def kmeans(
     metric: str = "euclidean",
     seed: int = 0,
     max_iterations: int = 25,
-    tolerance: float = 1e-4,
+    tolerance: float = 3e-4,
     train_rows: int | None = None,
     threads: int | None = None,
     progress: Report | None = None,
 ) -> Clusters:
     """Cluster rows by k-means.
 
-    k-means++ seeding (Arthur and Vassilvitskii, SODA 2007), then Lloyd's iterations with exact assignments.
-    A cluster that loses all its rows gets the row that is farthest from its centroid.
+    Greedy k-means++ seeding on a sample (Arthur and Vassilvitskii, SODA 2007), then Lloyd's iterations with
+    exact assignments: on growing samples first, then on all training rows. A cluster that loses all its rows
+    gets the row that is farthest from its centroid.
 
     Parameters
     ----------
@@ -245,9 +234,10 @@ def kmeans(
     seed : int
         Random seed of the seeding and of the training sample.
     max_iterations : int
-        Most updates of the centroids.
+        Most updates of the centroids on each sample, and on the training rows.
     tolerance : float
-        Stop once an update lowers the inertia by at most this share; 0 goes on until nothing changes.
+        Stop once an update on the training rows lowers the inertia by at most this share; 0 goes on until
+        nothing changes.
     train_rows : int, optional
         Train on so many rows, drawn uniformly, and assign all of them in the end; default all rows.
     threads : int, optional
@@ -268,7 +258,14 @@ def kmeans(
 
     Notes
     -----
-    Time O(n k d) for the seeding and for each iteration. Memory, X apart: 12 bytes a row, 12 k d bytes.
+    k-means++ looks at 16 rows for each centroid (at least 4,096), by 8-bit codes. The first
+    sample has 32 rows for each centroid (at least 8,192), each one after it 4 times as many, up to half of
+    the training rows; one is left for the next once an update lowers the inertia by at most 0.3 %. Most of
+    the way is made on samples, where an update costs less, as in the growing batches of Newling and Fleuret,
+    Nested mini-batch k-means (NIPS 2016); the updates on all training rows mend what a sample cannot tell.
+
+    Time O(n k d) for an update on all rows, at worst: 8-bit codes rule out most centroids of a row. Memory, X
+    apart: about 12 bytes a row, 17 k d bytes.
 
     Examples
     --------
@@ -338,8 +335,10 @@ def k_center(
 
     Notes
     -----
-    The rows equal those of the plain algorithm, one pass over X for each centre, computed with the same dot
-    products; ties go to the lowest row. Time O(n k d) in few passes, see ``rust/core/src/kcenter.rs``.
+    The rows equal those of the plain algorithm, one pass over X for each centre, computed with
+    the same dot products; ties go to the lowest row. Time O(n k d) at worst, in few passes
+    (``rust/core/src/kcenter.rs``): a pass compares all rows with many centres by 8-bit codes with a proven
+    bound on their error, and only what these cannot rule out by the canonical dot product.
 
     Examples
     --------
@@ -361,72 +360,8 @@ def k_center(
         k=checked_count("k", k),
         metric=metric,
         first=starts,
-        weights=None if weights is None else np.ascontiguousarray(weights, np.float32),
+        weights=None if weights is None else checked_weights(weights),
         threads=None if threads is None else checked_count("threads", threads),
         progress=progress,
     )
     return Cover(rows, radii)
-
-
-def near_duplicates(
-    X: Embeddings,
-    threshold: float,
-    *,
-    priority: ArrayLike | None = None,
-    pairs: bool = False,
-    threads: int | None = None,
-    progress: Report | None = None,
-) -> NearDuplicates:
-    """Find near-duplicates: rows whose cosine is at least a threshold, exactly.
-
-    Rows are visited one after another. A row is kept unless it is near one kept before; the first such row in
-    the order of visiting stands for it. So no two kept rows are near each other, and every other row is near
-    the one that stands for it.
-
-    Parameters
-    ----------
-    X : array or Arrow column of float16 or float32, shape (n, d), or list of such parts
-        The rows; none may be zero.
-    threshold : float
-        Cosine from which two rows count as duplicates, in (0, 1]. Equal rows have exactly 1.
-    priority : array of int, shape (n,), optional
-        All rows in the order of visiting, for example by falling necessity; default 0, 1, ..., n - 1.
-    pairs : bool
-        Also list all near pairs; with m of them this needs 16 m bytes.
-    threads : int, optional
-        CPU threads; default all. The result does not depend on it.
-    progress : callable, optional
-        Called with (done, total) now and then.
-
-    Returns
-    -------
-    NearDuplicates
-
-    Raises
-    ------
-    UsageError
-        If an argument cannot work, X holds NaN or infinity, or a row is zero.
-
-    Notes
-    -----
-    Time O(n m d) for m kept rows, and O(n^2 d) for all pairs, by blocked matrix products.
-
-    Examples
-    --------
-    >>> X = np.array([[1, 0], [0, 1], [1, 0.01]], np.float32)
-    >>> found = near_duplicates(X, 0.99, pairs=True)
-    >>> found.kept, found.representatives, found.pairs
-    (array([0, 1]), array([0, 1, 0]), array([[0, 2]]))
-    """
-    matrix = matrix_parts(X)
-    threads = None if threads is None else checked_count("threads", threads)
-    visits = None if priority is None else checked_rows("priority", priority)
-    representatives = _internal.near_duplicates(
-        matrix, threshold=threshold, priority=visits, threads=threads, progress=progress
-    )
-    found = None
-    if pairs:
-        found = _internal.near_duplicate_pairs(
-            matrix, threshold=threshold, threads=threads, progress=progress
-        )
-    return NearDuplicates(representatives, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from mllm_selector.errors import UsageError
 
-__all__ = ["Embeddings", "checked_count", "checked_rows", "checked_seed", "matrix_parts"]
+__all__ = [
+    "Embeddings",
+    "Report",
+    "checked_count",
+    "checked_rows",
+    "checked_seed",
+    "checked_weights",
+    "matrix_parts",
+]
 
 
 @runtime_checkable
@@ -33,6 +41,9 @@ Matrix: TypeAlias = NDArray[Any] | ArrowArray | ArrowStream
 
 Embeddings: TypeAlias = Matrix | Sequence[Matrix]
 """One matrix, or its parts in order."""
+
+Report: TypeAlias = Callable[[int, int], object]
+"""Called with (done, total) now and then; what it raises stops the call and is passed on."""
 
 
 def matrix_parts(X: Embeddings, rows: int | None = None) -> list[NDArray[Any]]:
@@ -140,6 +151,15 @@ def checked_rows(name: str, rows: ArrayLike) -> NDArray[np.int64]:
         )
         raise UsageError(msg)
     return np.ascontiguousarray(array, np.int64)
+
+
+def checked_weights(weights: ArrayLike) -> NDArray[np.float32]:
+    """Return weights as an array; whether they fit is checked where the number of rows is known."""
+    array = np.asarray(weights)
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        msg = f"weights: give numbers in a one-dimensional array, not {array.dtype} of shape {array.shape}"
+        raise UsageError(msg)
+    return np.ascontiguousarray(array, np.float32)
 
 
 def checked_count(name: str, value: int) -> int:

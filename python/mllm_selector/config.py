@@ -407,7 +407,7 @@ class PickOptions(StageOptions):
     within: str = option(
         "uniform",
         help="How samples are chosen inside a group.",
-        choices=("uniform", "top", "weighted", "k-center", "middle"),
+        choices=("uniform", "top", "weighted", "k-center", "facility-location", "middle"),
     )
     source_floor: Limits | None = option(
         None,

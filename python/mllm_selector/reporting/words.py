@@ -68,6 +68,7 @@ WITHIN = {
     "top": "by highest necessity",
     "weighted": "at random, with a probability proportional to necessity, without replacement",
     "k-center": "by greedy k-center, so that they cover the group's embeddings",
+    "facility-location": "by facility location, so that the group's other samples are near them",
     "middle": "nearest to the group's middle necessity",
 }
 

@@ -5,15 +5,27 @@ use std::collections::BinaryHeap;
 
 use rayon::prelude::*;
 
-use crate::neighbours::Neighbours;
+use crate::linalg::{Metric, Norms, Rows};
+use crate::neighbours::{Neighbours, nearest_neighbours};
 use crate::{Error, Observer, Result};
+
+/// What to choose.
+#[derive(Clone, Debug)]
+pub struct FacilityOptions<'a> {
+    /// Number of rows, the first ones included.
+    pub k: usize,
+    /// These are taken first, in this order.
+    pub first: &'a [usize],
+    /// Weight of every row, not negative: what covering it counts.
+    pub weights: Option<&'a [f32]>,
+}
 
 /// Chosen rows in order, and what each added to the value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FacilityLocation {
     /// The chosen rows.
     pub rows: Vec<usize>,
-    /// Growth of the value by each of them; falling.
+    /// Growth of the value by each of them; falling, but for the first ones.
     pub gains: Vec<f64>,
 }
 
@@ -25,29 +37,44 @@ pub struct FacilityLocation {
 /// (Minoux, Accelerated greedy algorithms, 1978). Ties go to the lowest row.
 pub fn facility_location(
     neighbours: &Neighbours,
-    k: usize,
-    weights: Option<&[f32]>,
+    options: &FacilityOptions,
     observer: &Observer,
 ) -> Result<FacilityLocation> {
-    let n = neighbours.rows.len() / neighbours.k;
-    check(n, k, weights)?;
+    let FacilityOptions { k, first, weights } = *options;
+    let n = neighbours.rows.len().checked_div(neighbours.k).unwrap_or(0);
+    check(n, options)?;
     observer.expect(observer.progress().0 + k as u64);
     let covered = Covered::new(neighbours, weights);
     let mut best = vec![0.0f32; n];
-    let bounds: Vec<Bound> = (0..n)
-        .into_par_iter()
-        .map(|row| Bound { gain: covered.gain(row, &best), row })
-        .collect();
-    let mut heap = BinaryHeap::from(bounds);
+    let mut is_first = vec![false; n];
     let mut chosen = FacilityLocation {
         rows: Vec::with_capacity(k),
         gains: Vec::with_capacity(k),
     };
+    for &row in first {
+        chosen.gains.push(covered.gain(row, &best));
+        chosen.rows.push(row);
+        covered.take(row, &mut best);
+        is_first[row] = true;
+        observer.advance(1);
+    }
+    let bounds: Vec<Bound> = (0..n)
+        .into_par_iter()
+        .filter(|&row| !is_first[row])
+        .map(|row| Bound {
+            gain: covered.gain(row, &best),
+            row,
+        })
+        .collect();
+    let mut heap = BinaryHeap::from(bounds);
     while chosen.rows.len() < k
         && let Some(Bound { row, .. }) = heap.pop()
     {
         observer.check()?;
-        let now = Bound { gain: covered.gain(row, &best), row };
+        let now = Bound {
+            gain: covered.gain(row, &best),
+            row,
+        };
         if heap.peek().is_some_and(|next| *next > now) {
             heap.push(now);
             continue;
@@ -60,10 +87,40 @@ pub fn facility_location(
     Ok(chosen)
 }
 
-fn check(n: usize, k: usize, weights: Option<&[f32]>) -> Result<()> {
+/// Like [`facility_location`], on the graph of each row's `count` nearest neighbours, or of all other rows where
+/// there are fewer; `probes` as in [`nearest_neighbours`].
+pub fn facility_location_of_rows(
+    rows: &Rows,
+    count: usize,
+    probes: Option<usize>,
+    options: &FacilityOptions,
+    observer: &Observer,
+) -> Result<FacilityLocation> {
+    check(rows.len(), options)?;
+    if rows.len() > 1 {
+        let neighbours = nearest_neighbours(rows, count.min(rows.len() - 1), probes, observer)?;
+        return facility_location(&neighbours, options, observer);
+    }
+    Norms::new(rows, Metric::Cosine, observer)?;
+    let alone = Neighbours::from_parts(1, vec![u32::MAX], vec![f32::NEG_INFINITY])?;
+    facility_location(&alone, options, observer)
+}
+
+fn check(n: usize, options: &FacilityOptions) -> Result<()> {
+    let FacilityOptions { k, first, weights } = *options;
     if k == 0 || k > n {
         return Err(Error::Argument(format!(
             "k: {k} rows were asked for of {n}; give at least 1 and at most {n}"
+        )));
+    }
+    let mut seen = vec![false; n];
+    let fits = first.len() <= k
+        && first
+            .iter()
+            .all(|&row| row < n && !std::mem::replace(&mut seen[row], true));
+    if !fits {
+        return Err(Error::Argument(format!(
+            "first: give at most k = {k} different rows, each below {n}"
         )));
     }
     let Some(weights) = weights else {
@@ -75,7 +132,8 @@ fn check(n: usize, k: usize, weights: Option<&[f32]>) -> Result<()> {
             weights.len()
         )));
     }
-    if let Some(row) = weights.iter().position(|weight| !(*weight >= 0.0 && weight.is_finite())) {
+    let allowed = |weight: &f32| *weight >= 0.0 && weight.is_finite();
+    if let Some(row) = weights.iter().position(|weight| !allowed(weight)) {
         return Err(Error::Argument(format!(
             "weights: {} of row {row} cannot be used; give finite numbers of at least 0",
             weights[row]
@@ -92,7 +150,9 @@ struct Bound {
 
 impl Ord for Bound {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.gain.total_cmp(&other.gain).then(other.row.cmp(&self.row))
+        self.gain
+            .total_cmp(&other.gain)
+            .then(other.row.cmp(&self.row))
     }
 }
 
@@ -126,7 +186,10 @@ impl<'a> Covered<'a> {
             let cosines = neighbours.cosines.iter().enumerate();
             cosines
                 .filter(|(_, cosine)| **cosine > 0.0)
-                .map(move |(place, &cosine)| (neighbours.rows[place] as usize, of(place), cosine))
+                // Rounding may put the cosine of equal directions above 1, which is what a row is to itself.
+                .map(move |(place, &cosine)| {
+                    (neighbours.rows[place] as usize, of(place), cosine.min(1.0))
+                })
         };
         let mut starts = vec![0; n + 1];
         edges().for_each(|(neighbour, ..)| starts[neighbour + 1] += 1);

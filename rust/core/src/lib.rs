@@ -15,19 +15,25 @@ mod linalg;
 mod neighbours;
 mod observe;
 pub mod pool;
+mod recall;
+mod representatives;
 mod rng;
 mod sampling;
 pub mod writeback;
 
 pub use dedup::near_duplicates;
 pub use error::{Error, Result};
-pub use facility::{FacilityLocation, facility_location};
+pub use facility::{
+    FacilityLocation, FacilityOptions, facility_location, facility_location_of_rows,
+};
 pub use hash::hash_file;
 pub use kcenter::{First, KCenter, KCenterOptions, k_center};
 pub use kmeans::{KMeans, KMeansOptions, kmeans};
 pub use linalg::{Chunk, Metric, Rows, Simd};
 pub use neighbours::{Neighbours, near_duplicate_pairs, nearest_neighbours};
 pub use observe::Observer;
+pub use recall::recall;
+pub use representatives::{NearDuplicates, near_duplicates_by_pairs};
 pub use sampling::{
     Bound, Candidates, Claim, GroupedOptions, Limit, Limits, Share, Stock, Within, allocate,
     allocate_within, check_limits, grouped_sample, random_groups, strata,

@@ -1,5 +1,6 @@
 //! How a long call says how far it is, and how it is told to stop.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{Error, Result};
@@ -31,7 +32,7 @@ use crate::{Error, Result};
 pub struct Observer {
     done: AtomicU64,
     total: AtomicU64,
-    stopped: AtomicBool,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Observer {
@@ -51,6 +52,14 @@ impl Observer {
             self.done.load(Ordering::Relaxed),
             self.total.load(Ordering::Relaxed),
         )
+    }
+
+    /// Returns an observer for a part of the call: it stops with this one and counts for itself.
+    pub(crate) fn part(&self) -> Self {
+        Self {
+            stopped: Arc::clone(&self.stopped),
+            ..Self::default()
+        }
     }
 
     /// Asks the call to stop.

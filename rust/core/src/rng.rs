@@ -16,6 +16,8 @@ pub(crate) enum Stream {
     Groups = 4,
     /// Draws inside groups.
     Draw = 5,
+    /// The rows that recall is measured on.
+    RecallRows = 6,
 }
 
 /// A generator without state.

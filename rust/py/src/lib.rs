@@ -1,7 +1,10 @@
 //! Python bindings: convert arguments, release the GIL, map errors. No algorithm lives here.
 
 mod call;
+mod convert;
 mod io;
+mod neighbours;
+mod sample;
 mod select;
 
 use pyo3::prelude::*;
@@ -9,5 +12,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
     io::register(module)?;
-    select::register(module)
+    select::register(module)?;
+    neighbours::register(module)?;
+    sample::register(module)
 }

@@ -111,3 +111,58 @@ fn insert(rows: &mut [u32], cosines: &mut [f32], row: u32, cosine: f32) {
     cosines.copy_within(place..rows.len() - 1, place + 1);
     (rows[place], cosines[place]) = (row, cosine);
 }
+
+/// By how much rounding may put a cosine beyond 1, float16 included.
+const BEYOND: f32 = 1e-3;
+
+impl Neighbours {
+    /// Joins rows and cosines from elsewhere, `k` of each row, in any order.
+    pub fn from_parts(k: usize, rows: Vec<u32>, cosines: Vec<f32>) -> Result<Self> {
+        if k == 0 || !rows.len().is_multiple_of(k) || rows.len() != cosines.len() {
+            return Err(Error::Argument(format!(
+                "neighbours: {} rows and {} cosines are not {k} of each row",
+                rows.len(),
+                cosines.len()
+            )));
+        }
+        let n = rows.len() / k;
+        let lists = rows.par_chunks_exact(k).zip(cosines.par_chunks_exact(k));
+        let problem = lists
+            .enumerate()
+            .find_map_first(|(row, (rows, cosines))| problem(n, row, rows, cosines));
+        if let Some(problem) = problem {
+            return Err(Error::Argument(format!("neighbours: {problem}")));
+        }
+        Ok(Self { k, rows, cosines })
+    }
+}
+
+/// Says what is wrong with the neighbours of a row, if anything is.
+fn problem(n: usize, row: usize, rows: &[u32], cosines: &[f32]) -> Option<String> {
+    let is_there =
+        |(other, cosine): &(u32, f32)| (*other, *cosine) != (u32::MAX, f32::NEG_INFINITY);
+    let listed = rows.iter().copied().zip(cosines.iter().copied());
+    let mut others = Vec::with_capacity(rows.len());
+    for (other, cosine) in listed.filter(is_there) {
+        if other as usize >= n {
+            return Some(format!(
+                "row {row} lists row {other}, but there are {n} rows"
+            ));
+        }
+        if other as usize == row {
+            return Some(format!("row {row} lists itself; leave it out"));
+        }
+        if !(-1.0 - BEYOND..=1.0 + BEYOND).contains(&cosine) {
+            return Some(format!(
+                "row {row} lists row {other} with {cosine}, which is no cosine; give numbers from -1 to 1"
+            ));
+        }
+        others.push(other);
+    }
+    others.sort_unstable();
+    let twice = others.windows(2).find(|pair| pair[0] == pair[1])?;
+    Some(format!(
+        "row {row} lists row {} twice; list it once",
+        twice[0]
+    ))
+}

@@ -26,7 +26,7 @@ pub struct Candidates<'a> {
     pub groups: &'a [u32],
     /// Samples that are taken in any case, ascending.
     pub included: &'a [usize],
-    /// Embeddings of the samples; needed for [`Within::KCenter`] and `skip_duplicates`.
+    /// Embeddings of the samples; needed for [`Within::KCenter`], [`Within::FacilityLocation`] and `skip_duplicates`.
     pub embeddings: Option<&'a Rows<'a>>,
     /// How many samples each source may and must give.
     pub limits: Option<Limits<'a>>,
@@ -56,6 +56,8 @@ pub enum Within {
     Weighted,
     /// Spread out: greedy k-center on the cosine distance.
     KCenter,
+    /// Representative: facility location on the graph of the 50 nearest neighbours by cosine.
+    FacilityLocation,
     /// The nearest to the group's median necessity, by rank, first.
     Middle,
 }

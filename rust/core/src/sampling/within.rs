@@ -2,10 +2,14 @@
 
 use super::cells::Cell;
 use super::{Candidates, GroupedOptions, Within};
+use crate::facility::{FacilityOptions, facility_location_of_rows};
 use crate::kcenter::{First, KCenterOptions, cover};
-use crate::linalg::Metric;
+use crate::linalg::{Metric, Rows};
 use crate::rng::{Rng, Stream};
 use crate::{Error, Observer, Result};
+
+/// Neighbours of each sample in the graph of a cell.
+const NEIGHBOURS: usize = 50;
 
 /// Orders the first `depth` samples to be taken of a cell.
 pub(super) fn rank(
@@ -55,6 +59,7 @@ pub(super) fn rank(
             order = placed.into_iter().map(|(_, sample)| sample).collect();
         }
         Within::KCenter => return spread(cell, depth, candidates, observer),
+        Within::FacilityLocation => return represent(cell, depth, candidates, observer),
     }
     order.truncate(depth);
     Ok(order)
@@ -75,29 +80,75 @@ fn spread(
     candidates: &Candidates,
     observer: &Observer,
 ) -> Result<Vec<usize>> {
-    let Some(embeddings) = candidates.embeddings else {
-        return Err(Error::Argument(
-            "within: k-center needs embeddings; give them or pick in another way".into(),
-        ));
-    };
-    if depth == 0 {
+    let members = Members::new(cell, depth, "k-center", candidates)?;
+    if members.k == members.taken.len() {
         return Ok(Vec::new());
     }
-    let members: Vec<usize> = cell.included.iter().chain(&cell.open).copied().collect();
-    let taken: Vec<usize> = (0..cell.included.len()).collect();
     let options = KCenterOptions {
-        k: cell.included.len() + depth.min(cell.open.len()),
+        k: members.k,
         metric: Metric::Cosine,
-        first: if taken.is_empty() {
+        first: if members.taken.is_empty() {
             First::NearestMean
         } else {
-            First::Rows(&taken)
+            First::Rows(&members.taken)
         },
         weights: None,
     };
-    let order = cover(&embeddings.subset(&members)?, &options, observer, || ())?.rows;
-    Ok(order[taken.len()..]
-        .iter()
-        .map(|&place| members[place])
-        .collect())
+    let order = cover(&members.rows, &options, observer, || ())?.rows;
+    Ok(members.new_ones(&order))
+}
+
+/// Orders a cell by facility location on the graph of its nearest neighbours, after the samples taken beforehand.
+fn represent(
+    cell: &Cell,
+    depth: usize,
+    candidates: &Candidates,
+    observer: &Observer,
+) -> Result<Vec<usize>> {
+    let members = Members::new(cell, depth, "facility-location", candidates)?;
+    if members.k == members.taken.len() {
+        return Ok(Vec::new());
+    }
+    let options = FacilityOptions {
+        k: members.k,
+        first: &members.taken,
+        weights: None,
+    };
+    // The observer counts cells, not what is done inside one.
+    let inside = observer.part();
+    let found = facility_location_of_rows(&members.rows, NEIGHBOURS, None, &options, &inside)?;
+    Ok(members.new_ones(&found.rows))
+}
+
+/// The samples of a cell as rows of a matrix, those taken beforehand first.
+struct Members<'a> {
+    names: Vec<usize>,
+    rows: Rows<'a>,
+    /// The rows of the samples taken beforehand.
+    taken: Vec<usize>,
+    /// Rows to choose, these among them.
+    k: usize,
+}
+
+impl<'a> Members<'a> {
+    fn new(cell: &Cell, depth: usize, within: &str, candidates: &Candidates<'a>) -> Result<Self> {
+        let Some(embeddings) = candidates.embeddings else {
+            return Err(Error::Argument(format!(
+                "within: {within} needs embeddings; give them or pick in another way"
+            )));
+        };
+        let names: Vec<usize> = cell.included.iter().chain(&cell.open).copied().collect();
+        Ok(Self {
+            rows: embeddings.subset(&names)?,
+            names,
+            taken: (0..cell.included.len()).collect(),
+            k: cell.included.len() + depth.min(cell.open.len()),
+        })
+    }
+
+    /// The samples that rows in the order of choice add to those taken beforehand.
+    fn new_ones(&self, order: &[usize]) -> Vec<usize> {
+        let new_ones = &order[self.taken.len()..];
+        new_ones.iter().map(|&row| self.names[row]).collect()
+    }
 }
