@@ -36,7 +36,10 @@ pub fn facility_location(
     let mut best = vec![0.0f32; n];
     let bounds: Vec<Bound> = (0..n)
         .into_par_iter()
-        .map(|row| Bound { gain: covered.gain(row, &best), row })
+        .map(|row| Bound {
+            gain: covered.gain(row, &best),
+            row,
+        })
         .collect();
     let mut heap = BinaryHeap::from(bounds);
     let mut chosen = FacilityLocation {
@@ -47,7 +50,10 @@ pub fn facility_location(
         && let Some(Bound { row, .. }) = heap.pop()
     {
         observer.check()?;
-        let now = Bound { gain: covered.gain(row, &best), row };
+        let now = Bound {
+            gain: covered.gain(row, &best),
+            row,
+        };
         if heap.peek().is_some_and(|next| *next > now) {
             heap.push(now);
             continue;
@@ -75,7 +81,10 @@ fn check(n: usize, k: usize, weights: Option<&[f32]>) -> Result<()> {
             weights.len()
         )));
     }
-    if let Some(row) = weights.iter().position(|weight| !(*weight >= 0.0 && weight.is_finite())) {
+    if let Some(row) = weights
+        .iter()
+        .position(|weight| !(*weight >= 0.0 && weight.is_finite()))
+    {
         return Err(Error::Argument(format!(
             "weights: {} of row {row} cannot be used; give finite numbers of at least 0",
             weights[row]
@@ -92,7 +101,9 @@ struct Bound {
 
 impl Ord for Bound {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.gain.total_cmp(&other.gain).then(other.row.cmp(&self.row))
+        self.gain
+            .total_cmp(&other.gain)
+            .then(other.row.cmp(&self.row))
     }
 }
 

@@ -20,7 +20,7 @@ mod sums;
 
 use rayon::prelude::*;
 
-pub(crate) use centres::{Centres, Scratch};
+pub(crate) use centres::{Block, CentreLimits, Centres, Scratch};
 pub(crate) use int8::Coded;
 pub use kernel::Simd;
 pub(crate) use kernel::{GROUP, LANES};
@@ -130,7 +130,8 @@ mod tests {
                     }
                 }
                 let mut found = Vec::new();
-                centres.near(&rows, 0..80, &squared, &mut Scratch::default(), |row| limits[row], |pair, _| {
+                let block = Block { rows: &rows, range: 0..80, squared_norms: &squared };
+                centres.near(&block, &mut Scratch::default(), &mut limits, |pair, _| {
                     found.push((pair.row, pair.centre, pair.score.to_bits()));
                 });
                 found.sort_unstable();
