@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::int8::{CodePanels, CodeRows, Head, Tile};
+use super::codes::{CodePanels, CodeRows, Head};
+use super::int8::Tile;
 use super::{GROUP, LANES, Metric, Rows, Simd};
 
 /// Pairs of a tile that are computed one by one rather than bounded again by all columns.

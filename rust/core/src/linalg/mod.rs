@@ -12,6 +12,7 @@
 //! section 3.1).
 
 mod centres;
+mod codes;
 mod int8;
 mod kernel;
 mod metric;
@@ -21,7 +22,7 @@ mod sums;
 use rayon::prelude::*;
 
 pub(crate) use centres::{Block, CentreLimits, Centres, Scratch};
-pub(crate) use int8::Coded;
+pub(crate) use codes::Coded;
 pub use kernel::Simd;
 pub(crate) use kernel::{GROUP, LANES};
 pub use metric::Metric;
