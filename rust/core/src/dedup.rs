@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::linalg::{BLOCK_ROWS, Centres, LANES, Metric, Norms, Rows, Scratch};
+use crate::linalg::{BLOCK_ROWS, Block, Centres, LANES, Metric, Norms, Rows, Scratch};
 use crate::neighbours::{check_threshold, cosine};
 use crate::{Error, Observer, Result};
 
@@ -112,16 +112,19 @@ impl<'a> Similarity<'a> {
     ) {
         let norms: Vec<f32> = names.iter().map(|&row| self.norms.squared[row]).collect();
         // Below this no rounding of the score can hide a near pair.
-        let limit = |place: usize| (self.threshold * (1.0 - 1e-6)) as f32 * norms[place].sqrt();
-        let range = start..start + names.len();
-        lanes
-            .centres
-            .near(some, range, &norms, scratch, limit, |pair, _| {
-                let (row, other) = (names[pair.row], lanes.rows[pair.centre]);
+        let limit = |norm: &f32| (self.threshold * (1.0 - 1e-6)) as f32 * norm.sqrt();
+        let mut limits: Vec<f32> = norms.iter().map(limit).collect();
+        let block = Block {
+            rows: some,
+            range: start..start + names.len(),
+            squared_norms: &norms,
+        };
+        lanes.centres.near(&block, scratch, &mut limits, |pair, _| {
+            let (row, other) = (names[pair.row], lanes.rows[pair.centre]);
             if cosine(pair.dot, &self.norms, row, other) >= self.threshold {
-                    visit(start + pair.row, pair.centre);
-                }
-            });
+                visit(start + pair.row, pair.centre);
+            }
+        });
     }
 }
 

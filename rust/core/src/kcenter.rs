@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 
 use rayon::prelude::*;
 
-use crate::linalg::{BLOCK_ROWS, Centres, Metric, Norms, Rows, Scratch, Sums};
+use crate::linalg::{BLOCK_ROWS, Block, Centres, Metric, Norms, Rows, Scratch, Sums};
 use crate::{Error, Observer, Result};
 
 /// Rows in the pool: as many as stay in the second- and third-level cache.
@@ -180,7 +180,12 @@ fn raise_all(
             observer.check()?;
             let first = block * BLOCK_ROWS;
             let range = first..first + scores.len();
-            centres.raise(rows, range.clone(), &norms.squared[range], scratch, scores);
+            let block = Block {
+                rows,
+                squared_norms: &norms.squared[range.clone()],
+                range,
+            };
+            centres.raise(&block, scratch, scores);
             Ok(())
         })
 }

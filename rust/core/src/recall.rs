@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::linalg::{BLOCK_ROWS, Centres, Metric, Norms, Rows, Scratch};
+use crate::linalg::{BLOCK_ROWS, Block, Centres, Metric, Norms, Rows, Scratch};
 use crate::neighbours::{Neighbours, cosine};
 use crate::rng::{Rng, Stream};
 use crate::{Error, Observer, Result};
@@ -114,9 +114,15 @@ impl<'a> Truth<'a> {
         for first in (0..self.sample.len()).step_by(BLOCK_ROWS) {
             observer.check()?;
             let range = first..self.sample.len().min(first + BLOCK_ROWS);
-            let squared = &self.squared[range.clone()];
-            let limit = |place: usize| self.least[first + place] * squared[place].sqrt();
-            centres.near(&self.view, range, squared, scratch, limit, |pair, _| {
+            let squared_norms = &self.squared[range.clone()];
+            let least = self.least[range.clone()].iter().zip(squared_norms);
+            let mut limits: Vec<f32> = least.map(|(least, norm)| least * norm.sqrt()).collect();
+            let block = Block {
+                rows: &self.view,
+                range,
+                squared_norms,
+            };
+            centres.near(&block, scratch, &mut limits, |pair, _| {
                 let (row, other) = (
                     self.sample[first + pair.row],
                     candidates.start + pair.centre,

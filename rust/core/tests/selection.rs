@@ -54,7 +54,7 @@ fn outcome(rows: &Rows, metric: Metric) -> Outcome {
         bits(&clusters.centroids),
         clusters.inertia.to_bits(),
         near_duplicates(rows, 0.8, None, &observer).unwrap(),
-        near_duplicate_pairs(rows, 0.8, &observer).unwrap(),
+        near_duplicate_pairs(rows, 0.8, None, &observer).unwrap(),
     )
 }
 

@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::{KMeans, KMeansOptions};
-use crate::linalg::{BLOCK_ROWS, Centres, Chunk, Metric, Norms, Rows, Scratch, Sums, ordered_sum};
+use crate::linalg::{
+    BLOCK_ROWS, Block, Centres, Chunk, Metric, Norms, Rows, Scratch, Sums, ordered_sum,
+};
 use crate::{Error, Observer, Result};
 
 /// Rows that are assigned, then added to the sums, while they are still in the cache.
@@ -135,8 +137,12 @@ impl<'a> Lloyd<'a> {
                     let first = span.start + block * BLOCK_ROWS;
                     let before = labels.to_vec();
                     let range = first..first + labels.len();
-                    let norms = &squared_norms[range.clone()];
-                    centres.assign(rows, range, norms, scratch, labels, scores);
+                    let block = Block {
+                        rows,
+                        squared_norms: &squared_norms[range.clone()],
+                        range,
+                    };
+                    centres.assign(&block, scratch, labels, scores);
                     observer.advance(labels.len() as u64);
                     Ok::<_, Error>(
                         labels

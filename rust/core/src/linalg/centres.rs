@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::int8::{CodePanels, CodeRows, Head, Tile};
+use super::codes::{CodePanels, CodeRows, Head};
+use super::int8::Tile;
 use super::{GROUP, LANES, Metric, Rows, Simd};
 
 /// Pairs of a tile that are computed one by one rather than bounded again by all columns.
@@ -27,7 +28,30 @@ pub(crate) struct Centres {
 pub(crate) struct Scratch {
     widened: Vec<f32>,
     codes: CodeRows,
-    limits: Vec<f32>,
+}
+
+/// Rows to be compared.
+#[derive(Clone, Debug)]
+pub(crate) struct Block<'a> {
+    pub(crate) rows: &'a Rows<'a>,
+    pub(crate) range: Range<usize>,
+    /// Those of the rows in the range.
+    pub(crate) squared_norms: &'a [f32],
+}
+
+impl Scratch {
+    /// Widens and codes the rows of a block.
+    fn load<'a>(
+        &'a mut self,
+        block: &'a Block,
+        simd: Simd,
+        head: Head,
+    ) -> (&'a [f32], &'a CodeRows) {
+        let rows = block.rows.block(block.range.clone(), &mut self.widened);
+        self.codes
+            .fill(simd, head, rows, block.rows.dim(), block.squared_norms);
+        (rows, &self.codes)
+    }
 }
 
 /// A row and a centre.
@@ -156,41 +180,26 @@ impl Centres {
     }
 
     /// Raises `best` to the highest score of each row in `range`.
-    pub(crate) fn raise(
-        &self,
-        rows: &Rows,
-        range: Range<usize>,
-        squared_norms: &[f32],
-        scratch: &mut Scratch,
-        best: &mut [f32],
-    ) {
-        let Scratch { widened, codes, .. } = scratch;
-        let block = rows.block(range, widened);
-        codes.fill(self.simd, self.codes.head(), block, self.dim, squared_norms);
-        self.contend(block, codes, best, |pair, best| {
-            *best = best.max(pair.score)
-        });
+    pub(crate) fn raise(&self, block: &Block, scratch: &mut Scratch, best: &mut [f32]) {
+        let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
+        self.contend(rows, codes, best, |pair, best| *best = best.max(pair.score));
     }
 
     /// Finds the nearest centre of each row in `range` and its score; ties go to the lowest centre. The more of
     /// the labels that are there are right, the faster.
     pub(crate) fn assign(
         &self,
-        rows: &Rows,
-        range: Range<usize>,
-        squared_norms: &[f32],
+        block: &Block,
         scratch: &mut Scratch,
         labels: &mut [u32],
         scores: &mut [f32],
     ) {
-        let Scratch { widened, codes, .. } = scratch;
-        let block = rows.block(range, widened);
-        codes.fill(self.simd, self.codes.head(), block, self.dim, squared_norms);
-        for ((vector, label), score) in block.chunks_exact(self.dim).zip(&*labels).zip(&mut *scores)
+        let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
+        for ((vector, label), score) in rows.chunks_exact(self.dim).zip(&*labels).zip(&mut *scores)
         {
             *score = self.compare(vector, *label as usize).1;
         }
-        self.contend(block, codes, scores, |pair, best| {
+        self.contend(rows, codes, scores, |pair, best| {
             let (label, centre) = (&mut labels[pair.row], pair.centre as u32);
             if pair.score > *best || centre < *label {
                 (*best, *label) = (pair.score, centre);
@@ -198,28 +207,84 @@ impl Centres {
         });
     }
 
-    /// Calls `visit` with every pair of a row in `range` and a centre whose score is at least `limit(row)`, and
-    /// with the row's limit, which it may raise.
+    /// Calls `visit` with every pair of a row in `range` and a centre whose score is at least the row's limit,
+    /// and with that limit, which it may raise.
     pub(crate) fn near(
         &self,
-        rows: &Rows,
-        range: Range<usize>,
-        squared_norms: &[f32],
+        block: &Block,
         scratch: &mut Scratch,
-        limit: impl Fn(usize) -> f32,
+        limits: &mut [f32],
         visit: impl FnMut(Pair, &mut f32),
     ) {
-        let Scratch {
-            widened,
-            codes,
-            limits,
-        } = scratch;
-        let count = range.len();
-        let block = rows.block(range, widened);
-        codes.fill(self.simd, self.codes.head(), block, self.dim, squared_norms);
-        limits.clear();
-        limits.extend((0..count).map(limit));
-        self.contend(block, codes, limits, visit);
+        let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
+        self.contend(rows, codes, limits, visit);
+    }
+
+    /// Like [`Self::near`], but a pair counts, too, if its score is at least the centre's limit times the length
+    /// of the row.
+    pub(crate) fn near_either(
+        &self,
+        block: &Block,
+        scratch: &mut Scratch,
+        limits: &mut [f32],
+        own: &CentreLimits,
+        mut visit: impl FnMut(Pair, &mut f32),
+    ) {
+        let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
+        let mut bounds: Tile<f32> = [[0.0; LANES]; GROUP];
+        for (number, own_limits) in own.lanes.chunks_exact(LANES).enumerate() {
+            let panel = self.codes.panel(number);
+            for (group, packed) in codes.groups().enumerate() {
+                let highest = self.simd.bound(packed, panel, &mut bounds);
+                for (place, bounds) in bounds.iter().enumerate() {
+                    let row = group * GROUP + place;
+                    let Some(limit) = limits.get_mut(row) else {
+                        break;
+                    };
+                    let length = block.squared_norms[row].sqrt();
+                    if highest[place] < limit.min(own.panels[number] * length) {
+                        continue;
+                    }
+                    let mut reached = [false; LANES];
+                    for lane in 0..LANES {
+                        reached[lane] = bounds[lane] >= limit.min(own_limits[lane] * length);
+                    }
+                    let vector = &rows[row * self.dim..][..self.dim];
+                    for lane in (0..LANES).filter(|&lane| reached[lane]) {
+                        let centre = number * LANES + lane;
+                        let (dot, score) = self.compare(vector, centre);
+                        visit(
+                            Pair {
+                                row,
+                                centre,
+                                dot,
+                                score,
+                            },
+                            limit,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Limits that centres set themselves.
+pub(crate) struct CentreLimits {
+    /// For each lane; lanes without a centre have infinity.
+    lanes: Vec<f32>,
+    /// The lowest of each panel.
+    panels: Vec<f32>,
+}
+
+impl CentreLimits {
+    pub(crate) fn new(mut limits: Vec<f32>) -> Self {
+        limits.resize(limits.len().next_multiple_of(LANES), f32::INFINITY);
+        let lowest = |panel: &[f32]| panel.iter().copied().fold(f32::INFINITY, f32::min);
+        Self {
+            panels: limits.chunks_exact(LANES).map(lowest).collect(),
+            lanes: limits,
+        }
     }
 }
 

@@ -74,7 +74,10 @@ impl Norms {
                 }
                 Ok::<_, Error>(())
             })?;
-        if let Some(row) = squared.iter().position(|norm| !(*norm <= LARGEST)) {
+        if let Some(row) = squared
+            .iter()
+            .position(|norm| norm.is_nan() || *norm > LARGEST)
+        {
             return Err(Error::Argument(format!(
                 "embeddings: row {} holds NaN, infinity or values too large to be squared in float32; \
                  leave the row out or mend it",

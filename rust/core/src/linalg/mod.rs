@@ -12,6 +12,7 @@
 //! section 3.1).
 
 mod centres;
+mod codes;
 mod int8;
 mod kernel;
 mod metric;
@@ -20,8 +21,8 @@ mod sums;
 
 use rayon::prelude::*;
 
-pub(crate) use centres::{Centres, Scratch};
-pub(crate) use int8::Coded;
+pub(crate) use centres::{Block, CentreLimits, Centres, Scratch};
+pub(crate) use codes::Coded;
 pub use kernel::Simd;
 pub(crate) use kernel::{GROUP, LANES};
 pub use metric::Metric;
@@ -130,7 +131,8 @@ mod tests {
                     }
                 }
                 let mut found = Vec::new();
-                centres.near(&rows, 0..80, &squared, &mut Scratch::default(), |row| limits[row], |pair, _| {
+                let block = Block { rows: &rows, range: 0..80, squared_norms: &squared };
+                centres.near(&block, &mut Scratch::default(), &mut limits, |pair, _| {
                     found.push((pair.row, pair.centre, pair.score.to_bits()));
                 });
                 found.sort_unstable();

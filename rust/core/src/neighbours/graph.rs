@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{Plan, Task, cosine};
-use crate::linalg::{BLOCK_ROWS, Rows, Scratch};
+use super::{Plan, cosine};
+use crate::linalg::{BLOCK_ROWS, Block, CentreLimits, Rows, Scratch};
 use crate::{Error, Observer, Result};
 
 /// Neighbours of `n` rows, `k` of each, the nearest first; ties go to the lowest row.
@@ -19,8 +19,8 @@ pub struct Neighbours {
 
 /// Finds the `k` nearest other rows of each row, by cosine.
 ///
-/// With `probes`, the rows of a cluster are compared with those of as many clusters only, see [`Plan`]: some of
-/// the nearest may be missed, and others stand in for them.
+/// With `probes`, only rows of similar blocks are compared, see [`Plan`]: some of the nearest may be missed, and
+/// others stand in for them.
 pub fn nearest_neighbours(
     rows: &Rows,
     k: usize,
@@ -35,81 +35,194 @@ pub fn nearest_neighbours(
         )));
     }
     let plan = Plan::new(rows, probes, observer)?;
-    observer.expect(observer.progress().0 + n as u64);
-    let mut sorted = Neighbours::none(n, k);
-    for task in plan.tasks() {
-        sorted.search(&plan, &task, observer)?;
-        observer.advance(task.targets.len() as u64);
+    let pairs = plan.pairs();
+    observer.expect(observer.progress().0 + pairs.len() as u64);
+    let mut lists = Lists::new(n, k);
+    for (block, other) in pairs {
+        lists.compare(&plan, block, other, observer)?;
+        observer.advance(1);
     }
-    let mut found = Neighbours::none(n, k);
-    for (place, &row) in plan.names.iter().enumerate() {
-        found.rows[row * k..][..k].copy_from_slice(&sorted.rows[place * k..][..k]);
-        found.cosines[row * k..][..k].copy_from_slice(&sorted.cosines[place * k..][..k]);
-    }
-    Ok(found)
+    Ok(lists.finish(&plan))
 }
 
-impl Neighbours {
-    fn none(n: usize, k: usize) -> Self {
-        Self {
-            k,
-            rows: vec![u32::MAX; n * k],
-            cosines: vec![f32::NEG_INFINITY; n * k],
+/// A neighbour: cosine and row.
+type Found = (f32, u32);
+
+const NONE: Found = (f32::NEG_INFINITY, u32::MAX);
+
+/// The nearest rows found so far, for every row of the view.
+struct Lists {
+    k: usize,
+    capacity: usize,
+    /// For each row, `capacity` places; the first `lengths[row]` are taken, in no order.
+    found: Vec<Found>,
+    lengths: Vec<usize>,
+    /// The least cosine that still counts.
+    least: Vec<f32>,
+}
+
+/// The list of one row.
+struct List<'a> {
+    k: usize,
+    found: &'a mut [Found],
+    length: &'a mut usize,
+    least: &'a mut f32,
+}
+
+impl List<'_> {
+    fn add(&mut self, row: u32, cosine: f32) {
+        if cosine < *self.least {
+            return;
+        }
+        self.found[*self.length] = (cosine, row);
+        *self.length += 1;
+        if *self.length == self.found.len() {
+            self.shorten();
         }
     }
 
-    /// Compares the targets of a task, by their places, with its candidates.
-    fn search(&mut self, plan: &Plan, task: &Task, observer: &Observer) -> Result<()> {
-        let k = self.k;
-        let range = task.targets.start * k..task.targets.end * k;
-        let (rows, cosines) = (&mut self.rows[range.clone()], &mut self.cosines[range]);
-        for candidates in &task.candidates {
-            let centres = plan.pack(candidates.clone(), None);
-            rows.par_chunks_mut(BLOCK_ROWS * k)
-                .zip(cosines.par_chunks_mut(BLOCK_ROWS * k))
-                .enumerate()
-                .try_for_each_init(Scratch::default, |scratch, (block, (rows, cosines))| {
+    /// Keeps the `k` nearest.
+    fn shorten(&mut self) {
+        let (_, last, _) = self
+            .found
+            .select_nth_unstable_by(self.k - 1, |left, right| before(*left, *right));
+        (*self.least, *self.length) = (last.0, self.k);
+    }
+}
+
+fn before(left: Found, right: Found) -> std::cmp::Ordering {
+    right.0.total_cmp(&left.0).then(left.1.cmp(&right.1))
+}
+
+/// Below this, times the length of the row, no rounding of the score can hide a cosine of at least `least`.
+fn limit(least: f32) -> f32 {
+    least - 1e-6
+}
+
+impl Lists {
+    fn new(n: usize, k: usize) -> Self {
+        let capacity = k + (k / 2).max(8);
+        Self {
+            k,
+            capacity,
+            found: vec![NONE; n * capacity],
+            lengths: vec![0; n],
+            least: vec![f32::NEG_INFINITY; n],
+        }
+    }
+
+    /// Compares the rows of two blocks, for the lists of both.
+    fn compare(
+        &mut self,
+        plan: &Plan,
+        block: usize,
+        other: usize,
+        observer: &Observer,
+    ) -> Result<()> {
+        let (targets, candidates) = (plan.block(block), plan.block(other));
+        let centres = plan.pack(candidates.clone(), None);
+        // A block with itself gives every pair in both directions.
+        let own = match block == other {
+            true => vec![f32::INFINITY; candidates.len()],
+            false => self.least[candidates.clone()]
+                .iter()
+                .map(|&least| limit(least))
+                .collect(),
+        };
+        let own = CentreLimits::new(own);
+        let (k, capacity) = (self.k, self.capacity);
+        let (before, after) = self.least.split_at_mut(targets.start);
+        let candidates_least = match block == other {
+            true => &[],
+            false => &before[candidates.clone()],
+        };
+        let found = self.found[targets.start * capacity..targets.end * capacity]
+            .par_chunks_mut(BLOCK_ROWS * capacity);
+        let lengths = self.lengths[targets.clone()].par_chunks_mut(BLOCK_ROWS);
+        let least = after[..targets.len()].par_chunks_mut(BLOCK_ROWS);
+        let reverse: Vec<Vec<(u32, Found)>> = found
+            .zip(lengths)
+            .zip(least)
+            .enumerate()
+            .map_init(
+                Scratch::default,
+                |scratch, (part, ((found, lengths), least))| {
                     observer.check()?;
-                    let first = task.targets.start + block * BLOCK_ROWS;
-                    let range = first..first + rows.len() / k;
+                    let first = targets.start + part * BLOCK_ROWS;
+                    let range = first..first + lengths.len();
                     let norms = plan.squared_norms(range.clone());
-                    // Below this no rounding of the score can hide a row at least as near as the last one found.
-                    let limit = |cosine: f32, place: usize| (cosine - 1e-6) * norms[place].sqrt();
-                    let limits: Vec<f32> =
-                        (0..norms.len()).map(|place| limit(cosines[place * k + k - 1], place)).collect();
-                    centres.near(&plan.view, range, &norms, scratch, |place| limits[place], |pair, reached| {
+                    let mut limits: Vec<f32> = least
+                        .iter()
+                        .zip(&norms)
+                        .map(|(&least, norm)| limit(least) * norm.sqrt())
+                        .collect();
+                    let mut reverse = Vec::new();
+                    let block = Block {
+                        rows: &plan.view,
+                        range,
+                        squared_norms: &norms,
+                    };
+                    centres.near_either(&block, scratch, &mut limits, &own, |pair, reached| {
                         let (place, other) = (first + pair.row, candidates.start + pair.centre);
                         if place == other {
                             return;
                         }
-                        let (row, other) = (plan.names[place], plan.names[other]);
-                        let cosine = cosine(pair.dot, &plan.norms, row, other) as f32;
-                        let found = pair.row * k..(pair.row + 1) * k;
-                        insert(&mut rows[found.clone()], &mut cosines[found.clone()], other as u32, cosine);
-                        *reached = limit(cosines[found.end - 1], pair.row);
+                        let (row, other_row) = (plan.names[place], plan.names[other]);
+                        let cosine = cosine(pair.dot, &plan.norms, row, other_row) as f32;
+                        let mut list = List {
+                            k,
+                            found: &mut found[pair.row * capacity..][..capacity],
+                            length: &mut lengths[pair.row],
+                            least: &mut least[pair.row],
+                        };
+                        list.add(other_row as u32, cosine);
+                        *reached = limit(*list.least) * norms[pair.row].sqrt();
+                        if candidates_least
+                            .get(pair.centre)
+                            .is_some_and(|least| cosine >= *least)
+                        {
+                            reverse.push((pair.centre as u32, (cosine, row as u32)));
+                        }
                     });
-                    Ok::<_, Error>(())
-                })?;
+                    Ok::<_, Error>(reverse)
+                },
+            )
+            .collect::<Result<_>>()?;
+        for (centre, (cosine, row)) in reverse.into_iter().flatten() {
+            let place = candidates.start + centre as usize;
+            let mut list = List {
+                k,
+                found: &mut self.found[place * capacity..][..capacity],
+                length: &mut self.lengths[place],
+                least: &mut self.least[place],
+            };
+            list.add(row, cosine);
         }
         Ok(())
     }
-}
 
-/// Puts a neighbour where it belongs, and drops the last one.
-fn insert(rows: &mut [u32], cosines: &mut [f32], row: u32, cosine: f32) {
-    let nearer = |place: usize| {
-        cosines[place] > cosine || (cosines[place] == cosine && rows[place] < row)
-    };
-    let mut place = rows.len();
-    while place > 0 && !nearer(place - 1) {
-        place -= 1;
+    /// Returns the lists by row, each in order.
+    fn finish(mut self, plan: &Plan) -> Neighbours {
+        let (n, k) = (self.lengths.len(), self.k);
+        let mut neighbours = Neighbours {
+            k,
+            rows: vec![u32::MAX; n * k],
+            cosines: vec![f32::NEG_INFINITY; n * k],
+        };
+        let lists = self
+            .found
+            .chunks_exact_mut(self.capacity)
+            .zip(&self.lengths);
+        for ((found, &length), &row) in lists.zip(&plan.names) {
+            let found = &mut found[..length];
+            found.sort_unstable_by(|left, right| before(*left, *right));
+            for (place, &(cosine, other)) in found.iter().take(k).enumerate() {
+                neighbours.rows[row * k + place] = other;
+                neighbours.cosines[row * k + place] = cosine;
+            }
+        }
+        neighbours
     }
-    if place == rows.len() {
-        return;
-    }
-    rows.copy_within(place..rows.len() - 1, place + 1);
-    cosines.copy_within(place..rows.len() - 1, place + 1);
-    (rows[place], cosines[place]) = (row, cosine);
 }
 
 /// By how much rounding may put a cosine beyond 1, float16 included.

@@ -11,7 +11,7 @@ mod plan;
 pub use graph::{Neighbours, nearest_neighbours};
 pub(crate) use pairs::check_threshold;
 pub use pairs::near_duplicate_pairs;
-use plan::{Plan, Task};
+use plan::Plan;
 
 use crate::linalg::Norms;
 

@@ -1,11 +1,12 @@
 //! Which rows are compared with which.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::kmeans::{KMeansOptions, kmeans};
-use crate::linalg::{Centres, Chunk, Metric, Norms, Rows};
+use crate::linalg::{Centres, Metric, Norms, Rows};
 use crate::{Error, Observer, Result};
 
 /// Rows for each cluster: enough that sorting them into clusters costs little beside comparing them.
@@ -14,13 +15,10 @@ const ROWS_PER_CLUSTER: usize = 512;
 /// Rows that the clusters are trained on, for each of them.
 const TRAINING_ROWS: usize = 64;
 
-/// Rows that a task is for, where all are compared with all.
-const TARGETS: usize = 1 << 14;
+/// Rows that are compared with others at once.
+const BLOCK: usize = 4096;
 
-/// Rows that are packed at once to be compared with.
-const CANDIDATES: usize = 1 << 12;
-
-/// Rows in the order of their clusters.
+/// Rows in an order in which similar ones are near each other, cut into blocks.
 pub(crate) struct Plan<'a> {
     /// The rows in that order.
     pub(crate) view: Rows<'a>,
@@ -28,28 +26,19 @@ pub(crate) struct Plan<'a> {
     pub(crate) names: Vec<usize>,
     /// Squared norms, by name.
     pub(crate) norms: Norms,
-    clusters: Vec<Range<usize>>,
-    /// For each cluster, those that it is compared with, itself first; none if all are compared with all.
-    near: Option<Vec<Vec<usize>>>,
-}
-
-/// Rows, by their places in the view, and what they are compared with.
-pub(crate) struct Task {
-    pub(crate) targets: Range<usize>,
-    pub(crate) candidates: Vec<Range<usize>>,
+    /// Mean direction of each block's rows.
+    means: Vec<f32>,
+    /// How many blocks a block is compared with; none for all.
+    probes: Option<usize>,
 }
 
 impl<'a> Plan<'a> {
-    /// Clusters the rows. With `probes`, the rows of a cluster are compared with those of as many clusters only,
-    /// the ones whose centroids are nearest its own.
-    pub(crate) fn new(
-        rows: &Rows<'a>,
-        probes: Option<usize>,
-        observer: &Observer,
-    ) -> Result<Self> {
+    /// Sorts the rows. With `probes`, the rows of a block are compared with those of as many blocks only, the most
+    /// similar ones.
+    pub(crate) fn new(rows: &Rows<'a>, probes: Option<usize>, observer: &Observer) -> Result<Self> {
         if probes == Some(0) {
             return Err(Error::Argument(
-                "probes: 0 clusters to compare with; give at least 1, or none for all rows".into(),
+                "probes: 0 blocks to compare with; give at least 1, or none for all rows".into(),
             ));
         }
         let norms = Norms::new(rows, Metric::Cosine, observer)?;
@@ -63,80 +52,53 @@ impl<'a> Plan<'a> {
             train_rows: Some(TRAINING_ROWS * k),
         };
         let found = kmeans(rows, &options, observer)?;
+        let turns = chain(&found.centroids, rows, observer)?;
         let mut names: Vec<usize> = (0..rows.len()).collect();
-        names.par_sort_by_key(|&row| (found.labels[row], row));
-        let mut clusters = Vec::new();
-        for members in names.chunk_by(|&left, &right| found.labels[left] == found.labels[right]) {
-            let first = clusters.last().map_or(0, |last: &Range<usize>| last.end);
-            clusters.push(first..first + members.len());
-        }
-        let near = match probes {
-            Some(probes) if probes < clusters.len() => {
-                Some(nearest_clusters(&found.centroids, rows, probes, observer)?)
-            }
-            _ => None,
-        };
+        names.par_sort_by_key(|&row| (turns[found.labels[row] as usize], row));
+        let view = rows.subset(&names)?;
+        let means = means(&view, &names, &norms);
         Ok(Self {
-            view: rows.subset(&names)?,
+            view,
             names,
             norms,
-            clusters,
-            near,
+            means,
+            probes,
         })
     }
 
-    /// What is compared, each task's own rows first.
-    pub(crate) fn tasks(&self) -> Vec<Task> {
-        let n = self.names.len();
-        let Some(near) = &self.near else {
-            let targets = blocks(0..n, TARGETS);
-            let task = |targets: Range<usize>| Task {
-                candidates: blocks(targets.clone(), CANDIDATES)
-                    .chain(blocks(0..targets.start, CANDIDATES))
-                    .chain(blocks(targets.end..n, CANDIDATES))
-                    .collect(),
-                targets,
-            };
-            return targets.map(task).collect();
-        };
-        let task = |(cluster, near): (usize, &Vec<usize>)| Task {
-            targets: self.clusters[cluster].clone(),
-            candidates: near
-                .iter()
-                .flat_map(|&other| blocks(self.clusters[other].clone(), CANDIDATES))
-                .collect(),
-        };
-        near.iter().enumerate().map(task).collect()
+    /// Places of a block's rows in the view.
+    pub(crate) fn block(&self, block: usize) -> Range<usize> {
+        block * BLOCK..self.names.len().min((block + 1) * BLOCK)
     }
 
-    /// Like [`Self::tasks`], for pairs without order: candidates do not come after the targets.
-    pub(crate) fn half_tasks(&self) -> Vec<Task> {
-        let Some(near) = &self.near else {
-            let task = |targets: Range<usize>| Task {
-                candidates: blocks(0..targets.end, CANDIDATES).collect(),
-                targets,
-            };
-            return blocks(0..self.names.len(), TARGETS).map(task).collect();
-        };
-        // A pair of clusters counts if one of the two is near the other.
-        let mut before: Vec<Vec<usize>> = vec![Vec::new(); near.len()];
-        for (cluster, near) in near.iter().enumerate() {
-            for &other in near {
-                before[cluster.max(other)].push(cluster.min(other));
-            }
-        }
-        let task = |(cluster, mut before): (usize, Vec<usize>)| {
-            before.sort_unstable();
-            before.dedup();
-            Task {
-                targets: self.clusters[cluster].clone(),
-                candidates: before
-                    .into_iter()
-                    .flat_map(|other| blocks(self.clusters[other].clone(), CANDIDATES))
-                    .collect(),
-            }
-        };
-        before.into_iter().enumerate().map(task).collect()
+    /// What is compared: pairs of blocks, the later one first. Each block with itself in the beginning, then the
+    /// most similar ones.
+    pub(crate) fn pairs(&self) -> Vec<(usize, usize)> {
+        let (count, dim) = (self.names.len().div_ceil(BLOCK), self.view.dim());
+        let simd = self.view.simd();
+        let mean = |block: usize| &self.means[block * dim..][..dim];
+        let likeness = |left: usize, right: usize| simd.dot(mean(left), mean(right));
+        let mut pairs: Vec<(f32, usize, usize)> = (0..count)
+            .into_par_iter()
+            .flat_map_iter(|block| {
+                let mut others: Vec<(f32, usize, usize)> = (0..count)
+                    .map(|other| (likeness(block, other), block, other))
+                    .filter(|&(_, _, other)| other != block)
+                    .collect();
+                others.sort_unstable_by(|left, right| before(*left, *right));
+                others.truncate(self.probes.map_or(count, |probes| probes - 1));
+                others.push((f32::INFINITY, block, block));
+                others
+            })
+            .map(|(likeness, left, right)| (likeness, left.max(right), left.min(right)))
+            .collect();
+        pairs.par_sort_unstable_by(|left, right| before(*left, *right));
+        // A pair of which each found the other is there twice.
+        pairs.dedup_by_key(|&mut (_, left, right)| (left, right));
+        pairs
+            .into_iter()
+            .map(|(_, left, right)| (left, right))
+            .collect()
     }
 
     /// Squared norms of some rows of the view.
@@ -161,37 +123,65 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range
-        .step_by(size)
-        .map(move |first| first..end.min(first + size))
+/// Orders pairs of blocks: the most similar first.
+fn before(left: (f32, usize, usize), right: (f32, usize, usize)) -> std::cmp::Ordering {
+    let blocks = |pair: (f32, usize, usize)| (pair.1, pair.2);
+    right
+        .0
+        .total_cmp(&left.0)
+        .then(blocks(left).cmp(&blocks(right)))
 }
 
-/// For each cluster, the `count` nearest ones, itself first.
-fn nearest_clusters(
-    centroids: &[f32],
-    rows: &Rows,
-    count: usize,
-    observer: &Observer,
-) -> Result<Vec<Vec<usize>>> {
-    let dim = rows.dim();
-    let simd = rows.simd();
-    // Checks the centroids, too: one whose rows cancel out has no direction.
-    Norms::new(&Rows::new([Chunk::F32(centroids)], dim)?, Metric::Cosine, observer)?;
-    let clusters = centroids.len() / dim;
+/// When it is each cluster's turn: from the first one always to the most similar one that is left.
+fn chain(centroids: &[f32], rows: &Rows, observer: &Observer) -> Result<Vec<usize>> {
+    let (dim, simd) = (rows.dim(), rows.simd());
+    let count = centroids.len() / dim;
     let centroid = |cluster: usize| &centroids[cluster * dim..][..dim];
-    (0..clusters)
-        .into_par_iter()
-        .map(|cluster| {
-            observer.check()?;
-            let mut others: Vec<(f32, usize)> = (0..clusters)
-                .filter(|&other| other != cluster)
-                .map(|other| (-simd.dot(centroid(cluster), centroid(other)), other))
-                .collect();
-            others.sort_unstable_by(|left, right| left.0.total_cmp(&right.0).then(left.1.cmp(&right.1)));
-            let nearest = others.into_iter().map(|(_, other)| other);
-            Ok([cluster].into_iter().chain(nearest).take(count).collect())
+    let mut turns = vec![0; count];
+    let mut left: Vec<usize> = (1..count).collect();
+    let mut last = 0;
+    for turn in 1..count {
+        observer.check()?;
+        let likeness = |place: usize| simd.dot(centroid(last), centroid(left[place]));
+        let next = (0..left.len())
+            .into_par_iter()
+            .map(|place| (likeness(place), place))
+            .max_by(|one, other| {
+                one.0
+                    .total_cmp(&other.0)
+                    .then(Reverse(one.1).cmp(&Reverse(other.1)))
+            })
+            .map_or(0, |(_, place)| place);
+        last = left.remove(next);
+        turns[last] = turn;
+    }
+    Ok(turns)
+}
+
+/// The mean direction of each block's rows.
+fn means(view: &Rows, names: &[usize], norms: &Norms) -> Vec<f32> {
+    let dim = view.dim();
+    let means: Vec<Vec<f32>> = names
+        .par_chunks(BLOCK)
+        .enumerate()
+        .map(|(block, names)| {
+            let (mut sum, mut vector) = (vec![0.0f32; dim], vec![0.0f32; dim]);
+            for (place, &name) in names.iter().enumerate() {
+                view.copy_row(block * BLOCK + place, &mut vector);
+                let length = norms.squared[name].sqrt();
+                sum.iter_mut()
+                    .zip(&vector)
+                    .for_each(|(sum, value)| *sum += value / length);
+            }
+            let length = sum
+                .iter()
+                .map(|value| value * value)
+                .sum::<f32>()
+                .sqrt()
+                .max(f32::MIN_POSITIVE);
+            sum.iter_mut().for_each(|value| *value /= length);
+            sum
         })
-        .collect()
+        .collect();
+    means.concat()
 }
