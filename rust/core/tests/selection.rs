@@ -3,8 +3,9 @@
 
 use half::f16;
 use mllm_selector_core::{
-    Chunk, Claim, Error, First, KCenterOptions, KMeansOptions, Metric, Observer, Rows, Simd,
-    allocate, k_center, kmeans, near_duplicate_pairs, near_duplicates,
+    Chunk, Claim, Error, FacilityOptions, First, KCenterOptions, KMeansOptions, Metric, Neighbours,
+    Observer, Rows, Simd, allocate, facility_location, facility_location_of_rows, k_center, kmeans,
+    near_duplicates, near_duplicates_by_pairs, nearest_neighbours, recall,
 };
 use proptest::prelude::*;
 
@@ -16,18 +17,24 @@ fn matrix(rows: std::ops::Range<usize>) -> impl Strategy<Value = (Vec<f32>, usiz
     })
 }
 
-type Outcome = (
-    Vec<usize>,
-    Vec<u32>,
-    Vec<u32>,
-    Vec<u32>,
-    u64,
-    Vec<usize>,
-    Vec<(usize, usize)>,
-);
+/// Name and bits of each result.
+type Outcome = Vec<(&'static str, Vec<u64>)>;
 
-/// The results of all algorithms, as bits.
-fn outcome(rows: &Rows, metric: Metric) -> Outcome {
+fn places(rows: &[usize]) -> Vec<u64> {
+    rows.iter().map(|&row| row as u64).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u64> {
+    let bits = |value: &f32| u64::from(value.to_bits());
+    values.iter().map(bits).collect()
+}
+
+fn labels(labels: &[u32]) -> Vec<u64> {
+    labels.iter().map(|&label| u64::from(label)).collect()
+}
+
+/// The results of all algorithms. With `probes`, only some blocks of rows are compared.
+fn outcome(rows: &Rows, metric: Metric, probes: Option<usize>) -> Outcome {
     let observer = Observer::default();
     let n = rows.len();
     let cover = KCenterOptions {
@@ -46,16 +53,45 @@ fn outcome(rows: &Rows, metric: Metric) -> Outcome {
         train_rows: Some(n.min(7).max(n / 2)),
     };
     let clusters = kmeans(rows, &clusters, &observer).unwrap();
-    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect();
-    (
-        cover.rows,
-        bits(&cover.radii),
-        clusters.labels.clone(),
-        bits(&clusters.centroids),
-        clusters.inertia.to_bits(),
-        near_duplicates(rows, 0.8, None, &observer).unwrap(),
-        near_duplicate_pairs(rows, 0.8, None, &observer).unwrap(),
-    )
+    let kept = near_duplicates(rows, 0.8, None, &observer).unwrap();
+    let near = near_duplicates_by_pairs(rows, 0.8, None, probes, &observer).unwrap();
+    let facilities = FacilityOptions {
+        k: n.min(20),
+        first: &[n / 2],
+        weights: None,
+    };
+    let facilities = facility_location_of_rows(rows, 9, probes, &facilities, &observer).unwrap();
+    let gains = facilities.gains.iter().map(|gain| gain.to_bits());
+    let mut outcome = vec![
+        ("centres", places(&cover.rows)),
+        ("radii", bits(&cover.radii)),
+        ("labels", labels(&clusters.labels)),
+        ("centroids", bits(&clusters.centroids)),
+        ("inertia", vec![clusters.inertia.to_bits()]),
+        ("kept", places(&kept)),
+        ("representatives", places(&near.representatives)),
+        (
+            "lower rows",
+            near.pairs.iter().map(|pair| pair.0 as u64).collect(),
+        ),
+        (
+            "higher rows",
+            near.pairs.iter().map(|pair| pair.1 as u64).collect(),
+        ),
+        ("facilities", places(&facilities.rows)),
+        ("gains", gains.collect()),
+    ];
+    if n > 1 {
+        let graph = nearest_neighbours(rows, (n - 1).min(9), probes, &observer).unwrap();
+        let found = recall(rows, &graph, &observer).unwrap();
+        assert!(probes.is_some() || found == 1.0);
+        outcome.extend([
+            ("neighbours", labels(&graph.rows)),
+            ("cosines", bits(&graph.cosines)),
+            ("recall", vec![found.to_bits()]),
+        ]);
+    }
+    outcome
 }
 
 fn whole(values: &[f32], dim: usize) -> Rows<'_> {
@@ -68,9 +104,9 @@ proptest! {
     #[test]
     fn every_instruction_set_gives_the_same_bits((values, dim) in matrix(1..300)) {
         for metric in [Metric::Euclidean, Metric::Cosine] {
-            let expected = outcome(&whole(&values, dim).with_simd(Simd::Baseline), metric);
+            let expected = outcome(&whole(&values, dim).with_simd(Simd::Baseline), metric, None);
             for simd in Simd::available() {
-                let found = outcome(&whole(&values, dim).with_simd(simd), metric);
+                let found = outcome(&whole(&values, dim).with_simd(simd), metric, None);
                 prop_assert_eq!(&found, &expected, "{:?}", simd);
             }
         }
@@ -92,21 +128,21 @@ proptest! {
             _ => Chunk::F32(&values[cut[0]..cut[1]]),
         });
         let chunked = Rows::new(chunks, dim).unwrap();
-        let expected = outcome(&whole(&values, dim), Metric::Euclidean);
-        prop_assert_eq!(&outcome(&chunked, Metric::Euclidean), &expected);
+        let expected = outcome(&whole(&values, dim), Metric::Euclidean, None);
+        prop_assert_eq!(&outcome(&chunked, Metric::Euclidean, None), &expected);
 
         // A view of all rows in another order is the matrix with its rows in that order.
         let backwards: Vec<usize> = (0..n).rev().collect();
         let turned: Vec<f32> = backwards.iter().flat_map(|&row| &values[row * dim..][..dim]).copied().collect();
         let view = chunked.subset(&backwards).unwrap();
-        prop_assert_eq!(outcome(&view, Metric::Cosine), outcome(&whole(&turned, dim), Metric::Cosine));
+        prop_assert_eq!(outcome(&view, Metric::Cosine, None), outcome(&whole(&turned, dim), Metric::Cosine, None));
     }
 
     #[test]
     fn threads_do_not_matter((values, dim) in matrix(200..900)) {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| outcome(&whole(&values, dim), Metric::Cosine))
+            pool.install(|| outcome(&whole(&values, dim), Metric::Cosine, None))
         };
         let expected = run(1);
         prop_assert_eq!(run(2), expected.clone());
@@ -142,6 +178,190 @@ proptest! {
     }
 }
 
+/// Rows around some means, so many that k-means begins with a sample and neighbours are searched block by block.
+fn many_rows(n: usize, dim: usize) -> Vec<f32> {
+    let noise = |number: usize, scale: f32| {
+        let bits = (number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+        (bits as f32 / (1 << 24) as f32 - 0.5) * scale
+    };
+    let value = |row: usize, column: usize| {
+        let mean = noise((row % 90) * dim + column, 2.0);
+        mean + noise(1_000_003 + row * dim + column, 0.7)
+    };
+    (0..n)
+        .flat_map(|row| (0..dim).map(move |column| value(row, column)))
+        .collect()
+}
+
+/// Bits of a result on every instruction set and with 1, 2 and 8 threads, the best with one thread first.
+fn everywhere(
+    values: &[f32],
+    dim: usize,
+    result: impl Fn(&Rows) -> Outcome + Sync,
+) -> Vec<Outcome> {
+    let run = |simd, threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let rows = whole(values, dim).with_simd(simd);
+        pool.build().unwrap().install(|| result(&rows))
+    };
+    let threads = [1, 2, 8].map(|threads| run(Simd::best(), threads));
+    let others = Simd::available()
+        .into_iter()
+        .skip(1)
+        .map(|simd| run(simd, 2));
+    threads.into_iter().chain(others).collect()
+}
+
+#[test]
+fn rows_of_several_blocks_give_the_same_bits_everywhere() {
+    let dim = 24;
+    let values = many_rows(9_000, dim);
+    let found = everywhere(&values, dim, |rows| outcome(rows, Metric::Cosine, Some(2)));
+    for other in &found[1..] {
+        assert_eq!(other, &found[0]);
+    }
+}
+
+#[test]
+fn k_means_that_begins_with_a_sample_gives_the_same_bits_everywhere() {
+    let dim = 24;
+    let values = many_rows(17_000, dim);
+    for metric in [Metric::Euclidean, Metric::Cosine] {
+        let options = KMeansOptions {
+            k: 60,
+            metric,
+            seed: 1,
+            max_iterations: 10,
+            tolerance: 1e-4,
+            train_rows: None,
+        };
+        let found = everywhere(&values, dim, |rows| {
+            let clusters = kmeans(rows, &options, &Observer::default()).unwrap();
+            vec![
+                ("labels", labels(&clusters.labels)),
+                ("centroids", bits(&clusters.centroids)),
+                ("inertia", vec![clusters.inertia.to_bits()]),
+            ]
+        });
+        for other in &found[1..] {
+            assert_eq!(other, &found[0]);
+        }
+    }
+}
+
+#[test]
+fn few_probes_find_a_part_and_many_find_all() {
+    let (n, dim, k) = (9_000, 16, 10);
+    let values = many_rows(n, dim);
+    let rows = whole(&values, dim);
+    let observer = Observer::default();
+    let search = |probes| nearest_neighbours(&rows, k, probes, &observer).unwrap();
+    let (exact, some) = (search(None), search(Some(1)));
+    assert_eq!(search(Some(3)), exact);
+    let mut hits = 0;
+    for row in 0..n {
+        let (last, found) = (
+            exact.cosines[row * k + k - 1],
+            &some.cosines[row * k..][..k],
+        );
+        hits += found.iter().filter(|&&cosine| cosine >= last).count();
+    }
+    let measured = recall(&rows, &some, &observer).unwrap();
+    let share = hits as f64 / (n * k) as f64;
+    assert!(
+        share < 0.99,
+        "{share} of the neighbours are in the own block"
+    );
+    assert!(
+        (measured - share).abs() < 0.02,
+        "{measured} measured, {share} true"
+    );
+}
+
+#[test]
+fn recall_of_few_rows_is_measured_on_all() {
+    let (n, dim, k) = (600, 5, 4);
+    let values = many_rows(n, dim);
+    let rows = whole(&values, dim);
+    let observer = Observer::default();
+    let mut graph = nearest_neighbours(&rows, k, None, &observer).unwrap();
+    for row in 0..n / 2 {
+        graph.rows[row * k + 3] = u32::MAX;
+        graph.cosines[row * k + 3] = f32::NEG_INFINITY;
+    }
+    assert_eq!(recall(&rows, &graph, &observer).unwrap(), 1.0 - 1.0 / 8.0);
+}
+
+#[test]
+fn neighbours_from_elsewhere_are_checked() {
+    let check = |rows: &[u32], cosines: &[f32]| match Neighbours::from_parts(
+        2,
+        rows.to_vec(),
+        cosines.to_vec(),
+    ) {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    };
+    let cosines = [0.5, 0.4, 1.0005, -0.2, 0.0, f32::NEG_INFINITY];
+    let rows = [1, 2, 2, 0, 1, u32::MAX];
+    assert_eq!(check(&rows, &cosines), "");
+    for (place, row, cosine, message) in [
+        (0, 3, 0.5, "row 0 lists row 3, but there are 3 rows"),
+        (3, 1, 0.5, "row 1 lists itself"),
+        (1, 1, 0.4, "row 0 lists row 1 twice"),
+        (2, 2, 1.1, "row 1 lists row 2 with 1.1, which is no cosine"),
+        (2, 2, f32::NAN, "row 1 lists row 2 with NaN"),
+        (2, 2, f32::NEG_INFINITY, "row 1 lists row 2 with -inf"),
+        (5, u32::MAX, 0.1, "row 2 lists row 4294967295, but"),
+    ] {
+        let (mut rows, mut cosines) = (rows, cosines);
+        (rows[place], cosines[place]) = (row, cosine);
+        let found = check(&rows, &cosines);
+        assert!(
+            found.starts_with(&format!("neighbours: {message}")),
+            "{found}"
+        );
+    }
+    assert!(
+        check(&rows[..5], &cosines[..5]).contains("5 rows and 5 cosines are not 2 of each row")
+    );
+    assert!(check(&rows, &cosines[..4]).contains("6 rows and 4 cosines"));
+}
+
+#[test]
+fn facility_location_takes_given_rows_first() {
+    let (n, dim) = (300, 6);
+    let values = many_rows(n, dim);
+    let rows = whole(&values, dim);
+    let observer = Observer::default();
+    let graph = nearest_neighbours(&rows, 20, None, &observer).unwrap();
+    let choose = |k, first: &[usize]| {
+        let options = FacilityOptions {
+            k,
+            first,
+            weights: None,
+        };
+        facility_location(&graph, &options, &observer).map_err(|error| error.to_string())
+    };
+    let free = choose(n, &[]).unwrap();
+    // What would be chosen next anyhow changes nothing.
+    assert_eq!(choose(n, &free.rows[..7]).unwrap(), free);
+    let found = choose(n, &[250, 3]).unwrap();
+    assert_eq!(found.rows[..2], [250, 3]);
+    let mut sorted = found.rows.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..n).collect::<Vec<_>>());
+    assert!(found.gains[2..].windows(2).all(|pair| pair[0] >= pair[1]));
+    assert!((found.gains.iter().sum::<f64>() - n as f64).abs() < 1e-3);
+    for first in [&[3, 3][..], &[300], &[1, 2, 3]] {
+        let error = choose(2, first).unwrap_err();
+        assert_eq!(
+            error,
+            "first: give at most k = 2 different rows, each below 300"
+        );
+    }
+}
+
 #[test]
 fn a_stopped_call_ends_with_an_error() {
     let values: Vec<f32> = (0..20_000).map(|value| (value as f32).sin()).collect();
@@ -160,6 +380,10 @@ fn a_stopped_call_ends_with_an_error() {
     ));
     assert!(matches!(
         near_duplicates(&rows, 0.9, None, &observer),
+        Err(Error::Interrupted)
+    ));
+    assert!(matches!(
+        nearest_neighbours(&rows, 5, None, &observer),
         Err(Error::Interrupted)
     ));
     let options = KMeansOptions {
