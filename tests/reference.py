@@ -182,18 +182,18 @@ def nearest_neighbours(X, count):
     return rows, np.take_along_axis(scores, rows, axis=1)
 
 
-def facility_location(neighbours, cosines, k):
+def facility_location(neighbours, cosines, k, first=(), weights=None):
     """Plain greedy facility location on a graph of neighbours, ties to the lowest row.
 
-    The value of a choice is the sum over all rows of the greatest similarity to a chosen row: 1 to itself,
-    the cosine to a row among its neighbours if that is positive, 0 to all others.
+    The value of a choice is the sum over all rows of the greatest similarity to a chosen row, times the row's
+    weight: 1 to itself, the cosine to a row among its neighbours if that is positive, 0 to all others.
 
     Parameters
     ----------
     neighbours, cosines : arrays of shape (n, count)
         As `nearest_neighbours` returns them.
     k : int
-        How many rows to choose.
+        How many rows to choose, those of `first` included, which are taken first.
 
     Returns
     -------
@@ -205,12 +205,13 @@ def facility_location(neighbours, cosines, k):
     n = len(neighbours)
     similarities = np.eye(n)
     similarities[np.arange(n)[:, None], neighbours] = np.maximum(cosines, 0)
+    factors = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     covered = np.zeros(n)
     rows, gains = [], []
     while len(rows) < k:
-        added = np.maximum(similarities - covered[:, None], 0).sum(axis=0)
+        added = factors @ np.maximum(similarities - covered[:, None], 0)
         added[rows] = -1  # never again
-        rows.append(int(added.argmax()))
+        rows.append(first[len(rows)] if len(rows) < len(first) else int(added.argmax()))
         gains.append(added[rows[-1]])
         covered = np.maximum(covered, similarities[:, rows[-1]])
     return np.array(rows), np.array(gains)

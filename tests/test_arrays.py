@@ -1,4 +1,4 @@
-"""k-center, k-means and near-duplicates on arrays, against plain NumPy and scikit-learn."""
+"""k-center and k-means against plain NumPy and scikit-learn; what all functions on arrays share."""
 
 from __future__ import annotations
 
@@ -11,34 +11,22 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from sklearn.cluster import KMeans
 
 import reference
+from array_fixtures import (
+    ExportedArray,
+    ExportedChunks,
+    clusters,
+    fixed_lists,
+    grids,
+    metrics,
+    without_zero_rows,
+)
 from mllm_selector.arrays import k_center, kmeans, pick
 from mllm_selector.checks import matrix_parts
 from mllm_selector.errors import UsageError
-from mllm_selector.neighbours import near_duplicates
-
-
-def clusters(n, d, centres=20, seed=0, spread=0.4):
-    rng = np.random.default_rng(seed)
-    means = rng.normal(size=(centres, d))
-    X = means[rng.integers(centres, size=n)] + spread * rng.normal(size=(n, d))
-    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
-
-
-# Multiples of 1/8 have exact dot products, so that equal distances are equal and ties are met.
-grids = npst.arrays(
-    np.float32,
-    st.tuples(st.integers(1, 30), st.integers(1, 5)),
-    elements=st.integers(-16, 16).map(lambda value: value / 8),
-)
-metrics = st.sampled_from(["euclidean", "cosine"])
-
-
-def without_zero_rows(X):
-    return X + np.float32(0.5) * ~X.any(axis=1, keepdims=True)
+from mllm_selector.neighbours import facility_location, near_duplicates, nearest_neighbours
 
 
 class TestKCenter:
@@ -112,6 +100,8 @@ class TestKCenter:
             ({"metric": "manhattan"}, "not one of euclidean, cosine"),
             ({"weights": np.ones(9)}, "9 were given for 10 rows"),
             ({"weights": [-1.0] + [1.0] * 9}, "-1 of row 0"),
+            ({"weights": np.ones((10, 1))}, r"not float64 of shape \(10, 1\)"),
+            ({"weights": ["much"] * 10}, "weights: give numbers"),
             ({"threads": 0}, "threads: 0"),
         ],
     )
@@ -179,6 +169,43 @@ class TestKMeans:
             found = kmeans(X.astype(np.float32), 30, seed=seed, tolerance=0)
             assert np.bincount(found.labels, minlength=30).min() > 0
 
+    @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+    @pytest.mark.parametrize("train_rows", [None, 3000])
+    def test_fewer_distinct_rows_than_clusters(self, metric, train_rows):
+        # So many that seeding and the first iterations see samples; as many distinct rows as clusters result.
+        rng = np.random.default_rng(0)
+        distinct = rng.normal(size=(7, 5)).astype(np.float32)
+        for count in (1, 7):
+            labels = rng.integers(count, size=20_000)
+            found = kmeans(distinct[labels], 20, metric=metric, train_rows=train_rows)
+            assert len(found.centroids) == count
+            assert found.inertia == pytest.approx(0, abs=1e-2)
+            expected = np.unique(labels, return_index=True)[1]
+            np.testing.assert_array_equal(found.labels, found.labels[expected][labels])
+
+    @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+    def test_rows_that_no_sample_has_get_clusters_of_their_own(self, metric):
+        rng = np.random.default_rng(1)
+        X = np.tile(rng.normal(size=5), (20_000, 1)).astype(np.float32)
+        rare = [3, 4321, 8000, 15_000, 19_999]
+        X[rare] = rng.normal(size=(5, 5))
+        for seed in range(5):
+            found = kmeans(X, 6, metric=metric, seed=seed)
+            assert len(found.centroids) == 6
+            assert np.bincount(found.labels).tolist().count(1) == 5
+            assert len(set(found.labels[rare])) == 5
+
+    def test_row_that_cannot_be_used_is_found_outside_of_every_sample(self):
+        X = clusters(20_000, 5)
+        X[12_345] = 0
+        assert len(kmeans(X, 3).centroids) == 3
+        with pytest.raises(UsageError, match="row 12345 is zero"):
+            kmeans(X, 3, metric="cosine", train_rows=100)
+        X[12_345, 1] = np.nan
+        for metric in ("euclidean", "cosine"):
+            with pytest.raises(UsageError, match="row 12345 holds NaN, infinity"):
+                kmeans(X, 3, metric=metric, train_rows=100)
+
     def test_training_sample(self):
         X = clusters(5000, 16, centres=10)
         whole, part = kmeans(X, 10), kmeans(X, 10, train_rows=1000)
@@ -203,59 +230,30 @@ class TestKMeans:
             kmeans(**{"X": clusters(10, 4), "k": 3, **change})
 
 
-class TestNearDuplicates:
-    @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
-    def test_equals_plain_loop(self, threshold):
-        X = clusters(3500, 24, centres=300, spread=0.2)
-        found = near_duplicates(X, threshold, pairs=True)
-        np.testing.assert_array_equal(found.representatives, reference.near_duplicates(X, threshold))
-        unit = X.astype(np.float64) / np.linalg.norm(X, axis=1, keepdims=True)
-        expected = np.argwhere(np.triu(unit @ unit.T >= threshold, 1))
-        np.testing.assert_array_equal(found.pairs, expected)
-        assert 0 < len(found.kept) < len(X)
-
-    def test_priority_decides_who_is_kept(self):
-        X = clusters(2000, 16, centres=100, spread=0.2)
-        priority = np.random.default_rng(0).permutation(len(X))
-        found = near_duplicates(X, 0.9, priority=priority)
-        np.testing.assert_array_equal(found.representatives, reference.near_duplicates(X, 0.9, priority))
-
-    @given(grids, st.floats(0.05, 1.0))
-    @settings(deadline=None)
-    def test_equal_rows_are_duplicates_at_any_threshold(self, X, threshold):
-        X = without_zero_rows(X)
-        representatives = near_duplicates(np.concatenate([X, X[::-1]]), threshold).representatives
-        np.testing.assert_array_equal(representatives[len(X) :], representatives[: len(X)][::-1])
-        assert (representatives < len(X)).all()
-
-    @pytest.mark.parametrize("threshold", [0.0, 1.1, float("nan")])
-    def test_wrong_threshold(self, threshold):
-        with pytest.raises(UsageError, match="threshold"):
-            near_duplicates(clusters(10, 4), threshold)
-
-    @pytest.mark.parametrize("priority", [[0, 1], [0] * 10, list(range(1, 11))])
-    def test_wrong_priority(self, priority):
-        with pytest.raises(UsageError, match="each of the 10 rows once"):
-            near_duplicates(clusters(10, 4), 0.9, priority=priority)
-
-
 def everything(X, threads=None):
     """What all functions return, as one list of arrays."""
     cover = k_center(X, 60, threads=threads)
     cosine = k_center(X, 60, metric="cosine", first="mean", threads=threads)
     found = kmeans(X, 23, threads=threads)
     sampled = kmeans(X, 23, metric="cosine", train_rows=2000, threads=threads)
-    near = near_duplicates(X, 0.9, pairs=True, threads=threads)
+    near = near_duplicates(X, 0.9, threads=threads)
+    pairs = near_duplicates(X, 0.9, pairs=True, threads=threads)
+    some = near_duplicates(X, 0.9, pairs=True, probes=1, threads=threads)
+    graph = nearest_neighbours(X, 9, threads=threads)
+    part = nearest_neighbours(X, 9, probes=1, threads=threads)
+    facilities = facility_location(X, 40, neighbours=9, threads=threads)
     return [
         *(cover.rows, cover.radii, cosine.rows, cosine.radii, found.labels, found.centroids, found.inertia),
-        *(found.iterations, sampled.labels, sampled.centroids, near.representatives, near.pairs),
+        *(found.iterations, sampled.labels, sampled.centroids, near.representatives),
+        *(pairs.representatives, pairs.pairs, some.representatives, some.pairs),
+        *(graph.rows, graph.cosines, part.rows, part.cosines, part.recall, facilities.rows, facilities.gains),
     ]
 
 
 class TestSameResult:
     X = clusters(7000, 70, centres=50)
 
-    @pytest.mark.parametrize("threads", [1, 2, 8])
+    @pytest.mark.parametrize("threads", [1, 2, 4, 8])
     def test_for_any_number_of_threads(self, threads):
         for expected, found in zip(everything(self.X), everything(self.X, threads), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -273,31 +271,6 @@ class TestSameResult:
         ]
         for expected, found in zip(everything(self.X), everything(parts), strict=True):
             np.testing.assert_array_equal(found, expected)
-
-
-class ExportedArray:
-    """An Arrow array of another library: nothing but the PyCapsule interface."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __arrow_c_array__(self, requested_schema=None):
-        return self.array.__arrow_c_array__(requested_schema)
-
-
-class ExportedChunks:
-    """A column in chunks of another library."""
-
-    def __init__(self, column):
-        self.column = column
-
-    def __arrow_c_stream__(self, requested_schema=None):
-        return self.column.__arrow_c_stream__(requested_schema)
-
-
-def fixed_lists(X):
-    """The same values as an Arrow array, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), X.shape[1])
 
 
 class TestArrow:
@@ -421,7 +394,15 @@ def test_a_mapped_array_is_not_copied(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda X: kmeans(X, 2), lambda X: k_center(X, 2), lambda X: near_duplicates(X, 0.9)]
+    "call",
+    [
+        lambda X: kmeans(X, 2),
+        lambda X: k_center(X, 2),
+        lambda X: near_duplicates(X, 0.9),
+        lambda X: near_duplicates(X, 0.9, pairs=True),
+        lambda X: nearest_neighbours(X, 2),
+        lambda X: facility_location(X, 2),
+    ],
 )
 class TestWrongMatrix:
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -463,21 +444,45 @@ class TestWrongMatrix:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda X: kmeans(X, 2, metric="cosine"), lambda X: k_center(X, 2, metric="cosine")]
+    "call",
+    [
+        lambda X: kmeans(X, 2, metric="cosine"),
+        lambda X: k_center(X, 2, metric="cosine"),
+        lambda X: near_duplicates(X, 0.9),
+        lambda X: near_duplicates(X, 0.9, pairs=True),
+        lambda X: nearest_neighbours(X, 2),
+        lambda X: facility_location(X, 2),
+        lambda X: facility_location(X[42:43], 1),
+    ],
 )
 def test_zero_rows_have_no_cosine(call):
     X = clusters(100, 4)
     X[42] = 0
-    with pytest.raises(UsageError, match="row 42 is zero"):
+    with pytest.raises(UsageError, match=r"row (42|0) is zero"):
         call(X)
 
 
-def test_progress_is_reported_and_its_error_stops_the_call():
-    X = clusters(20_000, 64)
+LONG_CALLS = [lambda X, **how: k_center(X, len(X), **how), lambda X, **how: nearest_neighbours(X, 50, **how)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda X, **how: kmeans(X, 40, **how),
+        lambda X, **how: k_center(X, 200, **how),
+        lambda X, **how: near_duplicates(X, 0.9, pairs=True, **how),
+        lambda X, **how: nearest_neighbours(X, 5, probes=2, **how),
+        lambda X, **how: facility_location(X, 20, neighbours=5, **how),
+    ],
+)
+def test_progress_is_reported(call):
     seen = []
-    kmeans(X, 40, progress=lambda done, total: seen.append((done, total)))
+    call(clusters(20_000, 64), progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
 
+
+@pytest.mark.parametrize("call", LONG_CALLS)
+def test_an_error_of_the_progress_callback_stops_the_call(call):
     class StopError(Exception):
         pass
 
@@ -485,19 +490,20 @@ def test_progress_is_reported_and_its_error_stops_the_call():
         raise StopError
 
     with pytest.raises(StopError):
-        k_center(X, len(X), progress=stop)
+        call(clusters(50_000, 64), progress=stop)
 
 
-def test_control_c_stops_a_long_call():
-    X = clusters(100_000, 128)
+@pytest.mark.parametrize("call", LONG_CALLS)
+def test_control_c_stops_a_long_call(call):
+    X = clusters(200_000, 128)
     # A shell starts background jobs with the signal ignored, and Python then installs no handler.
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Sent from another thread while this one waits inside the call, which would take half a minute.
+    # Sent from another thread while this one waits inside the call, which would take half a minute or more.
     timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            k_center(X, len(X))
+            call(X)
     finally:
         timer.join()
         signal.signal(signal.SIGINT, earlier)

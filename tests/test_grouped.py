@@ -14,7 +14,7 @@ import reference
 from mllm_selector import _internal
 from mllm_selector.arrays import kmeans, pick
 from mllm_selector.errors import UsageError
-from mllm_selector.neighbours import near_duplicates
+from mllm_selector.neighbours import facility_location, near_duplicates
 
 SHARES = ("size-necessity", "necessity", "size", "equal")
 WITHIN = ("uniform", "top", "weighted", "k-center", "facility-location", "middle")
@@ -81,7 +81,8 @@ class TestBudget:
             ({"budget": 2, "share": "best"}, "'best' is not one of"),
             ({"budget": 2, "trim": 1.0}, "trim"),
             ({"budget": 2, "skip_duplicates": 0.9}, "needs embeddings"),
-            ({"budget": 2, "within": "k-center"}, "needs embeddings"),
+            ({"budget": 2, "within": "k-center"}, "k-center needs embeddings"),
+            ({"budget": 2, "within": "facility-location"}, "facility-location needs embeddings"),
             ({"budget": 2, "seed_rows": [10]}, "rows must be from 0 to 9"),
             ({"budget": 2, "seed_rows": [0.5]}, "give whole numbers"),
             ({"budget": 2, "embeddings": np.ones((9, 2), np.float32)}, "9 rows for 10 samples"),
@@ -184,6 +185,44 @@ class TestWithin:
         expected, _ = reference.k_center(X, 20, first=seeds, metric="cosine")
         assert rows.tolist() == expected.tolist()
 
+    def test_facility_location(self):
+        X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        call = {"groups": self.groups, "within": "facility-location", "order": "chosen"}
+        rows = pick(self.necessity, X, budget=15, **call)
+        for group in range(3):
+            chosen = self.of_group(rows, group)
+            members = np.flatnonzero(self.groups == group)
+            expected, _ = reference.facility_location(
+                *reference.nearest_neighbours(X[members], 19), len(chosen)
+            )
+            assert chosen == members[expected].tolist()
+
+    def test_facility_location_of_a_large_group_has_50_neighbours(self):
+        X = np.random.default_rng(0).normal(size=(700, 6)).astype(np.float32)
+        call = {"groups": np.zeros(700), "within": "facility-location", "order": "chosen"}
+        rows = pick(np.ones(700), X, budget=90, **call)
+        np.testing.assert_array_equal(rows, facility_location(X, 90, neighbours=50).rows)
+        assert (rows != facility_location(X, 90, neighbours=60).rows).any()
+
+    def test_facility_location_goes_on_from_included_seed_samples(self):
+        X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        seeds = [3, 9, 30]
+        call = {"groups": np.zeros(60), "within": "facility-location", "order": "chosen"}
+        rows = pick(np.ones(60), X, budget=20, seed_rows=seeds, seed_samples="include", **call)
+        # The seed samples are the first rows of the group's matrix.
+        members = np.r_[seeds, np.setdiff1d(np.arange(60), seeds)]
+        graph = reference.nearest_neighbours(X[members], 50)
+        expected, _ = reference.facility_location(*graph, 20, first=[0, 1, 2])
+        assert rows.tolist() == members[expected].tolist()
+
+    @pytest.mark.parametrize("within", WITHIN)
+    def test_groups_of_one_and_two_samples(self, within):
+        X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+        call = {"groups": [0, 1, 1, 2, 2], "within": within}
+        assert pick(np.ones(5), X, budget=5, **call).tolist() == [0, 1, 2, 3, 4]
+        rows = pick(np.ones(5), X, budget=4, seed_rows=[0, 3], seed_samples="include", **call)
+        assert {0, 3} <= set(rows)
+
     @pytest.mark.parametrize("within", ["top", "uniform", "weighted", "middle"])
     def test_trimmed_samples_are_never_chosen(self, within):
         # 20 % of 20 samples a group: the four highest of each.
@@ -230,7 +269,7 @@ class TestGroups:
     def test_clusters_are_those_of_spherical_k_means(self):
         X = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
         necessity = np.random.default_rng(1).exponential(size=500)
-        labels = kmeans(X, 15, metric="cosine", seed=3, max_iterations=10).labels
+        labels = kmeans(X, 15, metric="cosine", seed=3, max_iterations=10, tolerance=1e-4).labels
         np.testing.assert_array_equal(
             pick(necessity, X, budget=50, seed=3), pick(necessity, budget=50, groups=labels, seed=3)
         )

@@ -264,6 +264,17 @@ class TestLimits:
         assert "At most 20 from each source." in page
 
 
+def test_facility_location_within_groups(folder):
+    done = command(folder, "--within", "facility-location", "--group-count", "5")
+    assert done.returncode == 0, done.stderr
+    necessity, X = scores()
+    rows = pick(necessity, X, budget="10%", within="facility-location", group_count=5)
+    np.testing.assert_array_equal(open_arrow(folder / "selection.arrow")["row"].to_numpy(), rows)
+    with RunDirectory(folder) as run:
+        report.run(run, ReportOptions(), SilentProgress())
+        assert "chosen by facility location, so that the group" in run.report.read_text()
+
+
 def command(folder, *options):
     """Run pick through the real command line."""
     arguments = ["-m", "mllm_selector", "pick", "--budget", "10%", "--run-dir", str(folder), *options]

@@ -220,10 +220,14 @@ impl<'a> Covered<'a> {
             .chain(others.map(|(&row, &cosine)| (row as usize, cosine)))
     }
 
+    /// What a row adds to the value.
+    ///
+    /// Two rows that cover each other alone have the same gain. In float64 the differences, and nearly all sums, of
+    /// cosines are exact, so that this is a tie.
     fn gain(&self, row: usize, best: &[f32]) -> f64 {
         let weight = |row: usize| self.weights.map_or(1.0, |weights| f64::from(weights[row]));
         self.of(row)
-            .map(|(row, cosine)| f64::from((cosine - best[row]).max(0.0)) * weight(row))
+            .map(|(row, cosine)| (f64::from(cosine) - f64::from(best[row])).max(0.0) * weight(row))
             .sum()
     }
 
