@@ -252,6 +252,9 @@ impl Centres {
                     let vector = &rows[row * self.dim..][..self.dim];
                     for lane in (0..LANES).filter(|&lane| reached[lane]) {
                         let centre = number * LANES + lane;
+                        if centre >= self.terms.len() {
+                            break;
+                        }
                         let (dot, score) = self.compare(vector, centre);
                         visit(
                             Pair {
