@@ -1,13 +1,16 @@
-//! Near-duplicates by cosine, exactly: every pair is compared by the canonical dot product.
+//! Near-duplicates by cosine, exactly: every decision rests on the canonical dot product.
+//!
+//! Rows are visited in batches. Inside a batch, and among the kept rows, similar ones are put near each other, so that
+//! most blocks of pairs are ruled out as a whole; which rows are kept does not depend on it.
 
 use rayon::prelude::*;
 
 use crate::linalg::{BLOCK_ROWS, Block, Centres, LANES, Metric, Norms, Rows, Scratch};
-use crate::neighbours::{check_threshold, cosine};
+use crate::neighbours::{by_likeness, check_threshold, cosine};
 use crate::{Error, Observer, Result};
 
 /// Rows that are compared with all kept rows at once.
-pub(crate) const BATCH: usize = 24 * LANES;
+pub(crate) const BATCH: usize = 64 * LANES;
 
 /// Returns for every row the row that stands for it: itself if it is kept.
 ///
@@ -99,8 +102,8 @@ impl<'a> Similarity<'a> {
         })
     }
 
-    /// Calls `visit(place in names, lane)` for each near pair of a row and a vector. `names[i]` is the number,
-    /// among all rows, of row `start + i` of the view `some`.
+    /// Calls `visit(row of the view, lane)` for each near pair of a row and a vector. `names` are the numbers, among
+    /// all rows, of the rows of the view `some` from `start` on.
     fn each_near(
         &self,
         some: &Rows,
@@ -131,8 +134,14 @@ impl<'a> Similarity<'a> {
 /// Rows that were kept, none near another that was compared with them.
 pub(crate) struct Kept<'a> {
     similarity: Similarity<'a>,
-    view: Rows<'a>,
+    /// For each row, its turn in the order that puts similar rows near each other.
+    turns: Vec<usize>,
+    /// Kept rows in the order in which they were kept.
     names: Vec<usize>,
+    /// Kept rows as they are compared, each batch's in the order of their turns; the latest are not there yet.
+    view: Rows<'a>,
+    /// For each row of the view, its place in `names`.
+    places: Vec<usize>,
 }
 
 /// What a batch of rows is near to.
@@ -165,88 +174,119 @@ impl Near {
 impl<'a> Kept<'a> {
     pub(crate) fn new(rows: &'a Rows<'a>, threshold: f64, observer: &Observer) -> Result<Self> {
         let similarity = Similarity::new(rows, threshold, observer)?;
+        let mut turns = vec![0; rows.len()];
+        for (turn, row) in by_likeness(rows, &observer.part())?.into_iter().enumerate() {
+            turns[row] = turn;
+        }
         Ok(Self {
             similarity,
-            view: rows.without_rows(),
+            turns,
             names: Vec::new(),
+            view: rows.without_rows(),
+            places: Vec::new(),
         })
     }
 
     pub(crate) fn add(&mut self, row: usize) {
-        self.view.push(self.similarity.rows, row);
         self.names.push(row);
     }
 
+    /// Makes the rows that were added since the last time comparable.
+    fn catch_up(&mut self) {
+        let mut added: Vec<usize> = (self.places.len()..self.names.len()).collect();
+        added.sort_unstable_by_key(|&place| self.turns[self.names[place]]);
+        for place in added {
+            self.view.push(self.similarity.rows, self.names[place]);
+            self.places.push(place);
+        }
+    }
+
     /// Compares a batch with the kept rows and with itself.
-    pub(crate) fn compare(&self, batch: &[usize], observer: &Observer) -> Result<Near> {
-        let lanes = Lanes::new(&self.similarity, batch);
-        let none = || vec![usize::MAX; batch.len()];
-        let first = (0..self.names.len().div_ceil(BLOCK_ROWS))
-            .into_par_iter()
-            .try_fold(
-                || (Scratch::default(), none()),
-                |(mut scratch, mut first), block| {
-                    observer.check()?;
-                    let start = block * BLOCK_ROWS;
-                    let names = &self.names[start..self.names.len().min(start + BLOCK_ROWS)];
-                    self.similarity.each_near(
-                        &self.view,
-                        names,
-                        start,
-                        &lanes,
-                        &mut scratch,
-                        |place, lane| {
-                            first[lane] = first[lane].min(place);
-                        },
-                    );
-                    Ok::<_, Error>((scratch, first))
-                },
-            )
-            .map(|part| part.map(|(_, first)| first))
-            .try_reduce(none, |left, right| {
-                Ok(left
-                    .into_iter()
-                    .zip(right)
-                    .map(|(left, right)| left.min(right))
-                    .collect())
-            })?;
-        let kept = first
-            .into_iter()
-            .map(|place| self.names.get(place).copied())
-            .collect();
+    pub(crate) fn compare(&mut self, batch: &[usize], observer: &Observer) -> Result<Near> {
+        self.catch_up();
+        let mut order: Vec<usize> = (0..batch.len()).collect();
+        order.sort_unstable_by_key(|&place| self.turns[batch[place]]);
+        let sorted: Vec<usize> = order.iter().map(|&place| batch[place]).collect();
+        let lanes = Lanes::new(&self.similarity, &sorted);
+        let mut kept = vec![None; batch.len()];
+        for (lane, place) in self.first_near(&lanes, observer)?.into_iter().enumerate() {
+            kept[order[lane]] = self.names.get(place).copied();
+        }
         let mut near = Near {
             kept,
             earlier: vec![Vec::new(); batch.len()],
             rows: batch.to_vec(),
             chosen: vec![false; batch.len()],
         };
-        self.compare_inside(batch, &lanes, &mut near)?;
-        Ok(near)
-    }
-
-    fn compare_inside(&self, batch: &[usize], lanes: &Lanes, near: &mut Near) -> Result<()> {
-        let view = self.similarity.rows.subset(batch)?;
-        let found: Vec<Vec<(usize, usize)>> = (0..batch.len().div_ceil(BLOCK_ROWS))
-            .into_par_iter()
-            .map_init(Scratch::default, |scratch, block| {
-                let start = block * BLOCK_ROWS;
-                let names = &batch[start..batch.len().min(start + BLOCK_ROWS)];
-                let mut pairs = Vec::new();
-                self.similarity
-                    .each_near(&view, names, start, lanes, scratch, |place, lane| {
-                        if place < lane {
-                            pairs.push((place, lane));
-                        }
-                    });
-                pairs
-            })
-            .collect();
-        for (place, lane) in found.into_iter().flatten() {
-            near.earlier[lane].push(place);
+        for (earlier, later) in self.near_inside(&lanes, &order, observer)? {
+            near.earlier[later as usize].push(earlier as usize);
         }
         near.earlier
             .iter_mut()
             .for_each(|places| places.sort_unstable());
-        Ok(())
+        Ok(near)
+    }
+
+    /// For each lane, the first kept row near it, as its place in `names`.
+    fn first_near(&self, lanes: &Lanes, observer: &Observer) -> Result<Vec<usize>> {
+        let none = || vec![usize::MAX; lanes.rows.len()];
+        self.places
+            .par_chunks(BLOCK_ROWS)
+            .enumerate()
+            .try_fold(
+                || (Scratch::default(), none()),
+                |(mut scratch, mut first), (block, places)| {
+                    observer.check()?;
+                    let start = block * BLOCK_ROWS;
+                    let names: Vec<usize> = places.iter().map(|&place| self.names[place]).collect();
+                    self.similarity.each_near(
+                        &self.view,
+                        &names,
+                        start,
+                        lanes,
+                        &mut scratch,
+                        |row, lane| first[lane] = first[lane].min(places[row - start]),
+                    );
+                    Ok::<_, Error>((scratch, first))
+                },
+            )
+            .map(|part| part.map(|(_, first)| first))
+            .try_reduce(none, |left, right| {
+                let both = left.into_iter().zip(right);
+                Ok(both.map(|(left, right)| left.min(right)).collect())
+            })
+    }
+
+    /// All near pairs of a batch, as places in it, the earlier one first.
+    fn near_inside(
+        &self,
+        lanes: &Lanes,
+        order: &[usize],
+        observer: &Observer,
+    ) -> Result<Vec<(u32, u32)>> {
+        let view = self.similarity.rows.subset(lanes.rows)?;
+        let found: Vec<Vec<(u32, u32)>> = lanes
+            .rows
+            .par_chunks(BLOCK_ROWS)
+            .enumerate()
+            .map_init(Scratch::default, |scratch, (block, names)| {
+                observer.check()?;
+                let mut pairs = Vec::new();
+                self.similarity.each_near(
+                    &view,
+                    names,
+                    block * BLOCK_ROWS,
+                    lanes,
+                    scratch,
+                    |row, lane| {
+                        if order[row] < order[lane] {
+                            pairs.push((order[row] as u32, order[lane] as u32));
+                        }
+                    },
+                );
+                Ok::<_, Error>(pairs)
+            })
+            .collect::<Result<_>>()?;
+        Ok(found.into_iter().flatten().collect())
     }
 }

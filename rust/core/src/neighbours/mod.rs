@@ -12,6 +12,7 @@ pub use graph::{Neighbours, nearest_neighbours};
 pub(crate) use pairs::check_threshold;
 pub use pairs::near_duplicate_pairs;
 use plan::Plan;
+pub(crate) use plan::by_likeness;
 
 use crate::linalg::Norms;
 

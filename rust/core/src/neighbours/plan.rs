@@ -42,19 +42,7 @@ impl<'a> Plan<'a> {
             ));
         }
         let norms = Norms::new(rows, Metric::Cosine, observer)?;
-        let k = (rows.len() / ROWS_PER_CLUSTER).max(1);
-        let options = KMeansOptions {
-            k,
-            metric: Metric::Cosine,
-            seed: 0,
-            max_iterations: 5,
-            tolerance: 1e-2,
-            train_rows: Some(TRAINING_ROWS * k),
-        };
-        let found = kmeans(rows, &options, observer)?;
-        let turns = chain(&found.centroids, rows, observer)?;
-        let mut names: Vec<usize> = (0..rows.len()).collect();
-        names.par_sort_by_key(|&row| (turns[found.labels[row] as usize], row));
+        let names = by_likeness(rows, observer)?;
         let view = rows.subset(&names)?;
         let means = means(&view, &names, &norms);
         Ok(Self {
@@ -121,6 +109,25 @@ impl<'a> Plan<'a> {
         }
         centres
     }
+}
+
+/// Puts rows in an order in which similar ones are near each other: cluster after cluster, each followed by the most
+/// similar one that is left.
+pub(crate) fn by_likeness(rows: &Rows, observer: &Observer) -> Result<Vec<usize>> {
+    let k = (rows.len() / ROWS_PER_CLUSTER).max(1);
+    let options = KMeansOptions {
+        k,
+        metric: Metric::Cosine,
+        seed: 0,
+        max_iterations: 5,
+        tolerance: 1e-2,
+        train_rows: Some(TRAINING_ROWS * k),
+    };
+    let found = kmeans(rows, &options, observer)?;
+    let turns = chain(&found.centroids, rows, observer)?;
+    let mut names: Vec<usize> = (0..rows.len()).collect();
+    names.par_sort_by_key(|&row| (turns[found.labels[row] as usize], row));
+    Ok(names)
 }
 
 /// Orders pairs of blocks: the most similar first.
