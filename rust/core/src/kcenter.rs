@@ -1,23 +1,28 @@
-//! Exact greedy k-center with few passes over the data.
+//! Exact greedy k-center that looks at few pairs.
 //!
 //! Gonzalez, Clustering to minimize the maximum intercluster distance (TCS 38, 1985): take the row that is
-//! farthest from all centres so far, again and again. Here a pool of the farthest rows is kept up to date with
-//! every new centre, and the other rows only now and then, with all centres since, by one matrix product.
-//! Distances only shrink, so the farthest pool row is the farthest of all for as long as it is not nearer than
-//! any row outside the pool was at the last pass.
+//! farthest from all centres so far, again and again. A row's distance only shrinks as centres are added, so
+//! what it was when last looked at bounds it from above, and rows that are bounded below the farthest one need
+//! not be looked at (as in lazy greedy: Minoux, Accelerated greedy algorithms, 1978). Most rows come near some
+//! centre early and are never compared with the later ones.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 
 use rayon::prelude::*;
 
 use crate::linalg::{BLOCK_ROWS, Block, Centres, Metric, Norms, Rows, Scratch, Sums};
 use crate::{Error, Observer, Result};
 
-/// Rows in the pool: as many as stay in the second- and third-level cache.
+/// Rows that the pool should hold at least when it is filled.
 const POOL_ROWS: usize = 4096;
 
-/// Rows of the pool that one task brings up to date.
-const TASK_ROWS: usize = 512;
+/// Centres after which the pool is filled anew: rows of the pool are compared one by one, others in blocks.
+const POOL_CENTRES: usize = 512;
+
+/// Ranks that the floor of the pool is estimated from.
+const SAMPLE: usize = 1 << 16;
 
 /// Rank of a row that is a centre already.
 const CHOSEN: f32 = -1.0;
@@ -159,17 +164,19 @@ fn nearest_mean(rows: &Rows, norms: &Norms, metric: Metric, observer: &Observer)
     let mut centre = Centres::new(rows.dim(), metric, rows.simd());
     centre.push(&mean, squared);
     let mut scores = vec![f32::NEG_INFINITY; rows.len()];
-    raise_all(rows, norms, &centre, &mut scores, observer)?;
+    raise(rows, &norms.squared, &centre, |_| 0, &mut scores, observer)?;
     let distance = |row: usize| metric.reduced(scores[row], norms.squared[row]);
     let nearest =
         (0..rows.len()).min_by(|&left, &right| distance(left).total_cmp(&distance(right)));
     Ok(nearest.unwrap_or(0))
 }
 
-fn raise_all(
+/// Raises the scores of all rows by the centres from the number on that `first` says for each block.
+fn raise(
     rows: &Rows,
-    norms: &Norms,
+    squared_norms: &[f32],
     centres: &Centres,
+    first: impl Fn(usize) -> usize + Sync,
     scores: &mut [f32],
     observer: &Observer,
 ) -> Result<()> {
@@ -178,88 +185,78 @@ fn raise_all(
         .enumerate()
         .try_for_each_init(Scratch::default, |scratch, (block, scores)| {
             observer.check()?;
-            let first = block * BLOCK_ROWS;
-            let range = first..first + scores.len();
+            let start = block * BLOCK_ROWS;
+            let range = start..start + scores.len();
             let block = Block {
                 rows,
-                squared_norms: &norms.squared[range.clone()],
+                squared_norms: &squared_norms[range.clone()],
                 range,
             };
-            centres.raise(&block, scratch, scores);
+            centres.raise(&block, scratch, first(start), scores);
             Ok(())
         })
 }
 
+/// A row and the most that its rank can be. The greatest is the next to be looked at: the highest rank, of
+/// several the lowest row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    rank: f32,
+    row: usize,
+}
+
+impl Eq for Candidate {}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_rank = self.rank.total_cmp(&other.rank);
+        by_rank.then(Reverse(self.row).cmp(&Reverse(other.row)))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 struct Greedy<'a> {
     rows: &'a Rows<'a>,
-    norms: &'a Norms,
-    metric: Metric,
-    weights: Option<&'a [f32]>,
-    chosen: Vec<bool>,
-    /// Score of every row for its nearest centre, as of the last pass.
-    scores: Vec<f32>,
-    /// Centres since the last pass.
-    pending: Centres,
-    pool: Pool,
+    measure: Measure<'a>,
+    centres: Centres,
+    /// What is known of every row.
+    known: Known,
+    /// Rows of which one is the farthest, while it ranks before `outside`.
+    pool: BinaryHeap<Candidate>,
+    /// The highest row that is not in the pool.
+    outside: Option<Candidate>,
+    /// Centres when the pool was filled.
+    filled: usize,
+    /// How many of the highest rows to look at when the pool is filled.
+    reach: usize,
+    vector: Vec<f32>,
 }
 
-/// The rows that ranked highest at the last pass, ascending, and kept up to date since.
-struct Pool {
-    rows: Vec<usize>,
-    /// Row-major.
-    vectors: Vec<f32>,
+/// What the distance of every row to its nearest centre was when it was looked at last.
+struct Known {
+    /// Number of centres then.
+    seen: Vec<u32>,
+    /// Score for the nearest of them.
     scores: Vec<f32>,
+    /// The rank that belongs to it, or [`CHOSEN`].
     ranks: Vec<f32>,
-    /// Rank and number of the highest row outside, at the last pass.
-    outside: Option<(f32, usize)>,
 }
 
-impl<'a> Greedy<'a> {
-    fn new(rows: &'a Rows<'a>, norms: &'a Norms, options: &KCenterOptions<'a>) -> Self {
-        let pool = Pool {
-            rows: Vec::new(),
-            vectors: Vec::new(),
-            scores: Vec::new(),
-            ranks: Vec::new(),
-            outside: None,
-        };
-        Self {
-            rows,
-            norms,
-            metric: options.metric,
-            weights: options.weights,
-            chosen: vec![false; rows.len()],
-            scores: vec![f32::NEG_INFINITY; rows.len()],
-            pending: Centres::new(rows.dim(), options.metric, rows.simd()),
-            pool,
-        }
-    }
+/// What rows are compared by.
+struct Measure<'a> {
+    metric: Metric,
+    norms: &'a Norms,
+    weights: Option<&'a [f32]>,
+}
 
-    /// Takes a centre, and brings the pool up to date with it.
-    fn add(&mut self, row: usize) {
-        let mut vector = vec![0.0; self.rows.dim()];
-        self.rows.copy_row(row, &mut vector);
-        self.pending.push(&vector, self.norms.squared[row]);
-        self.chosen[row] = true;
-        let (scale, offset) = self.metric.score_terms(self.norms.squared[row]);
-        let (simd, dim) = (self.rows.simd(), self.rows.dim());
-        let pool = self.pool.vectors.par_chunks(TASK_ROWS * dim);
-        let tasks = self.pool.scores.par_chunks_mut(TASK_ROWS).zip(pool);
-        tasks.for_each(|(scores, rows)| {
-            for (score, row) in scores.iter_mut().zip(rows.chunks_exact(dim)) {
-                *score = score.max(simd.dot(row, &vector) * scale - offset);
-            }
-        });
-        for (place, &row) in self.pool.rows.iter().enumerate() {
-            self.pool.ranks[place] = self.rank(row, self.pool.scores[place]);
-        }
-    }
-
-    /// What rows are compared by: distance times weight, as its square under the Euclidean metric.
+impl Measure<'_> {
+    /// Distance times weight, as its square under the Euclidean metric; never grows with the score.
     fn rank(&self, row: usize, score: f32) -> f32 {
-        if self.chosen[row] {
-            return CHOSEN;
-        }
         let distance = self.metric.reduced(score, self.norms.squared[row]);
         match (self.weights, self.metric) {
             (None, _) => distance,
@@ -267,77 +264,153 @@ impl<'a> Greedy<'a> {
             (Some(weights), Metric::Cosine) => distance * weights[row],
         }
     }
+}
+
+impl<'a> Greedy<'a> {
+    fn new(rows: &'a Rows<'a>, norms: &'a Norms, options: &KCenterOptions<'a>) -> Self {
+        let n = rows.len();
+        Self {
+            rows,
+            measure: Measure {
+                metric: options.metric,
+                norms,
+                weights: options.weights,
+            },
+            centres: Centres::new(rows.dim(), options.metric, rows.simd()),
+            known: Known {
+                seen: vec![0; n],
+                scores: vec![f32::NEG_INFINITY; n],
+                ranks: vec![f32::INFINITY; n],
+            },
+            pool: BinaryHeap::new(),
+            outside: Some(Candidate {
+                rank: f32::INFINITY,
+                row: 0,
+            }),
+            filled: 0,
+            reach: POOL_ROWS,
+            vector: vec![0.0; rows.dim()],
+        }
+    }
+
+    /// Takes a centre.
+    fn add(&mut self, row: usize) {
+        self.rows.copy_row(row, &mut self.vector);
+        self.centres
+            .push(&self.vector, self.measure.norms.squared[row]);
+        self.known.ranks[row] = CHOSEN;
+    }
 
     /// Rank and number of the row that is next.
     fn farthest(&mut self, observer: &Observer) -> Result<(f32, usize)> {
         observer.check()?;
-        if let Some(found) = self.pool.farthest() {
-            return Ok(found);
+        if self.centres.len() - self.filled >= POOL_CENTRES {
+            self.fill(observer)?;
         }
-        self.update(observer)?;
-        // After a pass the farthest row of the pool is the farthest of all.
-        Ok(self.pool.farthest().unwrap_or((CHOSEN, 0)))
+        loop {
+            let best = self.pool.peek().copied();
+            if best.max(self.outside) == self.outside {
+                if self.outside.is_none() {
+                    return Ok((CHOSEN, 0));
+                }
+                self.fill(observer)?;
+                continue;
+            }
+            let Some(mut top) = self.pool.peek_mut() else {
+                continue;
+            };
+            let row = top.row;
+            if self.known.ranks[row] == CHOSEN {
+                PeekMut::pop(top);
+                continue;
+            }
+            let seen = self.known.seen[row] as usize;
+            if seen == self.centres.len() {
+                return Ok((top.rank, row));
+            }
+            self.rows.copy_row(row, &mut self.vector);
+            let score = &mut self.known.scores[row];
+            *score = self.centres.raise_one(&self.vector, seen, *score);
+            top.rank = self.measure.rank(row, *score);
+            self.known.ranks[row] = top.rank;
+            self.known.seen[row] = self.centres.len() as u32;
+        }
     }
 
-    /// Brings all rows up to date and fills the pool anew.
-    fn update(&mut self, observer: &Observer) -> Result<()> {
-        raise_all(
-            self.rows,
-            self.norms,
-            &self.pending,
-            &mut self.scores,
+    /// Looks at the rows that may be the highest and puts those into the pool that are.
+    fn fill(&mut self, observer: &Observer) -> Result<()> {
+        loop {
+            let floor = self.floor();
+            self.update(floor, observer)?;
+            let candidates = self.known.ranks.par_iter().enumerate();
+            let candidates = candidates
+                .filter(|(_, rank)| **rank != CHOSEN)
+                .map(|(row, &rank)| Candidate { rank, row });
+            let (pool, outside): (Vec<_>, Option<_>) = (
+                candidates.clone().filter(|row| row.rank >= floor).collect(),
+                candidates.filter(|row| row.rank < floor).max(),
+            );
+            let enough = pool.len() >= POOL_ROWS || outside.is_none();
+            if pool.len() > 4 * POOL_ROWS {
+                self.reach = POOL_ROWS.max(self.reach / 2);
+            } else if !enough {
+                self.reach *= 2;
+            }
+            if enough {
+                self.pool = pool.into();
+                self.outside = outside;
+                self.filled = self.centres.len();
+                return Ok(());
+            }
+        }
+    }
+
+    /// A rank that about `reach` rows have at least, as far as is known.
+    fn floor(&self) -> f32 {
+        let ranks = &self.known.ranks;
+        let step = ranks.len().div_ceil(SAMPLE);
+        let sample = ranks.iter().step_by(step).copied();
+        let mut sample: Vec<f32> = sample.filter(|&rank| rank != CHOSEN).collect();
+        let place = self.reach / step;
+        if place >= sample.len() {
+            return 0.0;
+        }
+        let (_, floor, _) =
+            sample.select_nth_unstable_by(place, |left, right| right.total_cmp(left));
+        *floor
+    }
+
+    /// Looks at all rows that may rank at least `floor`.
+    fn update(&mut self, floor: f32, observer: &Observer) -> Result<()> {
+        let Known {
+            seen,
+            scores,
+            ranks,
+        } = &mut self.known;
+        let count = self.centres.len();
+        let mut stale: Vec<usize> = (0..ranks.len())
+            .into_par_iter()
+            .filter(|&row| ranks[row] >= floor && (seen[row] as usize) < count)
+            .collect();
+        stale.par_sort_by_key(|&row| seen[row]);
+        let squared: Vec<f32> = stale
+            .iter()
+            .map(|&row| self.measure.norms.squared[row])
+            .collect();
+        let mut raised: Vec<f32> = stale.iter().map(|&row| scores[row]).collect();
+        raise(
+            &self.rows.subset(&stale)?,
+            &squared,
+            &self.centres,
+            |start| seen[stale[start]] as usize,
+            &mut raised,
             observer,
         )?;
-        self.pending.clear();
-        let ranks: Vec<f32> = self
-            .scores
-            .par_iter()
-            .enumerate()
-            .map(|(row, &score)| self.rank(row, score))
-            .collect();
-        let mut order: Vec<usize> = (0..ranks.len()).collect();
-        let size = POOL_ROWS.min(order.len());
-        let by_rank =
-            |left: &usize, right: &usize| before((ranks[*left], *left), (ranks[*right], *right));
-        if size < order.len() {
-            order.select_nth_unstable_by(size, by_rank);
-            self.pool.outside = Some((ranks[order[size]], order[size]));
-            order.truncate(size);
-        } else {
-            self.pool.outside = None;
+        for (row, score) in stale.into_iter().zip(raised) {
+            seen[row] = count as u32;
+            scores[row] = score;
+            ranks[row] = self.measure.rank(row, score);
         }
-        order.sort_unstable();
-        self.pool.fill(order, self.rows, &self.scores, &ranks);
         Ok(())
     }
-}
-
-impl Pool {
-    fn fill(&mut self, members: Vec<usize>, rows: &Rows, scores: &[f32], ranks: &[f32]) {
-        self.vectors.resize(members.len() * rows.dim(), 0.0);
-        for (&row, vector) in members
-            .iter()
-            .zip(self.vectors.chunks_exact_mut(rows.dim()))
-        {
-            rows.copy_row(row, vector);
-        }
-        self.scores = members.iter().map(|&row| scores[row]).collect();
-        self.ranks = members.iter().map(|&row| ranks[row]).collect();
-        self.rows = members;
-    }
-
-    /// The highest row, if it surely is the highest of all.
-    fn farthest(&self) -> Option<(f32, usize)> {
-        let ranked = self.ranks.iter().copied().zip(self.rows.iter().copied());
-        let best = ranked.min_by(|left, right| before(*left, *right))?;
-        match self.outside {
-            Some(outside) if before(outside, best) == Ordering::Less => None,
-            _ => Some(best),
-        }
-    }
-}
-
-/// Orders rows by rank, highest first, then by number.
-fn before(left: (f32, usize), right: (f32, usize)) -> Ordering {
-    right.0.total_cmp(&left.0).then(left.1.cmp(&right.1))
 }

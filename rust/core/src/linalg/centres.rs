@@ -88,12 +88,6 @@ impl Centres {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.vectors.clear();
-        self.terms.clear();
-        self.codes.clear();
-    }
-
     pub(crate) fn push(&mut self, vector: &[f32], squared_norm: f32) {
         let (scale, offset) = self.metric.score_terms(squared_norm);
         self.vectors.extend_from_slice(vector);
@@ -102,6 +96,10 @@ impl Centres {
         let lower = offset - 4.0 * f32::EPSILON * offset;
         self.codes
             .push(self.simd, vector, squared_norm, (scale, lower));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.terms.len()
     }
 
     fn vector(&self, centre: usize) -> &[f32] {
@@ -116,16 +114,17 @@ impl Centres {
     }
 
     /// Calls `visit` with every pair whose score is at least `limits[row]`; `visit` may raise the row's limit. The
-    /// centres of a row come in no special order.
+    /// centres of a row come in no special order; those before the panel of `from` are left out.
     fn contend(
         &self,
+        from: usize,
         rows: &[f32],
         codes: &CodeRows,
         limits: &mut [f32],
         mut visit: impl FnMut(Pair, &mut f32),
     ) {
         let mut bounds: Tile<f32> = [[0.0; LANES]; GROUP];
-        for number in 0..self.codes.panels() {
+        for number in from / LANES..self.codes.panels() {
             let panel = self.codes.panel(number);
             let head = self.codes.panel_head(number);
             for (group, packed) in codes.groups().enumerate() {
@@ -179,10 +178,24 @@ impl Centres {
         }
     }
 
-    /// Raises `best` to the highest score of each row in `range`.
-    pub(crate) fn raise(&self, block: &Block, scratch: &mut Scratch, best: &mut [f32]) {
+    /// Raises `best` to the highest score of each row in `range` with the centres from `from` on.
+    pub(crate) fn raise(
+        &self,
+        block: &Block,
+        scratch: &mut Scratch,
+        from: usize,
+        best: &mut [f32],
+    ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
-        self.contend(rows, codes, best, |pair, best| *best = best.max(pair.score));
+        self.contend(from, rows, codes, best, |pair, best| {
+            *best = best.max(pair.score)
+        });
+    }
+
+    /// The highest of `best` and the scores of one row with the centres from `from` on.
+    pub(crate) fn raise_one(&self, row: &[f32], from: usize, best: f32) -> f32 {
+        let scores = (from..self.len()).map(|centre| self.compare(row, centre).1);
+        scores.fold(best, f32::max)
     }
 
     /// Finds the nearest centre of each row in `range` and its score; ties go to the lowest centre. The more of
@@ -199,7 +212,7 @@ impl Centres {
         {
             *score = self.compare(vector, *label as usize).1;
         }
-        self.contend(rows, codes, scores, |pair, best| {
+        self.contend(0, rows, codes, scores, |pair, best| {
             let (label, centre) = (&mut labels[pair.row], pair.centre as u32);
             if pair.score > *best || centre < *label {
                 (*best, *label) = (pair.score, centre);
@@ -217,7 +230,7 @@ impl Centres {
         visit: impl FnMut(Pair, &mut f32),
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
-        self.contend(rows, codes, limits, visit);
+        self.contend(0, rows, codes, limits, visit);
     }
 
     /// Like [`Self::near`], but a pair counts, too, if its score is at least the centre's limit times the length

@@ -74,13 +74,6 @@ impl CodePanels {
         }
     }
 
-    pub(super) fn clear(&mut self) {
-        self.lines.clear();
-        self.terms.clear();
-        self.head_terms.clear();
-        self.len = 0;
-    }
-
     /// Adds a vector whose score with a row is `scale * dot - offset`.
     pub(super) fn push(
         &mut self,
