@@ -399,3 +399,62 @@ fn a_stopped_call_ends_with_an_error() {
         Err(Error::Interrupted)
     ));
 }
+
+/// Gonzalez's algorithm word for word: one pass over all rows for each centre. Squared distances times squared
+/// weights.
+fn plain_k_center(
+    values: &[i32],
+    dim: usize,
+    k: usize,
+    first: &[usize],
+    weights: &[i32],
+) -> Vec<usize> {
+    let row = |number: usize| &values[number * dim..][..dim];
+    let mut nearest = vec![i32::MAX / 4; values.len() / dim];
+    let mut chosen: Vec<usize> = Vec::new();
+    while chosen.len() < k {
+        let farthest = (0..nearest.len())
+            .filter(|number| !chosen.contains(number))
+            .max_by_key(|&number| {
+                let weight = weights[number];
+                (nearest[number] * weight * weight, nearest.len() - number)
+            });
+        let next = first.get(chosen.len()).copied().or(farthest).unwrap();
+        chosen.push(next);
+        for (number, nearest) in nearest.iter_mut().enumerate() {
+            let differences = row(number)
+                .iter()
+                .zip(row(next))
+                .map(|(x, c)| (x - c) * (x - c));
+            *nearest = differences.sum::<i32>().min(*nearest);
+        }
+    }
+    chosen
+}
+
+/// More rows than the pool holds and more centres than it lasts for. The values are whole numbers, so that no
+/// product is rounded and many distances are equal.
+#[test]
+fn k_center_of_many_rows_is_the_plain_algorithms() {
+    let (n, dim, k) = (9_000, 6, 700);
+    // Knuth's multiplicative hash.
+    let hash = |place: usize| (place as u32).wrapping_mul(2_654_435_761) >> 16;
+    let values: Vec<i32> = (0..n * dim)
+        .map(|place| (hash(place) % 41) as i32 - 20)
+        .collect();
+    let weights: Vec<i32> = (0..n).map(|row| (hash(row + 7) % 3) as i32).collect();
+    let floats: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    let rows = Rows::new([Chunk::F32(&floats)], dim).unwrap();
+    let ones = vec![1; n];
+    for (first, weights) in [(&[0][..], &ones), (&[8_999, 5, 4_000][..], &weights)] {
+        let floats: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
+        let options = KCenterOptions {
+            k,
+            metric: Metric::Euclidean,
+            first: First::Rows(first),
+            weights: Some(&floats),
+        };
+        let cover = k_center(&rows, &options, &Observer::default()).unwrap();
+        assert_eq!(cover.rows, plain_k_center(&values, dim, k, first, weights));
+    }
+}
