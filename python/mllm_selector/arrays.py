@@ -336,9 +336,9 @@ def k_center(
     Notes
     -----
     The rows equal those of the plain algorithm, one pass over X for each centre, computed with
-    the same dot products; ties go to the lowest row. Time O(n k d) at worst, in few passes
-    (``rust/core/src/kcenter.rs``): a pass compares all rows with many centres by 8-bit codes with a proven
-    bound on their error, and only what these cannot rule out by the canonical dot product.
+    the same dot products; ties go to the lowest row. Time O(n k d) at worst. A row is compared with the
+    centres since it was looked at last only when it may be the farthest (``rust/core/src/kcenter.rs``), most
+    pairs by 8-bit codes with a proven bound on their error, and the rest by the canonical dot product.
 
     Examples
     --------
