@@ -1,0 +1,116 @@
+"""Arrow IPC files, in file form (Feather too) or stream form: memory-mapped, images are not copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from mllm_selector.artifacts import atomic_write
+from mllm_selector.formats.tables import Batches, Regrouped, RowFile, RowFormat, Rows, RowWriter
+
+__all__ = ["Arrow", "open_ipc", "write_batches"]
+
+FILE_MAGIC = b"ARROW1"
+# Each message of a stream begins so; its length follows.
+STREAM_MARK = b"\xff\xff\xff\xff"
+
+BATCH_ROWS = 1000
+"""Rows of a written batch: what Hugging Face datasets write."""
+
+
+class Arrow(RowFormat):
+    """One or many Arrow IPC files."""
+
+    name = "arrow"
+    suffix = ".arrow"
+
+    def recognises(self, path: Path) -> bool:
+        """Look for the magic bytes of the file form, or for a schema that begins a stream."""
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(len(FILE_MAGIC))
+        if head == FILE_MAGIC:
+            return True
+        if not head.startswith(STREAM_MARK):
+            return False
+        try:
+            pa.ipc.open_stream(pa.memory_map(str(path)))
+        except (pa.ArrowException, OSError):
+            return False
+        return True
+
+    def open(self, path: Path) -> RowFile:
+        """Map the file."""
+        return open_ipc(path)
+
+    @contextmanager
+    def writer(self, out: Path, schema: pa.Schema, like: Sequence[Path]) -> Iterator[RowWriter]:
+        """Write in the form, file or stream, of the first input."""
+        new = pa.ipc.new_file if _is_file_form(like[0]) else pa.ipc.new_stream
+        with atomic_write(out) as sink, new(sink, schema) as writer, write_batches(writer) as batches:
+            yield batches
+
+
+@contextmanager
+def write_batches(writer: pa.RecordBatchStreamWriter) -> Iterator[RowWriter]:
+    """Join what is written to batches of the usual size."""
+    batches = Regrouped(lambda table: writer.write_table(table.combine_chunks()), BATCH_ROWS)
+    yield batches
+    batches.flush()
+
+
+def open_ipc(path: Path) -> RowFile:
+    """Map an Arrow IPC file of either form."""
+    source = pa.memory_map(str(path))
+    is_stream = not _is_file_form(path)
+    if is_stream:
+        _check_end(source)
+
+    def batches(columns: list[str] | None, wanted: Rows | None) -> Batches:
+        start = 0
+        fields = columns and [schema.get_field_index(name) for name in columns]
+        for batch in _batches(source, is_stream, fields):
+            yield start, batch
+            start += len(batch)
+
+    schema = _reader(source, is_stream).schema
+    # One column is enough to count the rows.
+    rows = sum(map(len, _batches(source, is_stream, [0])))
+    source.seek(0)
+    return RowFile(path, schema, rows, batches, (source.read_buffer(1).address, source.size()))
+
+
+def _check_end(source: pa.MemoryMappedFile) -> None:
+    """Check that a stream ends with its end mark: cut off between two batches, it would pass as whole."""
+    size = source.size()
+    if size < 8 or source.read_at(8, size - 8) != STREAM_MARK + bytes(4):
+        msg = "it does not end as a stream does, so it has been cut off"
+        raise pa.ArrowInvalid(msg)
+
+
+def _is_file_form(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(FILE_MAGIC)) == FILE_MAGIC
+
+
+def _reader(
+    source: pa.MemoryMappedFile, is_stream: bool, fields: list[int] | None = None
+) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
+    source.seek(0)
+    options = pa.ipc.IpcReadOptions(included_fields=fields or [])
+    return (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(source, options=options)
+
+
+def _batches(
+    source: pa.MemoryMappedFile, is_stream: bool, fields: list[int] | None
+) -> Iterator[pa.RecordBatch]:
+    reader = _reader(source, is_stream, fields)
+    if is_stream:
+        yield from reader
+        return
+    for index in range(reader.num_record_batches):
+        yield reader.get_batch(index)
