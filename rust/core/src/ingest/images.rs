@@ -12,10 +12,10 @@ use crate::{Error, Result};
 /// A path as 128 bits of its BLAKE3 hash: a pool of 10^7 images would not fit into memory as text.
 pub(super) type ImageKey = [u8; 16];
 
-/// Hashes a text to 128 bits.
-pub(super) fn key(text: &str) -> [u8; 16] {
+/// Hashes a text, or an image, to 128 bits.
+pub(super) fn key(content: impl AsRef<[u8]>) -> [u8; 16] {
     let mut key = [0; 16];
-    key.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    key.copy_from_slice(&blake3::hash(content.as_ref()).as_bytes()[..16]);
     key
 }
 
@@ -68,13 +68,13 @@ impl ImageFolder {
         &self,
         path: Cow<'a, str>,
     ) -> std::result::Result<(Cow<'a, str>, ImageKey), Rejection> {
-        let path_key = key(&path);
+        let path_key = key(path.as_bytes());
         let verdict = self.files.get_or_insert(path_key, || self.examine(&path));
         let (reason, what) = match verdict {
             Verdict::Inside => return Ok((path, path_key)),
             Verdict::InsideWithSlashes => {
                 let path = with_slashes(&path);
-                let path_key = key(&path);
+                let path_key = key(path.as_bytes());
                 return Ok((Cow::Owned(path), path_key));
             }
             Verdict::Outside => (Reason::ImageOutside, "leads out of"),
@@ -102,7 +102,7 @@ impl ImageFolder {
             return Verdict::Outside;
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        let folder_key = key(&folder.to_string_lossy());
+        let folder_key = key(folder.as_os_str().as_encoded_bytes());
         match self
             .folders
             .get_or_insert(folder_key, || self.examine_folder(folder))

@@ -1,6 +1,7 @@
 //! Why a record is set aside.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -77,7 +78,7 @@ impl Rejection {
         }
     }
 
-    pub(super) fn at(self, place: Place) -> Rejected {
+    pub(super) fn at(self, input: &Arc<str>, place: Place) -> Rejected {
         let Place {
             record,
             offset,
@@ -86,6 +87,7 @@ impl Rejection {
         let Self { reason, id, detail } = self;
         Rejected {
             id,
+            input: Arc::clone(input),
             record,
             offset,
             length,
@@ -99,6 +101,7 @@ impl Rejection {
 #[derive(Debug, Serialize)]
 pub(super) struct Rejected {
     pub(super) id: Option<String>,
+    pub(super) input: Arc<str>,
     pub(super) record: u64,
     pub(super) offset: u64,
     pub(super) length: u64,
