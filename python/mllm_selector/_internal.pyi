@@ -18,6 +18,7 @@ def ingest(
     source: str | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    rows: Callable[[PathLike[str]], tuple[object, int, tuple[int, int]]] | None = None,
 ) -> dict[str, Any]: ...
 def write_subset(
     pool: PathLike[str],

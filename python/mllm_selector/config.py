@@ -383,15 +383,24 @@ class IngestOptions(StageOptions):
     """How the pool is read."""
 
     pool: Inputs = option(
-        help="The pool as you have it: LLaVA JSON (one array) or JSON lines; a file, several, or a pattern "
-        "in quotes. NAME=PATH gives all samples of an input the source NAME.",
+        help="The pool as you have it: LLaVA JSON (one array) or JSON lines, Parquet, a Hugging Face datasets "
+        "folder, Arrow or WebDataset tars; a file, several, a folder, or a pattern in quotes. NAME=PATH gives all "
+        "samples of an input the source NAME.",
         metavar="POOL",
         matters=False,
     )
     images: Path | None = option(
         None, help="Folder that the image paths of the pool are relative to.", metavar="DIR", matters=False
     )
-    format: str = option("auto", help="Format of the pool.", choices=("auto", "llava-json", "llava-jsonl"))
+    format: str = option(
+        "auto",
+        help="Format of the pool: auto, llava-json, llava-jsonl, parquet, datasets, arrow, webdataset, or one "
+        "that another package adds.",
+        metavar="NAME",
+    )
+    split: str | None = option(
+        None, help="Split of a Hugging Face DatasetDict folder, where it has several.", metavar="NAME"
+    )
     source: str | None = option(
         None,
         help="Source name for samples that carry none; by default the first folder of their image, "

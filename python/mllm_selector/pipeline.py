@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm_selector import families
+from mllm_selector import families, formats
 from mllm_selector.config import (
     ExportOptions,
     IngestOptions,
@@ -164,6 +164,7 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
         If a stage fails; what was finished before stays, and the same call goes on from there.
     """
     progress = progress or SilentProgress()
+    options = _with_files(options)
     _check_inputs(options)
     with RunDirectory(directory) as run:
         for name, of_stage in options.items():
@@ -194,8 +195,9 @@ def select(
     Parameters
     ----------
     pool : str, Path, sequence or mapping
-        The pool: LLaVA JSON (one array) or JSON lines. Several files of one format are one pool, in the order
-        given; a text may be a pattern such as ``data/*.jsonl``. A mapping gives all samples of an input the
+        The pool: LLaVA JSON (one array) or JSON lines, Parquet, a Hugging Face datasets folder, Arrow or
+        WebDataset tars. Several files of one format are one pool, in the order given, and so are those of a
+        folder; a text may be a pattern such as ``data/*.jsonl``. A mapping gives all samples of an input the
         source that is its key.
     budget : str, int or float
         Samples to choose: a count (``5000``) or a share (``"10%"``, ``0.1``).
@@ -233,14 +235,22 @@ def select(
     return Selection.load(Path(run_dir))
 
 
+def _with_files(options: dict[str, StageOptions]) -> dict[str, StageOptions]:
+    """Put the files of folders into the options, so that all that follows knows which ones were read."""
+    of_ingest = options.get("ingest")
+    if not isinstance(of_ingest, IngestOptions):
+        return options
+    files = formats.expanded(of_ingest.pool, of_ingest.split)
+    return options | {"ingest": dataclasses.replace(of_ingest, pool=files)}
+
+
 def _check_inputs(options: dict[str, StageOptions]) -> None:
     """Fail on what can be known before anything is computed or written."""
     of_ingest, of_seed = options.get("ingest"), options.get("seed")
     if isinstance(of_ingest, IngestOptions):
         for path in of_ingest.pool.paths:
             if not path.is_file():
-                kind = "is a folder" if path.is_dir() else "does not exist"
-                msg = f"pool: {path} {kind}; name a LLaVA JSON or JSON lines file"
+                msg = f"pool: {path} does not exist; name a file, several, or a folder of them"
                 raise UsageError(msg)
         if of_ingest.images is not None and not of_ingest.images.is_dir():
             msg = (

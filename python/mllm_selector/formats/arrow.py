@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mllm_selector.artifacts import atomic_write
-from mllm_selector.formats.tables import Batches, Regrouped, RowFile, RowFormat, Rows, RowWriter
+from mllm_selector.formats.tables import Batches, Regrouped, RowFile, RowFormat, Rows, RowWriter, head
 
 __all__ = ["Arrow", "open_ipc", "write_batches"]
 
@@ -27,21 +27,9 @@ class Arrow(RowFormat):
     name = "arrow"
     suffix = ".arrow"
 
-    def recognises(self, path: Path) -> bool:
-        """Look for the magic bytes of the file form, or for a schema that begins a stream."""
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(len(FILE_MAGIC))
-        if head == FILE_MAGIC:
-            return True
-        if not head.startswith(STREAM_MARK):
-            return False
-        try:
-            pa.ipc.open_stream(pa.memory_map(str(path)))
-        except (pa.ArrowException, OSError):
-            return False
-        return True
+    def recognises(self, paths: Sequence[Path]) -> bool:
+        """Look for the magic bytes of the file form, or for the mark that begins a stream."""
+        return all(_is_file_form(path) or head(path, len(STREAM_MARK)) == STREAM_MARK for path in paths)
 
     def open(self, path: Path) -> RowFile:
         """Map the file."""
@@ -93,8 +81,7 @@ def _check_end(source: pa.MemoryMappedFile) -> None:
 
 
 def _is_file_form(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(FILE_MAGIC)) == FILE_MAGIC
+    return head(path, len(FILE_MAGIC)) == FILE_MAGIC
 
 
 def _reader(

@@ -17,7 +17,7 @@ from mllm_selector.errors import PoolError, UsageError
 from mllm_selector.formats.arrow import BATCH_ROWS, open_ipc
 from mllm_selector.formats.tables import Regrouped, RowFile, RowFormat, RowWriter
 
-__all__ = ["DatasetsFolder", "data_files"]
+__all__ = ["DatasetsFolder", "data_files", "is_dataset"]
 
 STATE = "state.json"
 INFO = "dataset_info.json"
@@ -33,9 +33,9 @@ class DatasetsFolder(RowFormat):
     name = "datasets"
     suffix = ""
 
-    def recognises(self, path: Path) -> bool:
-        """Look for the state that every saved dataset has, or the list of splits of several."""
-        return (path / STATE).is_file() or (path / SPLITS).is_file()
+    def recognises(self, paths: Sequence[Path]) -> bool:
+        """Look for the state that stands beside the data files of every saved dataset."""
+        return all(path.suffix == ".arrow" and (path.parent / STATE).is_file() for path in paths)
 
     def open(self, path: Path) -> RowFile:
         """Map one data file."""
@@ -89,6 +89,11 @@ class _Shards:
             for number, path in enumerate(self._paths)
         ]
         return [path.rename(name).name for path, name in zip(self._paths, named, strict=True)]
+
+
+def is_dataset(folder: Path) -> bool:
+    """Say whether `save_to_disk` wrote a folder: one dataset, or several splits."""
+    return (folder / STATE).is_file() or (folder / SPLITS).is_file()
 
 
 def data_files(folder: Path, split: str | None) -> list[Path]:

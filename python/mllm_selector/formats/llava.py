@@ -50,6 +50,10 @@ class _Llava:
             progress=on_bytes,
         )
 
+    def subset_suffix(self, inputs: Sequence[Path]) -> str:
+        """Return the file suffix of a subset."""
+        return self.suffix
+
     def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
         """Copy the records of `rows`, in that order, from the pool's `inputs` to `out`."""
         _internal.write_subset(pool, rows, inputs, out)

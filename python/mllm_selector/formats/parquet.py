@@ -20,6 +20,7 @@ from mllm_selector.formats.tables import (
     RowFormat,
     Rows,
     RowWriter,
+    head,
 )
 
 __all__ = ["Parquet"]
@@ -34,12 +35,9 @@ class Parquet(RowFormat):
     name = "parquet"
     suffix = ".parquet"
 
-    def recognises(self, path: Path) -> bool:
+    def recognises(self, paths: Sequence[Path]) -> bool:
         """Look for the magic bytes that begin a file."""
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
+        return all(head(path, 4) == b"PAR1" for path in paths)
 
     def open(self, path: Path) -> RowFile:
         """Read the footer."""

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mllm_selector import _internal
+from mllm_selector.config import IngestOptions
 from mllm_selector.errors import PoolError, UsageError
 from mllm_selector.pool import Pool
 
-__all__ = ["Regrouped", "RowFile", "RowFormat", "RowWriter"]
+__all__ = ["Regrouped", "RowFile", "RowFormat", "RowWriter", "head"]
 
 USED_COLUMNS = ("id", "source", "messages", "conversations", "image", "images")
 """Columns that the reader looks at; the others are never decoded."""
@@ -55,6 +57,14 @@ class RowFile:
     rows: int
     batches: Callable[[list[str] | None, Rows | None], Batches]
     mapped: tuple[int, int] | None = None
+
+
+def head(path: Path, length: int) -> bytes:
+    """Return the first bytes of a file; nothing if it is none."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(length)
 
 
 class RowWriter(Protocol):
@@ -100,12 +110,38 @@ class RowFormat(ABC):
     suffix: ClassVar[str]
 
     @abstractmethod
+    def recognises(self, paths: Sequence[Path]) -> bool:
+        """Say by their content whether all of these are of this format."""
+
+    @abstractmethod
     def open(self, path: Path) -> RowFile:
         """Open one file; raises whatever pyarrow raises for a damaged one."""
 
     @abstractmethod
     def writer(self, out: Path, schema: pa.Schema, like: Sequence[Path]) -> AbstractContextManager[RowWriter]:
         """Open a subset for writing; it is whole under its name when the block ends, or not there."""
+
+    def subset_suffix(self, inputs: Sequence[Path]) -> str:
+        """Return the file suffix of a subset."""
+        return self.suffix
+
+    def ingest(
+        self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
+        # Files that no subset could hold together are found here, not after hours of scoring.
+        self.common_schema(options.pool.paths)
+        return _internal.ingest(
+            [(entry.path, entry.source) for entry in options.pool.inputs],
+            self.name,
+            out,
+            rejected,
+            images=options.images,
+            source=options.source,
+            threads=options.threads,
+            progress=on_bytes,
+            rows=lambda path: self.stream(path, {}),
+        )
 
     def stream(self, path: Path, names: dict[str, str]) -> tuple[pa.RecordBatchReader, int, tuple[int, int]]:
         """Return the rows of a file for the Rust reader, with their number and where the file is mapped.
@@ -137,7 +173,7 @@ class RowFormat(ABC):
 
         return pa.RecordBatchReader.from_batches(schema, batches()), file.rows, file.mapped or (0, 0)
 
-    def write_rows(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
+    def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
         """Copy rows of the pool, in that order, from its input files to `out`; memory is bounded.
 
         Raises

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from mllm_selector import _internal
 from mllm_selector.artifacts import atomic_folder
+from mllm_selector.config import IngestOptions
 from mllm_selector.pool import Pool
 
 __all__ = ["WebDataset"]
@@ -28,6 +30,21 @@ class WebDataset:
     def recognises(self, paths: Sequence[Path]) -> bool:
         """Check the checksum of the header that begins every tar."""
         return all(path.is_file() and _begins_as_tar(path) for path in paths)
+
+    def ingest(
+        self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
+        return _internal.ingest(
+            [(entry.path, entry.source) for entry in options.pool.inputs],
+            self.name,
+            out,
+            rejected,
+            images=options.images,
+            source=options.source,
+            threads=options.threads,
+            progress=on_bytes,
+        )
 
     def subset_suffix(self, inputs: Sequence[Path]) -> str:
         """Return ``.tar``, or nothing where the subset of several shards is a folder of shards."""

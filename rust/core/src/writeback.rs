@@ -47,7 +47,7 @@ pub fn write_subset(
         )));
     }
     observer.expect(rows.len() as u64);
-    let frame = Frame::of(places.format);
+    let frame = &places.frame;
     let mut file = WholeFile::create(out)?;
     let mut buffer = vec![0; PIECE];
     put(&mut file, frame.open)?;
@@ -70,7 +70,7 @@ pub fn write_subset(
                 inputs.len()
             ))
         })?;
-        input.copy(row, place, &mut buffer, &mut file)?;
+        input.copy(row, place, frame.ends, &mut buffer, &mut file)?;
         put(&mut file, frame.after_each)?;
         observer.advance(1);
     }
@@ -85,17 +85,21 @@ struct Frame {
     before_next: &'static [u8],
     after_each: &'static [u8],
     close: &'static [u8],
+    /// What a record begins and ends with, where that can be told.
+    ends: Option<(u8, u8)>,
 }
 
 impl Frame {
-    fn of(format: Format) -> Self {
-        match format {
+    /// Returns None for formats that are not copied by bytes.
+    fn of(format: &Format) -> Option<Self> {
+        Some(match format {
             Format::LlavaJson => Self {
                 open: b"[",
                 before_first: b"\n",
                 before_next: b",\n",
                 after_each: b"",
                 close: b"\n]\n",
+                ends: Some((b'{', b'}')),
             },
             Format::LlavaJsonl => Self {
                 open: b"",
@@ -103,8 +107,19 @@ impl Frame {
                 before_next: b"",
                 after_each: b"\n",
                 close: b"",
+                ends: Some((b'{', b'}')),
             },
-        }
+            Format::WebDataset => Self {
+                open: b"",
+                before_first: b"",
+                before_next: b"",
+                after_each: b"",
+                // Two blocks of zeros end a tar.
+                close: &[0; 1024],
+                ends: None,
+            },
+            Format::Rows(_) => return None,
+        })
     }
 }
 
@@ -130,7 +145,7 @@ struct Place {
 /// The places of a pool's rows in the inputs.
 struct Places {
     file: ArrowFile,
-    format: Format,
+    frame: Frame,
     /// Columns of the batches asked for so far, backed by the mapped file.
     batches: Vec<OnceCell<(UInt32Array, UInt64Array, UInt64Array)>>,
 }
@@ -145,19 +160,19 @@ impl Places {
                 ("length", DataType::UInt64),
             ],
         )?;
-        let format = file
+        let frame = file
             .metadata(FORMAT_KEY)
-            .and_then(|name| Format::from_name(name).ok());
-        let (Some(POOL_VERSION), Some(format)) = (file.metadata(VERSION_KEY), format) else {
+            .and_then(|name| Frame::of(&Format::from_name(name)));
+        let (Some(POOL_VERSION), Some(frame)) = (file.metadata(VERSION_KEY), frame) else {
             let pool = pool.display();
             return Err(Error::Pool(format!(
-                "{pool} is not a pool of version {POOL_VERSION} read from LLaVA JSON; ingest again"
+                "{pool} is not a pool of version {POOL_VERSION} read from a format of bytes; ingest again"
             )));
         };
         let batches = (0..file.batches()).map(|_| OnceCell::new()).collect();
         Ok(Self {
             file,
-            format,
+            frame,
             batches,
         })
     }
@@ -211,6 +226,7 @@ impl<'a> Records<'a> {
         &self,
         row: u64,
         Place { offset, length, .. }: Place,
+        ends: Option<(u8, u8)>,
         buffer: &mut [u8],
         out: &mut WholeFile,
     ) -> Result<()> {
@@ -227,9 +243,12 @@ impl<'a> Records<'a> {
                     ErrorKind::UnexpectedEof => self.changed(row, "lies outside of the file"),
                     _ => Error::io("read", self.path, source),
                 })?;
-            let begins_wrong = at == offset && !piece.starts_with(b"{");
+            let (is_first, is_last) = (at == offset, at + piece.len() as u64 == end);
             at += piece.len() as u64;
-            if begins_wrong || (at == end && !piece.ends_with(b"}")) {
+            if let Some((first, last)) = ends
+                && ((is_first && !piece.starts_with(&[first]))
+                    || (is_last && !piece.ends_with(&[last])))
+            {
                 return Err(self.changed(row, "is not an object"));
             }
             put(out, piece)?;

@@ -1,6 +1,7 @@
 //! Bindings of ingest, pool reading and write-back.
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use mllm_selector_core as core;
 use mllm_selector_core::ingest::{Format, IngestOptions, Input, Summary};
@@ -9,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call::{detached, observed};
+use crate::rows;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hash_file, module)?)?;
@@ -22,7 +24,7 @@ fn hash_file(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 }
 
 #[pyfunction]
-#[pyo3(signature = (inputs, pool_format, out, rejected, *, images=None, source=None, threads=None, progress=None))]
+#[pyo3(signature = (inputs, pool_format, out, rejected, *, images=None, source=None, threads=None, progress=None, rows=None))]
 // One argument an option, so that Python names them.
 #[allow(clippy::too_many_arguments)]
 fn ingest<'py>(
@@ -35,14 +37,24 @@ fn ingest<'py>(
     source: Option<String>,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    rows: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let name = pool_format.to_owned();
     let inputs = inputs
         .into_iter()
         .map(|(path, source)| Input { path, source })
         .collect();
-    let summary = observed(py, progress.as_ref(), move |observer| {
-        let format = Format::from_name(&name)?;
+    // What `rows` raises keeps its class: the core only learns that it is to stop.
+    let raised = Mutex::new(None);
+    let open = |input: &Input| {
+        let callable = rows.as_ref().expect("called for rows only");
+        Python::attach(|py| rows::open(py, callable, &input.path)).map_err(|error| {
+            *raised.lock().expect("nothing panics while it is held") = Some(error);
+            core::Error::Interrupted
+        })
+    };
+    let outcome = observed(py, progress.as_ref(), |observer| {
+        let format = Format::from_name(&name);
         let options = IngestOptions {
             inputs,
             format,
@@ -52,9 +64,18 @@ fn ingest<'py>(
             out,
             rejected,
         };
-        core::ingest::ingest(&options, observer)
-    })?;
-    as_dict(py, &summary)
+        match rows {
+            Some(_) => core::ingest::ingest_rows(&options, open, observer),
+            None => core::ingest::ingest(&options, observer),
+        }
+    });
+    match raised
+        .into_inner()
+        .expect("nothing panics while it is held")
+    {
+        Some(error) => Err(error),
+        None => as_dict(py, &outcome?),
+    }
 }
 
 fn as_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDict>> {

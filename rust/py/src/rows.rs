@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
 use arrow_array::RecordBatchReader;
+use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
 use mllm_selector_core::ingest::RowStream;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
@@ -24,7 +24,8 @@ pub(crate) fn open(py: Python<'_>, open: &Py<PyAny>, path: &Path) -> PyResult<Ro
     let reader = unsafe {
         RecordBatchStreamReader::from_raw(pointer.cast::<FFI_ArrowArrayStream>().as_ptr())
     };
-    let reader = reader.map_err(|error| PoolError::new_err(format!("{}: {error}", path.display())))?;
+    let reader =
+        reader.map_err(|error| PoolError::new_err(format!("{}: {error}", path.display())))?;
     Ok(RowStream {
         schema: reader.schema(),
         batches: Box::new(reader),

@@ -46,7 +46,10 @@ impl Ranges<'_> {
 }
 
 fn pair<T: OffsetSizeTrait>(offsets: &[T], row: usize) -> Option<(usize, usize)> {
-    Some((offsets.get(row)?.to_usize()?, offsets.get(row + 1)?.to_usize()?))
+    Some((
+        offsets.get(row)?.to_usize()?,
+        offsets.get(row + 1)?.to_usize()?,
+    ))
 }
 
 /// A column of texts or bytes.

@@ -52,7 +52,11 @@ impl<'a> Fields<'a> {
             .find_map(|name| Some((name, batch.column_by_name(name)?)));
         let Some((name, turns)) = turns else {
             let schema = batch.schema_ref();
-            let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+            let names: Vec<_> = schema
+                .fields()
+                .iter()
+                .map(|field| field.name().as_str())
+                .collect();
             return Err(format!(
                 "there is no column 'messages' or 'conversations' among {}; say which one holds the turns",
                 names.join(", ")
@@ -109,11 +113,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn pictures(
-        &self,
-        column: Option<&Pictures<'a>>,
-        row: usize,
-    ) -> Result<Images<'a>, Fault> {
+    fn pictures(&self, column: Option<&Pictures<'a>>, row: usize) -> Result<Images<'a>, Fault> {
         let Some(column) = column else {
             return Ok(Images::None);
         };
@@ -179,18 +179,22 @@ impl<'a> Turns<'a> {
         let lists = Lists::of(column).ok_or_else(wrong)?;
         let structs = structs(lists.items).ok_or_else(wrong)?;
         let children = |names: [&'static str; 2]| {
-            names.into_iter().filter_map(move |name| child(structs, name))
+            names
+                .into_iter()
+                .filter_map(move |name| child(structs, name))
         };
         let roles: Option<Vec<_>> = children(["from", "role"]).map(Bytes::of_text).collect();
         let contents: Option<Vec<_>> = children(["value", "content"]).map(Content::of).collect();
         match (roles, contents) {
-            (Some(roles), Some(contents)) if !roles.is_empty() && !contents.is_empty() => Ok(Self {
-                name,
-                lists,
-                structs,
-                roles,
-                contents,
-            }),
+            (Some(roles), Some(contents)) if !roles.is_empty() && !contents.is_empty() => {
+                Ok(Self {
+                    name,
+                    lists,
+                    structs,
+                    roles,
+                    contents,
+                })
+            }
             _ => Err(wrong()),
         }
     }
@@ -211,9 +215,7 @@ impl<'a> Turns<'a> {
                 turns.push(Turn::NotAnObject("null"));
                 continue;
             }
-            let role = self.first_of(&self.roles, |column| {
-                text(column, item, self.name)
-            })?;
+            let role = self.first_of(&self.roles, |column| text(column, item, self.name))?;
             let content = self.first_of(&self.contents, |column| match column {
                 Content::Text(column) => text(column, item, self.name),
                 Content::Parts(parts) => parts.get(item, self.name, fields, &mut carried),
@@ -295,8 +297,10 @@ impl<'a> Parts<'a> {
                     }
                 }
                 kind => {
-                    let kind = kind.map_or("no type".into(), |kind| format!("type '{}'", shown(kind)));
-                    let detail = format!("a part of a turn has {kind}; known are text, image, image_url");
+                    let kind =
+                        kind.map_or("no type".into(), |kind| format!("type '{}'", shown(kind)));
+                    let detail =
+                        format!("a part of a turn has {kind}; known are text, image, image_url");
                     return Err(Rejection::new(Reason::BadTurn, None, detail).into());
                 }
             }
@@ -361,11 +365,7 @@ impl<'a> Item<'a> {
     }
 
     /// Returns the image of an entry: its bytes if it has any, else its path.
-    fn get(
-        &self,
-        row: usize,
-        mapped: Option<&Range<usize>>,
-    ) -> Result<Option<Picture<'a>>, Fault> {
+    fn get(&self, row: usize, mapped: Option<&Range<usize>>) -> Result<Option<Picture<'a>>, Fault> {
         let (bytes, path) = match self {
             Self::Nothing => (None, None),
             Self::Path(path) => (None, Some(path)),

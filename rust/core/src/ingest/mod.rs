@@ -8,7 +8,10 @@
 //! Another kind of input is another [`container::Container`], opened in [`Format::open`]: it cuts its input
 //! into blocks, whose `parse` makes a [`record::Draft`] of each record and hands it to [`rows::Rows`].
 
+mod arrow;
+mod cells;
 mod container;
+mod fields;
 mod images;
 mod json;
 mod read;
@@ -16,9 +19,11 @@ mod record;
 mod reject;
 mod rows;
 mod scan;
+mod shard;
 mod sink;
 mod split;
 mod table;
+mod tar;
 mod text;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -27,12 +32,15 @@ use std::sync::{Arc, mpsc};
 
 use rayon::ThreadPoolBuilder;
 
+use self::arrow::RowContainer;
 use self::container::{Container, Context, Parsed};
 use self::images::ImageFolder;
+use self::shard::Shard;
 use self::sink::Sink;
 use self::split::{Blocks, LIMITS, Limits};
 use crate::{Error, Observer, Result};
 
+pub use self::arrow::RowStream;
 pub use self::reject::Reason;
 
 /// Version of the pool file's schema.
@@ -42,39 +50,47 @@ pub(crate) const FORMAT_KEY: &str = "mllm_selector.format";
 pub(crate) const INPUTS_KEY: &str = "mllm_selector.inputs";
 
 /// How the records of a pool stand in its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Format {
     /// One JSON array of records.
     LlavaJson,
     /// A record a line.
     LlavaJsonl,
+    /// A tar of records and their images.
+    WebDataset,
+    /// Rows of Arrow batches, and what the format that they come from is called; see [`ingest_rows`].
+    Rows(String),
 }
 
 impl Format {
     /// The name in options and in the pool file's metadata.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::LlavaJson => "llava-json",
             Self::LlavaJsonl => "llava-jsonl",
+            Self::WebDataset => "webdataset",
+            Self::Rows(name) => name,
         }
     }
 
-    /// Reads a name.
-    pub fn from_name(name: &str) -> Result<Self> {
-        [Self::LlavaJson, Self::LlavaJsonl]
+    /// Reads a name; any that is not known here is one of rows.
+    pub fn from_name(name: &str) -> Self {
+        [Self::LlavaJson, Self::LlavaJsonl, Self::WebDataset]
             .into_iter()
             .find(|format| format.name() == name)
-            .ok_or_else(|| {
-                Error::Argument(format!(
-                    "format: '{name}' is not one of llava-json, llava-jsonl"
-                ))
-            })
+            .unwrap_or_else(|| Self::Rows(name.to_owned()))
     }
 
     /// Opens an input of this format.
-    fn open(self, path: &Path, limits: Limits) -> Result<Box<dyn Container>> {
+    fn open(&self, path: &Path, limits: Limits) -> Result<Box<dyn Container>> {
         match self {
-            Self::LlavaJson | Self::LlavaJsonl => Ok(Box::new(Blocks::open(path, self, limits)?)),
+            Self::LlavaJson | Self::LlavaJsonl => {
+                Ok(Box::new(Blocks::open(path, self.clone(), limits)?))
+            }
+            Self::WebDataset => Ok(Box::new(Shard::open(path, limits)?)),
+            Self::Rows(name) => Err(Error::Argument(format!(
+                "format: '{name}' is read from Arrow batches; hand them over as rows"
+            ))),
         }
     }
 }
@@ -142,6 +158,18 @@ pub fn ingest(options: &IngestOptions, observer: &Observer) -> Result<Summary> {
     ingest_within(options, LIMITS, observer)
 }
 
+/// Reads a pool from rows as [`ingest`] does from text; `open` is called when an input's turn comes.
+pub fn ingest_rows(
+    options: &IngestOptions,
+    mut open: impl FnMut(&Input) -> Result<RowStream>,
+    observer: &Observer,
+) -> Result<Summary> {
+    let open = |input: &Input| -> Result<Box<dyn Container>> {
+        Ok(Box::new(RowContainer::open(input, open(input)?, LIMITS)?))
+    };
+    ingest_opened(options, open, observer)
+}
+
 fn ingest_within(options: &IngestOptions, limits: Limits, observer: &Observer) -> Result<Summary> {
     let open = |input: &Input| options.format.open(&input.path, limits);
     ingest_opened(options, open, observer)
@@ -165,7 +193,7 @@ fn ingest_opened(
         .as_deref()
         .map(ImageFolder::open)
         .transpose()?;
-    let schema = Arc::new(table::schema(options.format, &options.inputs)?);
+    let schema = Arc::new(table::schema(&options.format, &options.inputs)?);
     let workers = ThreadPoolBuilder::new()
         .num_threads(options.threads.unwrap_or_else(default_threads))
         .build()
@@ -182,7 +210,7 @@ fn ingest_opened(
                 path: &input.path,
                 shown: input.path.display().to_string().into(),
                 file: file as u32,
-                format: options.format,
+                format: options.format.clone(),
                 schema: Arc::clone(&schema),
                 images: images.as_ref(),
                 input_source: input.source.as_deref(),

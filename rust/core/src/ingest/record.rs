@@ -8,7 +8,7 @@ use memchr::memmem;
 use super::images::{ImageFolder, ImageKey, key};
 use super::reject::{Reason, Rejection, shown};
 
-const IMAGE_MARK: &str = "<image>";
+pub(super) const IMAGE_MARK: &str = "<image>";
 
 static MARK_FINDER: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new(IMAGE_MARK));
@@ -60,10 +60,6 @@ pub(super) struct Sample<'a> {
 
 /// Where an image is.
 #[derive(Debug)]
-#[expect(
-    dead_code,
-    reason = "containers that carry their images make the last two"
-)]
 pub(super) enum Picture<'a> {
     /// A file of the images folder. The key is set once it is known to be there.
     Path(Cow<'a, str>, ImageKey),

@@ -31,6 +31,8 @@ pub enum Reason {
     ImageOutside,
     /// An image that is not a file of the images folder.
     ImageMissing,
+    /// A tar member that is a link, sparse, cut off, named twice or leads out of the archive.
+    BadMember,
     /// An id that an earlier sample has.
     DuplicateId,
 }
@@ -49,6 +51,7 @@ impl Reason {
             Self::ImageMarks => "image-marks",
             Self::ImageOutside => "image-outside",
             Self::ImageMissing => "image-missing",
+            Self::BadMember => "bad-member",
             Self::DuplicateId => "duplicate-id",
         }
     }

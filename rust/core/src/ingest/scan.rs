@@ -21,7 +21,7 @@ impl Scanner {
     pub(super) fn new(format: Format) -> Self {
         match format {
             Format::LlavaJson => Self::Array(ArrayScanner::default()),
-            Format::LlavaJsonl => Self::Lines(LineScanner::default()),
+            _ => Self::Lines(LineScanner::default()),
         }
     }
 

@@ -30,8 +30,7 @@ pub(super) struct Shard {
 impl Shard {
     pub(super) fn open(path: &Path, limits: Limits) -> Result<Self> {
         let open = || File::open(path).map_err(|source| Error::io("open", path, source));
-        let scanner =
-            TarScanner::new(open()?).map_err(|source| Error::io("read", path, source))?;
+        let scanner = TarScanner::new(open()?).map_err(|source| Error::io("read", path, source))?;
         Ok(Self {
             path: path.to_path_buf(),
             file: Arc::new(open()?),
@@ -51,7 +50,9 @@ impl Container for Shard {
             let path = self.path.display();
             let samples = self.scanner.next(self.limits.block_records);
             let samples = samples.map_err(|why| {
-                Error::Pool(format!("{path}: {why}; get the shard again, or leave it out"))
+                Error::Pool(format!(
+                    "{path}: {why}; get the shard again, or leave it out"
+                ))
             })?;
             self.found = samples.into();
         }
@@ -132,8 +133,10 @@ impl container::Block for Samples {
                 Err(Unread::Rejected(rejection)) => rejection,
                 Err(Unread::NotJson(fault)) => {
                     let (at, expected) = (fault.at, fault.expected);
-                    let detail =
-                        format!("byte {at} of '{}': expected {expected}", shown(&member.name));
+                    let detail = format!(
+                        "byte {at} of '{}': expected {expected}",
+                        shown(&member.name)
+                    );
                     Rejection::new(Reason::InvalidJson, None, detail)
                 }
             };
@@ -193,10 +196,7 @@ fn with_members<'a>(
         Picture::Bytes { .. } | Picture::Range { .. } => None,
     });
     let names: Vec<&str> = names.collect();
-    let found: Vec<&Member> = names
-        .iter()
-        .filter_map(|name| find(name, sample))
-        .collect();
+    let found: Vec<&Member> = names.iter().filter_map(|name| find(name, sample)).collect();
     let members = if found.len() == names.len() && !found.is_empty() {
         found
     } else if found.is_empty() && (names.is_empty() || names.len() == sample.images.len()) {
@@ -222,7 +222,11 @@ fn find<'a>(name: &str, sample: &'a TarSample) -> Option<&'a Member> {
     let is_meant = |member: &&Member| {
         member.name == name
             || member.name[last(&member.name)..] == name[last(name)..]
-            || member.name.strip_prefix(&sample.key).and_then(|rest| rest.strip_prefix('.')) == Some(name)
+            || member
+                .name
+                .strip_prefix(&sample.key)
+                .and_then(|rest| rest.strip_prefix('.'))
+                == Some(name)
     };
     sample.images.iter().find(is_meant)
 }

@@ -17,7 +17,7 @@ use super::{FORMAT_KEY, Format, INPUTS_KEY, Input, POOL_VERSION, VERSION_KEY};
 use crate::{Error, Result};
 
 /// Returns the schema of a pool file.
-pub(super) fn schema(format: Format, inputs: &[Input]) -> Result<Schema> {
+pub(super) fn schema(format: &Format, inputs: &[Input]) -> Result<Schema> {
     let columns = vec![
         Field::new("id", DataType::LargeUtf8, false),
         Field::new("source", DataType::LargeUtf8, false),

@@ -160,7 +160,14 @@ impl TarScanner {
                 }
                 sample.length = end.min(self.size) - sample.offset;
                 let ending = ending.to_owned();
-                sample.add(Member { name, offset, length }, &ending);
+                sample.add(
+                    Member {
+                        name,
+                        offset,
+                        length,
+                    },
+                    &ending,
+                );
             }
             self.at = end;
             if end > self.size {

@@ -73,7 +73,7 @@ fn not_json(
     let file = context.path.display();
     let hint = match context.format {
         Format::LlavaJson => "the array is damaged there",
-        Format::LlavaJsonl => "the first line is not JSON, so these are not JSON lines",
+        _ => "the first line is not JSON, so these are not JSON lines",
     };
     Err(Error::Pool(format!(
         "{file}: byte {byte}, record {}: not JSON: found {found}, expected {expected}; {hint}",
