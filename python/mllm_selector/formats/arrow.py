@@ -37,8 +37,10 @@ class Arrow(RowFormat):
 
     @contextmanager
     def writer(self, out: Path, schema: pa.Schema, like: Sequence[Path]) -> Iterator[RowWriter]:
-        """Write in the form, file or stream, of the first input."""
-        new = pa.ipc.new_file if _is_file_form(like[0]) else pa.ipc.new_stream
+        """Write in the form of the first input: file or stream."""
+        # A file has one dictionary a column; those of several inputs may differ.
+        has_one_each = len(like) == 1 or not any(_has_dictionary(field.type) for field in schema)
+        new = pa.ipc.new_file if has_one_each and _is_file_form(like[0]) else pa.ipc.new_stream
         with atomic_write(out) as sink, new(sink, schema) as writer, write_batches(writer) as batches:
             yield batches
 
@@ -60,9 +62,9 @@ def open_ipc(path: Path) -> RowFile:
 
     def batches(columns: list[str] | None, wanted: Rows | None) -> Batches:
         start = 0
-        fields = columns and [schema.get_field_index(name) for name in columns]
-        for batch in _batches(source, is_stream, fields):
-            yield start, batch
+        # With columns left out, pyarrow would copy those of a file, and their place in it would be lost.
+        for batch in _batches(source, is_stream):
+            yield start, batch if columns is None else batch.select(columns)
             start += len(batch)
 
     schema = _reader(source, is_stream).schema
@@ -70,6 +72,12 @@ def open_ipc(path: Path) -> RowFile:
     rows = sum(map(len, _batches(source, is_stream, [0])))
     source.seek(0)
     return RowFile(path, schema, rows, batches, (source.read_buffer(1).address, source.size()))
+
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return True
+    return any(_has_dictionary(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _check_end(source: pa.MemoryMappedFile) -> None:
@@ -93,7 +101,7 @@ def _reader(
 
 
 def _batches(
-    source: pa.MemoryMappedFile, is_stream: bool, fields: list[int] | None
+    source: pa.MemoryMappedFile, is_stream: bool, fields: list[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
     reader = _reader(source, is_stream, fields)
     if is_stream:

@@ -160,8 +160,8 @@ class RowFormat(ABC):
         """
         file = self._opened(path)
         columns = _columns(file, names)
-        fields = [file.schema.field(of_file).with_name(usual) for usual, of_file in columns.items()]
-        schema = pa.schema([field.with_type(_plain(field.type)) for field in fields])
+        fields = [_plain_field(file.schema.field(name)).with_name(usual) for usual, name in columns.items()]
+        schema = pa.schema(fields)
 
         def batches() -> Iterator[pa.RecordBatch]:
             for _, batch in file.batches(list(columns.values()), None):
@@ -201,13 +201,13 @@ class RowFormat(ABC):
         place = np.empty(len(rows), dtype=np.int64)
         place[order] = np.arange(len(rows))
         with tempfile.NamedTemporaryFile(dir=out.parent, prefix=".rows.") as spill:
-            with pa.ipc.new_file(spill, schema) as writer:
+            with pa.ipc.new_stream(spill, schema) as writer:
                 for batch in taken:
                     writer.write_batch(batch)
             spill.flush()
-            reader = pa.ipc.open_file(pa.memory_map(spill.name))
+            batches = list(pa.ipc.open_stream(pa.memory_map(spill.name)))
             with self.writer(out, schema, inputs) as writer:
-                for batch in _reordered(reader, place):
+                for batch in _reordered(batches, place):
                     writer.write_batch(batch)
 
     def common_schema(self, inputs: Sequence[Path]) -> pa.Schema:
@@ -253,10 +253,12 @@ class RowFormat(ABC):
 
     def _opened(self, path: Path) -> RowFile:
         try:
-            return self.open(path)
-        except (pa.ArrowException, OSError) as error:
+            file = self.open(path)
+            _plain(pa.struct(list(file.schema)))  # reads the names, which in a damaged file may be no text
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             msg = f"{path} is not a whole {self.name} file ({error})"
             raise PoolError(msg) from error
+        return file
 
 
 def _columns(file: RowFile, names: dict[str, str]) -> dict[str, str]:
@@ -265,6 +267,10 @@ def _columns(file: RowFile, names: dict[str, str]) -> dict[str, str]:
         if name not in file.schema.names:
             msg = f"{file.path}: there is no column '{name}'; there are {', '.join(file.schema.names)}"
             raise PoolError(msg)
+    twice = [name for name in file.schema.names if len(file.schema.get_all_field_indices(name)) > 1]
+    if twice:
+        msg = f"{file.path}: there are two columns of the name '{twice[0]}'; rename one"
+        raise PoolError(msg)
     renamed = {usual: names.get(usual, usual) for usual in USED_COLUMNS}
     if "messages" in names:
         del renamed["conversations"]
@@ -284,14 +290,17 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
         return pa.large_binary()
     if pa.types.is_struct(kind):
-        fields = [kind.field(index) for index in range(kind.num_fields)]
-        return pa.struct([field.with_type(_plain(field.type)) for field in fields])
+        return pa.struct([_plain_field(kind.field(index)) for index in range(kind.num_fields)])
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+        return pa.list_(_plain_field(kind.value_field))
     is_list = (pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
     if any(check(kind) for check in is_list) or pa.types.is_large_list_view(kind):
-        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+        return pa.large_list(_plain_field(kind.value_field))
     return kind
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, _plain(field.type), field.nullable)
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -335,9 +344,8 @@ def _with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _reordered(reader: pa.RecordBatchFileReader, place: Rows) -> Iterator[pa.RecordBatch]:
+def _reordered(batches: Sequence[pa.RecordBatch], place: Rows) -> Iterator[pa.RecordBatch]:
     """Yield the rows at `place`, in that order."""
-    batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
     starts = np.cumsum([0, *map(len, batches)])
     mean = sum(batch.nbytes for batch in batches) // max(len(place), 1)
     step = int(np.clip(BLOCK_BYTES // max(mean, 1), 1, BLOCK_ROWS))

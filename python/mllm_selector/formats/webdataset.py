@@ -18,6 +18,7 @@ from mllm_selector.pool import Pool
 __all__ = ["WebDataset"]
 
 HEADER_BYTES = 512
+END_BYTES = 1024
 # Where a header has its checksum, and how: octal digits, spaces and a zero byte.
 CHECKSUM = slice(148, 156)
 
@@ -58,7 +59,7 @@ class WebDataset:
         if len(inputs) == 1:
             _internal.write_subset(pool, rows, inputs, out)
             return
-        limit = max(path.stat().st_size for path in inputs)
+        limit = max(path.stat().st_size for path in inputs) - END_BYTES
         with atomic_folder(out) as folder:
             for number, part in enumerate(_parts(pool, rows, limit)):
                 _internal.write_subset(pool, part, inputs, folder / f"{number:06d}.tar")

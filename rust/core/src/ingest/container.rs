@@ -80,7 +80,7 @@ pub(super) struct Facts {
 pub(super) fn check_file(input: &Input) -> Result<u64> {
     let path = &input.path;
     let shown = path.display();
-    let advice = "name the pool's file, a LLaVA JSON array or JSON lines";
+    let advice = "name a file of the pool";
     let wrong = |what: &str| Error::Argument(format!("{shown}: {what}; {advice}"));
     let metadata: Metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => wrong("there is no such file"),
@@ -99,10 +99,24 @@ pub(super) fn check_file(input: &Input) -> Result<u64> {
 }
 
 /// Returns the name of a file without its suffix, as a source.
+///
+/// The number of a shard is left out (`train-00003-of-00010`, `ocr-000017`); where nothing else is there to
+/// tell data sets apart (`data-00000-of-00002`, `000017`), the folder's name is the source.
 pub(super) fn stem(path: &Path) -> String {
-    path.file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let parts: Vec<&str> = name.split('-').collect();
+    let is_number = |part: &str| part.len() >= 5 && part.bytes().all(|byte| byte.is_ascii_digit());
+    let named = match parts.iter().position(|part| is_number(part)) {
+        Some(number) => parts[..number].join("-"),
+        None => return name.into_owned(),
+    };
+    if !named.is_empty() && named != "data" {
+        return named;
+    }
+    let folder = path.parent().and_then(Path::file_name);
+    folder
+        .map_or(name.clone(), |folder| folder.to_string_lossy())
+        .into_owned()
 }
 
 /// Names the inputs in a message.
@@ -113,5 +127,26 @@ pub(super) fn shown(inputs: &[Input]) -> String {
     match inputs.len() {
         0 | 1 => first.display().to_string(),
         count => format!("{} and {} more", first.display(), count - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_named_by_what_all_shards_share() {
+        for (path, expected) in [
+            ("pools/mix665k.json", "mix665k"),
+            ("coco-2014.tar", "coco-2014"),
+            ("sets/ocr/data-00000-of-00002.arrow", "ocr"),
+            ("train-00003-of-00010.parquet", "train"),
+            ("train-00003-of-00010-9f8e7d6c5b4a3210.parquet", "train"),
+            ("a/text-vqa-000017.tar", "text-vqa"),
+            ("wds/000017.tar", "wds"),
+            ("000017.tar", "000017"),
+        ] {
+            assert_eq!(stem(Path::new(path)), expected, "{path}");
+        }
     }
 }
