@@ -383,9 +383,9 @@ class IngestOptions(StageOptions):
     """How the pool is read."""
 
     pool: Inputs = option(
-        help="The pool as you have it: LLaVA JSON (one array) or JSON lines, Parquet, a Hugging Face datasets "
-        "folder, Arrow or WebDataset tars; a file, several, a folder, or a pattern in quotes. NAME=PATH gives all "
-        "samples of an input the source NAME.",
+        help="The pool as you have it: LLaVA JSON (one array) or JSON lines, Parquet, Arrow, a Hugging Face "
+        "datasets folder, or WebDataset tars; a file, several, a folder, or a pattern in quotes. NAME=PATH "
+        "gives all samples of an input the source NAME.",
         metavar="POOL",
         matters=False,
     )
@@ -394,8 +394,8 @@ class IngestOptions(StageOptions):
     )
     format: str = option(
         "auto",
-        help="Format of the pool: auto, llava-json, llava-jsonl, parquet, datasets, arrow, webdataset, or one "
-        "that another package adds.",
+        help="Format of the pool: auto, llava-json, llava-jsonl, parquet, datasets, arrow, webdataset, or "
+        "one that another package adds.",
         metavar="NAME",
     )
     split: str | None = option(

@@ -82,7 +82,9 @@ def known() -> dict[str, PoolFormat]:
             added: PoolFormat = point.load()()
             name = added.name
         except Exception as error:  # whatever the other package does wrong
-            msg = f"the format '{point.name}' ({point.value}) cannot be loaded: {error!r}; mend or uninstall it"
+            msg = (
+                f"the format '{point.name}' ({point.value}) cannot be loaded: {error!r}; mend or uninstall it"
+            )
             raise UsageError(msg) from error
         _add(found, added, f"{name} ({point.value})")
     for built_in in _BUILT_IN:

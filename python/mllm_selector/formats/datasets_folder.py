@@ -120,13 +120,12 @@ def data_files(folder: Path, split: str | None) -> list[Path]:
         raise UsageError(msg)
     state = _read(folder / STATE)
     if state.get("_indices_data_files"):
-        msg = (
-            f"{folder} picks rows out of its files ('_indices_data_files'); save it with newer datasets"
-        )
+        msg = f"{folder} picks rows out of its files ('_indices_data_files'); save it with newer datasets"
         raise PoolError(msg)
-    names = [entry.get("filename") for entry in state.get("_data_files", []) if isinstance(entry, dict)]
+    listed = state.get("_data_files") or []
+    names = [str(entry.get("filename")) for entry in listed if isinstance(entry, dict)]
     paths = [folder / name for name in names if _is_file_name(name)]
-    if not paths or len(paths) != len(state["_data_files"]):
+    if not paths or len(paths) != len(listed):
         msg = f"{folder / STATE} does not list the data files of a dataset ('_data_files')"
         raise PoolError(msg)
     for path in paths:

@@ -140,7 +140,7 @@ class RowFormat(ABC):
             source=options.source,
             threads=options.threads,
             progress=on_bytes,
-            rows=lambda path: self.stream(path, {}),
+            rows=lambda path: self.stream(Path(path), {}),
         )
 
     def stream(self, path: Path, names: dict[str, str]) -> tuple[pa.RecordBatchReader, int, tuple[int, int]]:
