@@ -64,7 +64,7 @@ def test_inputs_of_several_formats_are_an_error(tmp_path):
     pools = write_all(tmp_path)
     with pytest.raises(UsageError, match=r"d is parquet, .*e is arrow; one pool has one format"):
         formats.find(IngestOptions(pool=[pools["parquet"], pools["arrow"]]))
-    with pytest.raises(UsageError, match="there is no format 'parkett'; there are auto, "):
+    with pytest.raises(UsageError, match="--format: 'parkett' is not one of auto, "):
         formats.find(IngestOptions(pool=pools["parquet"], format="parkett"))
 
 
@@ -85,7 +85,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
 
 
 def test_a_folder_that_does_not_say_what_is_meant_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="holds no file that ends in [.]parquet"):
+    with pytest.raises(UsageError, match=r"holds no file that ends in \.parquet"):
         formats.expanded(IngestOptions(pool=tmp_path).pool)
     (tmp_path / "a.json").write_text("[]")
     (tmp_path / "b.tar").write_text("")
@@ -110,7 +110,7 @@ class Pairs(RowFormat):
     """Tab-separated questions and answers."""
 
     name = "pairs"
-    suffix = ".tsv"
+    ending = ".tsv"
 
     def recognises(self, paths):
         return all(head(path, 3) == b"id\\t" for path in paths)
@@ -188,7 +188,7 @@ def test_another_package_adds_a_format(tmp_path, registry):
             "raise RuntimeError('no luck')",
             r"the format 'added' \(broken_format:Pairs\) cannot be loaded: .*no luck",
         ),
-        ("class Pairs:\n    name = 'parquet'", "there are two formats of the name 'parquet'"),
+        ("class Pairs:\n    name = 'parquet'", "has the name 'parquet', which another has"),
     ],
 )
 def test_a_format_that_cannot_be_added_is_named(tmp_path, registry, text, message):

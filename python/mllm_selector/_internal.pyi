@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 def hash_file(path: str | PathLike[str]) -> str: ...
+def recognise(paths: Sequence[PathLike[str]]) -> str | None: ...
+def compression_suffix(paths: Sequence[PathLike[str]]) -> str: ...
 def ingest(
     inputs: list[tuple[PathLike[str], str | None]],
     pool_format: str,
@@ -16,6 +18,11 @@ def ingest(
     *,
     images: PathLike[str] | None = None,
     source: str | None = None,
+    columns: dict[str, str] | None = None,
+    turns_alternate: bool = True,
+    inserts_marks: bool | None = None,
+    renames_duplicates: bool = False,
+    strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     rows: Callable[[PathLike[str]], tuple[object, int, tuple[int, int]]] | None = None,

@@ -195,10 +195,10 @@ def select(
     Parameters
     ----------
     pool : str, Path, sequence or mapping
-        The pool: LLaVA JSON (one array) or JSON lines, Parquet, a Hugging Face datasets folder, Arrow or
-        WebDataset tars. Several files of one format are one pool, in the order given, and so are those of a
-        folder; a text may be a pattern such as ``data/*.jsonl``. A mapping gives all samples of an input the
-        source that is its key.
+        The pool: LLaVA, ShareGPT or messages as a JSON array or JSON lines, plain or compressed; Parquet,
+        Arrow, a Hugging Face datasets folder or WebDataset tars. Several files of one format are one pool, in
+        the order given, and so are those of a folder; a text may be a pattern such as ``data/*.jsonl``. A
+        mapping gives all samples of an input the source that is its key.
     budget : str, int or float
         Samples to choose: a count (``5000``) or a share (``"10%"``, ``0.1``).
     run_dir : str or Path

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import metadata
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,10 @@ from mllm_selector.errors import PoolError, UsageError
 from mllm_selector.formats.arrow import Arrow
 from mllm_selector.formats.datasets_folder import DatasetsFolder
 from mllm_selector.formats.folders import expanded
-from mllm_selector.formats.llava import LlavaJson, LlavaJsonLines
+from mllm_selector.formats.llava import LLAVA_JSON, LLAVA_JSON_LINES
+from mllm_selector.formats.messages import MESSAGES_JSON, MESSAGES_JSON_LINES
 from mllm_selector.formats.parquet import Parquet
+from mllm_selector.formats.sharegpt import SHAREGPT_JSON, SHAREGPT_JSON_LINES
 from mllm_selector.formats.webdataset import WebDataset
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory, fingerprint
@@ -41,6 +43,9 @@ class PoolFormat(Protocol):
     def name(self) -> str:
         """Name in options and in the metadata of ``pool.arrow``."""
 
+    def suffix(self, inputs: Sequence[Path]) -> str:
+        """Return the file suffix of a subset of these inputs, with the dot; nothing if it is a folder."""
+
     def recognises(self, paths: Sequence[Path]) -> bool:
         """Say by their content whether all of these are of this format."""
 
@@ -49,21 +54,22 @@ class PoolFormat(Protocol):
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
 
-    def subset_suffix(self, inputs: Sequence[Path]) -> str:
-        """Return the file suffix of a subset of these inputs, with the dot; nothing if it is a folder."""
-
     def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
         """Copy the records of `rows`, in that order, from the pool's `inputs` to `out`."""
 
 
-# A dataset on disk is Arrow files and more, so it is asked first.
-_BUILT_IN: tuple[type[PoolFormat], ...] = (
-    LlavaJson,
-    LlavaJsonLines,
-    Parquet,
-    DatasetsFolder,
-    Arrow,
-    WebDataset,
+# A dataset on disk is Arrow files and more, so it is asked before them.
+_OWN: tuple[PoolFormat, ...] = (
+    LLAVA_JSON,
+    LLAVA_JSON_LINES,
+    SHAREGPT_JSON,
+    SHAREGPT_JSON_LINES,
+    MESSAGES_JSON,
+    MESSAGES_JSON_LINES,
+    Parquet(),
+    DatasetsFolder(),
+    Arrow(),
+    WebDataset(),
 )
 
 
@@ -77,27 +83,19 @@ def known() -> dict[str, PoolFormat]:
         If a format of another package cannot be loaded, or has the name of another format.
     """
     found: dict[str, PoolFormat] = {}
-    for point in metadata.entry_points(group=ENTRY_POINTS):
+    for point in entry_points(group=ENTRY_POINTS):
+        shown = f"the format '{point.name}' ({point.value})"
         try:
             added: PoolFormat = point.load()()
             name = added.name
         except Exception as error:  # whatever the other package does wrong
-            msg = (
-                f"the format '{point.name}' ({point.value}) cannot be loaded: {error!r}; mend or uninstall it"
-            )
+            msg = f"{shown} cannot be loaded: {error!r}; mend or uninstall it"
             raise UsageError(msg) from error
-        _add(found, added, f"{name} ({point.value})")
-    for built_in in _BUILT_IN:
-        added = built_in()
-        _add(found, added, added.name)
-    return found
-
-
-def _add(found: dict[str, PoolFormat], added: PoolFormat, shown: str) -> None:
-    if added.name in found:
-        msg = f"there are two formats of the name '{added.name}'; uninstall the package that adds {shown}"
-        raise UsageError(msg)
-    found[added.name] = added
+        if name in found or any(name == own.name for own in _OWN):
+            msg = f"{shown} has the name '{name}', which another has; uninstall the package that adds it"
+            raise UsageError(msg)
+        found[name] = added
+    return found | {own.name: own for own in _OWN}
 
 
 def find(options: IngestOptions) -> PoolFormat:
@@ -108,12 +106,12 @@ def find(options: IngestOptions) -> PoolFormat:
     Raises
     ------
     UsageError
-        If the inputs are of several formats, or there is none of the name asked for.
+        If there is no such format, or the inputs are of several.
     """
     formats = known()
     if options.format != "auto":
         if options.format not in formats:
-            msg = f"--format: there is no format '{options.format}'; there are auto, {', '.join(formats)}"
+            msg = f"--format: {options.format!r} is not one of auto, {', '.join(formats)}"
             raise UsageError(msg)
         return formats[options.format]
     paths = options.pool.paths
@@ -126,7 +124,7 @@ def find(options: IngestOptions) -> PoolFormat:
         examples = ", ".join(f"{path} is {name}" for name, (_, path) in kinds.items())
         msg = f"pool: {examples}; one pool has one format, so select from each on its own or convert some"
         raise UsageError(msg)
-    first, *_ = [each for each, _ in kinds.values()] or [formats["llava-json"]]
+    first, *_ = [each for each, _ in kinds.values()] or _OWN
     return first
 
 
@@ -136,7 +134,7 @@ def _recognised(paths: Sequence[Path]) -> PoolFormat | None:
 
 def subset_suffix(run: RunDirectory) -> str:
     """Return the file suffix of a subset of the run's pool, such as ``.json``; nothing if it is a folder."""
-    return _of(run).subset_suffix(_inputs(run))
+    return _of(run).suffix(_inputs(run))
 
 
 def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -> None:

@@ -25,7 +25,7 @@ class Arrow(RowFormat):
     """One or many Arrow IPC files."""
 
     name = "arrow"
-    suffix = ".arrow"
+    ending = ".arrow"
 
     def recognises(self, paths: Sequence[Path]) -> bool:
         """Look for the magic bytes of the file form, or for the mark that begins a stream."""

@@ -31,7 +31,7 @@ class DatasetsFolder(RowFormat):
     """A `Dataset` on disk, or one split of a `DatasetDict`."""
 
     name = "datasets"
-    suffix = ""
+    ending = ""
 
     def recognises(self, paths: Sequence[Path]) -> bool:
         """Look for the state that stands beside the data files of every saved dataset."""

@@ -33,7 +33,7 @@ class Parquet(RowFormat):
     """One or many Parquet files."""
 
     name = "parquet"
-    suffix = ".parquet"
+    ending = ".parquet"
 
     def recognises(self, paths: Sequence[Path]) -> bool:
         """Look for the magic bytes that begin a file."""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -14,15 +15,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector import _internal
 from mllm_selector.config import IngestOptions
 from mllm_selector.errors import PoolError, UsageError
+from mllm_selector.formats.reading import read_pool
 from mllm_selector.pool import Pool
 
 __all__ = ["Regrouped", "RowFile", "RowFormat", "RowWriter", "head"]
 
-USED_COLUMNS = ("id", "source", "messages", "conversations", "image", "images")
-"""Columns that the reader looks at; the others are never decoded."""
+USUAL_COLUMNS = {
+    "id": ("id",),
+    "source": ("source",),
+    "system": ("system",),
+    "messages": ("messages", "conversations"),
+    "images": ("images", "image"),
+}
+"""Columns that the reader looks at, by what they hold; the others are never decoded."""
 
 BLOCK_BYTES = 8 << 20
 """What is decoded at once takes about so much."""
@@ -107,7 +114,8 @@ class RowFormat(ABC):
     """A format whose files hold rows in columns; a subclass says how they are opened and written."""
 
     name: ClassVar[str]
-    suffix: ClassVar[str]
+    ending: ClassVar[str]
+    """File suffix of a subset, with the dot; nothing if it is a folder."""
 
     @abstractmethod
     def recognises(self, paths: Sequence[Path]) -> bool:
@@ -121,9 +129,9 @@ class RowFormat(ABC):
     def writer(self, out: Path, schema: pa.Schema, like: Sequence[Path]) -> AbstractContextManager[RowWriter]:
         """Open a subset for writing; it is whole under its name when the block ends, or not there."""
 
-    def subset_suffix(self, inputs: Sequence[Path]) -> str:
+    def suffix(self, inputs: Sequence[Path]) -> str:
         """Return the file suffix of a subset."""
-        return self.suffix
+        return self.ending
 
     def ingest(
         self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
@@ -131,17 +139,12 @@ class RowFormat(ABC):
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
         # Files that no subset could hold together are found here, not after hours of scoring.
         self.common_schema(options.pool.paths)
-        return _internal.ingest(
-            [(entry.path, entry.source) for entry in options.pool.inputs],
-            self.name,
-            out,
-            rejected,
-            images=options.images,
-            source=options.source,
-            threads=options.threads,
-            progress=on_bytes,
-            rows=lambda path: self.stream(Path(path), {}),
-        )
+        given = {} if options.columns is None else dict(options.columns.names)
+
+        def open_rows(path: PathLike[str]) -> tuple[object, int, tuple[int, int]]:
+            return self.stream(Path(path), given)
+
+        return read_pool(options, self.name, out, rejected, on_bytes, open_rows)
 
     def stream(self, path: Path, names: dict[str, str]) -> tuple[pa.RecordBatchReader, int, tuple[int, int]]:
         """Return the rows of a file for the Rust reader, with their number and where the file is mapped.
@@ -151,7 +154,7 @@ class RowFormat(ABC):
         path : Path
             The file.
         names : dict
-            What the pool's columns are called in the file, where it is not the usual name.
+            Columns that are not the usual ones, by what they hold (see `IngestOptions.columns`).
 
         Raises
         ------
@@ -160,14 +163,13 @@ class RowFormat(ABC):
         """
         file = self._opened(path)
         columns = _columns(file, names)
-        fields = [_plain_field(file.schema.field(name)).with_name(usual) for usual, name in columns.items()]
-        schema = pa.schema(fields)
+        schema = pa.schema([_plain_field(file.schema.field(name)) for name in columns])
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for _, batch in file.batches(list(columns.values()), None):
+            for _, batch in file.batches(columns, None):
                 # Lengths and buffers only; the Rust reader looks at each offset and text.
                 batch.validate()
-                arrays = [batch.column(name) for name in columns.values()]
+                arrays = [batch.column(name) for name in columns]
                 plain = [_cast(array, field.type) for array, field in zip(arrays, schema, strict=True)]
                 yield pa.RecordBatch.from_arrays(plain, schema=schema)
 
@@ -261,22 +263,20 @@ class RowFormat(ABC):
         return file
 
 
-def _columns(file: RowFile, names: dict[str, str]) -> dict[str, str]:
-    """Return the usual name of each column to read, with its name in the file."""
-    for name in names.values():
-        if name not in file.schema.names:
-            msg = f"{file.path}: there is no column '{name}'; there are {', '.join(file.schema.names)}"
-            raise PoolError(msg)
-    twice = [name for name in file.schema.names if len(file.schema.get_all_field_indices(name)) > 1]
+def _columns(file: RowFile, names: dict[str, str]) -> list[str]:
+    """Return the columns to read: those of `names`, and the usual ones for all else."""
+    there = file.schema.names
+    twice = [name for name in there if there.count(name) > 1]
     if twice:
         msg = f"{file.path}: there are two columns of the name '{twice[0]}'; rename one"
         raise PoolError(msg)
-    renamed = {usual: names.get(usual, usual) for usual in USED_COLUMNS}
-    if "messages" in names:
-        del renamed["conversations"]
-    if "images" in names:
-        del renamed["image"]
-    return {usual: of_file for usual, of_file in renamed.items() if of_file in file.schema.names}
+    of_file = {what: name for what, name in names.items() if what in USUAL_COLUMNS}
+    for what, name in of_file.items():
+        if name not in there:
+            msg = f"{file.path}: --columns {what}={name}: there is no such column among {', '.join(there)}"
+            raise PoolError(msg)
+    usual = [name for what, all_names in USUAL_COLUMNS.items() if what not in names for name in all_names]
+    return [name for name in there if name in {*usual, *of_file.values()}]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mllm_selector import _internal
 from mllm_selector.artifacts import atomic_folder
 from mllm_selector.config import IngestOptions
+from mllm_selector.formats.reading import read_pool
 from mllm_selector.pool import Pool
 
 __all__ = ["WebDataset"]
@@ -36,18 +37,9 @@ class WebDataset:
         self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
-        return _internal.ingest(
-            [(entry.path, entry.source) for entry in options.pool.inputs],
-            self.name,
-            out,
-            rejected,
-            images=options.images,
-            source=options.source,
-            threads=options.threads,
-            progress=on_bytes,
-        )
+        return read_pool(options, self.name, out, rejected, on_bytes)
 
-    def subset_suffix(self, inputs: Sequence[Path]) -> str:
+    def suffix(self, inputs: Sequence[Path]) -> str:
         """Return ``.tar``, or nothing where the subset of several shards is a folder of shards."""
         return ".tar" if len(inputs) == 1 else ""
 

@@ -10,13 +10,15 @@ use arrow_schema::{ArrowError, SchemaRef};
 use super::Input;
 use super::container::{self, Container, Context, Parsed};
 use super::fields::{Fault, Fields};
+use super::format::Names;
 use super::rows::Rows;
 use super::split::{Limits, Place};
 use crate::{Error, Observer, Result};
 
 /// The rows of one file.
 pub struct RowStream {
-    /// Columns of the batches: `messages` or `conversations`, and if there are `images`, `image`, `id`, `source`.
+    /// Columns of the batches: `messages` or `conversations`, and if there are, `images` or `image`, `id`, `source`
+    /// and `system`.
     pub schema: SchemaRef,
     /// The rows in the order of the file. Buffers must be as long as their types say; what offsets and texts
     /// hold is checked here.
@@ -41,9 +43,14 @@ pub(super) struct RowContainer {
 }
 
 impl RowContainer {
-    pub(super) fn open(input: &Input, stream: RowStream, limits: Limits) -> Result<Self> {
+    pub(super) fn open(
+        input: &Input,
+        stream: RowStream,
+        names: &Names,
+        limits: Limits,
+    ) -> Result<Self> {
         // Batches are of this schema too, so that their columns need no further check.
-        Fields::of(&RecordBatch::new_empty(stream.schema.clone()), None)
+        Fields::of(&RecordBatch::new_empty(stream.schema.clone()), names, None)
             .map_err(|why| Error::Pool(format!("{}: {why}", input.path.display())))?;
         Ok(Self {
             input: input.clone(),
@@ -117,7 +124,7 @@ impl container::Block for RowBlock {
     fn parse(&self, context: &Context<'_>) -> Result<Parsed> {
         let records = self.batch.num_rows();
         let mut rows = Rows::new(context, records, 0);
-        let fields = Fields::of(&self.batch, self.mapped.clone())
+        let fields = Fields::of(&self.batch, context.names, self.mapped.clone())
             .map_err(|why| Error::Pool(format!("{}: {why}", context.shown)))?;
         for row in 0..records {
             let record = self.first + row as u64;

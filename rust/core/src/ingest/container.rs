@@ -8,10 +8,12 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 
+use super::Input;
+use super::format::{Format, Names};
 use super::images::{ImageFolder, ImageKey};
+use super::record::Rules;
 use super::reject::Rejected;
 use super::split::Place;
-use super::{Format, Input};
 use crate::{Error, Observer, Result};
 
 /// The records of one input, read once from its beginning to its end.
@@ -41,12 +43,13 @@ pub(super) trait Block: Send {
 
 /// What all records of one input share.
 pub(super) struct Context<'a> {
-    pub(super) path: &'a Path,
-    /// The path as rejected records show it.
+    /// The input's path as messages show it.
     pub(super) shown: Arc<str>,
     /// The input's number among the inputs.
     pub(super) file: u32,
     pub(super) format: Format,
+    pub(super) names: &'a Names,
+    pub(super) rules: Rules,
     pub(super) schema: SchemaRef,
     pub(super) images: Option<&'a ImageFolder>,
     /// The source that the user gave to this input; it goes before the records' own.

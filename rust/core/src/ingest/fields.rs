@@ -7,7 +7,9 @@ use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
 use arrow_schema::DataType;
 
 use super::cells::{Bytes, Lists, Outside, whole_number};
-use super::record::{Conversations, Draft, Field, IMAGE_MARK, Images, Picture, Turn};
+use super::format::Names;
+use super::picture::Picture;
+use super::record::{Conversations, Draft, Field, IMAGE_MARK, Images, Turn};
 use super::reject::{Reason, Rejection, shown};
 
 /// Why a row cannot be read as far as a draft.
@@ -33,6 +35,7 @@ impl From<Rejection> for Fault {
 pub(super) struct Fields<'a> {
     id: Option<&'a ArrayRef>,
     source: Option<Bytes<'a>>,
+    system: Option<Bytes<'a>>,
     turns: Turns<'a>,
     image: Option<Pictures<'a>>,
     images: Option<Pictures<'a>>,
@@ -46,32 +49,42 @@ impl<'a> Fields<'a> {
     /// # Errors
     ///
     /// In words: a column that is missing or of a type that cannot be read, and what is allowed.
-    pub(super) fn of(batch: &'a RecordBatch, mapped: Option<Range<usize>>) -> Result<Self, String> {
-        let turns = ["messages", "conversations"]
-            .into_iter()
+    pub(super) fn of(
+        batch: &'a RecordBatch,
+        names: &Names,
+        mapped: Option<Range<usize>>,
+    ) -> Result<Self, String> {
+        let turn_names = [Some(&names.turns), names.other_turns.as_ref()];
+        let turn_names = turn_names.into_iter().flatten();
+        let turns = turn_names
+            .clone()
             .find_map(|name| Some((name, batch.column_by_name(name)?)));
         let Some((name, turns)) = turns else {
-            let schema = batch.schema_ref();
-            let names: Vec<_> = schema
-                .fields()
-                .iter()
-                .map(|field| field.name().as_str())
-                .collect();
+            let columns = batch.schema_ref().fields().iter();
+            let columns: Vec<_> = columns.map(|field| field.name().as_str()).collect();
+            let wanted: Vec<_> = turn_names.map(|name| format!("'{name}'")).collect();
             return Err(format!(
-                "there is no column 'messages' or 'conversations' among {}; say which one holds the turns",
-                names.join(", ")
+                "there is no column {} (of those to read there are: {}); name it with --columns messages=COLUMN",
+                wanted.join(" or "),
+                columns.join(", ")
             ));
         };
         let pictures = |name: &str| {
             let column = batch.column_by_name(name);
             column.map(|column| Pictures::of(name, column)).transpose()
         };
+        let texts = |name: &str| batch.column_by_name(name).and_then(Bytes::of_text);
         Ok(Self {
-            id: batch.column_by_name("id"),
-            source: batch.column_by_name("source").and_then(Bytes::of),
-            turns: Turns::of(name, turns)?,
-            image: pictures("image")?,
-            images: pictures("images")?,
+            id: batch.column_by_name(&names.id),
+            source: texts(&names.source),
+            system: texts(&names.system),
+            turns: Turns::of(name, turns, names)?,
+            // A name that the user gives is that of both.
+            image: match names.image == names.images {
+                true => None,
+                false => pictures(&names.image)?,
+            },
+            images: pictures(&names.images)?,
             mapped,
         })
     }
@@ -79,25 +92,36 @@ impl<'a> Fields<'a> {
     /// Returns what a row says.
     pub(super) fn draft(&self, row: usize) -> Result<Draft<'a>, Fault> {
         let id = self.id(row)?;
-        let named = |fault| match fault {
-            Fault::Rejected(rejection) => Fault::Rejected(rejection.with_id(id.clone())),
-            Fault::Outside => Fault::Outside,
-        };
-        let (conversations, carried) = self.turns.get(row, self).map_err(named)?;
-        let image = self.pictures(self.image.as_ref(), row).map_err(named)?;
-        let images = match self.pictures(self.images.as_ref(), row).map_err(named)? {
-            Images::None if !carried.is_empty() => Images::Given(carried),
-            images => images,
-        };
-        let source = match &self.source {
-            Some(column) => text(column, row, "source").map_err(named)?,
-            None => None,
+        self.rest(row).map_or_else(
+            |fault| match fault {
+                Fault::Rejected(rejection) => Err(rejection.with_id(id.clone()).into()),
+                Fault::Outside => Err(Fault::Outside),
+            },
+            |draft| {
+                Ok(Draft {
+                    id: id.clone(),
+                    ..draft
+                })
+            },
+        )
+    }
+
+    /// Returns what a row says but its id.
+    fn rest(&self, row: usize) -> Result<Draft<'a>, Fault> {
+        let (conversations, carried) = self.turns.get(row, self)?;
+        let texts = |column: &Option<Bytes<'a>>, name| match column {
+            Some(column) => {
+                text(column, row, name).map(|text| text.filter(|text| !text.is_empty()))
+            }
+            None => Ok(None),
         };
         Ok(Draft {
-            id,
-            source: source.filter(|source| !source.is_empty()),
-            image,
-            images,
+            id: None,
+            source: texts(&self.source, "source")?,
+            system: texts(&self.system, "system")?,
+            image: self.pictures(self.image.as_ref(), row)?,
+            images: self.pictures(self.images.as_ref(), row)?,
+            carried,
             conversations,
         })
     }
@@ -147,14 +171,13 @@ fn text<'a>(column: &Bytes<'a>, row: usize, name: &str) -> Result<Option<Cow<'a,
     }
 }
 
-/// Returns the first of some fields of a struct that is there.
 fn child<'a>(structs: &'a StructArray, name: &str) -> Option<&'a ArrayRef> {
     structs.column_by_name(name)
 }
 
 /// The column of the turns: lists of structs.
 struct Turns<'a> {
-    name: &'static str,
+    name: String,
     lists: Lists<'a>,
     structs: &'a StructArray,
     /// `from` before `role`, as in records of text.
@@ -169,26 +192,32 @@ enum Content<'a> {
 }
 
 impl<'a> Turns<'a> {
-    fn of(name: &'static str, column: &'a ArrayRef) -> Result<Self, String> {
+    fn of(name: &str, column: &'a ArrayRef, names: &Names) -> Result<Self, String> {
+        let [role, other_role] = &names.roles;
+        let [content, other_content] = &names.contents;
         let wrong = || {
             format!(
-                "column '{name}' is {}; it must be a list of structs with a role ('from' or 'role', text) and a content ('value' or 'content', text or a list of parts)",
+                "column '{name}' is {}; it must be a list of structs with a role ('{role}' or '{other_role}', text) and a content ('{content}' or '{other_content}', text or a list of parts)",
                 column.data_type()
             )
         };
         let lists = Lists::of(column).ok_or_else(wrong)?;
         let structs = structs(lists.items).ok_or_else(wrong)?;
-        let children = |names: [&'static str; 2]| {
-            names
-                .into_iter()
-                .filter_map(move |name| child(structs, name))
-        };
-        let roles: Option<Vec<_>> = children(["from", "role"]).map(Bytes::of_text).collect();
-        let contents: Option<Vec<_>> = children(["value", "content"]).map(Content::of).collect();
+        let children = |names: &[String; 2]| names.clone().map(|name| child(structs, &name));
+        let roles: Option<Vec<_>> = children(&names.roles)
+            .into_iter()
+            .flatten()
+            .map(Bytes::of_text)
+            .collect();
+        let contents: Option<Vec<_>> = children(&names.contents)
+            .into_iter()
+            .flatten()
+            .map(Content::of)
+            .collect();
         match (roles, contents) {
             (Some(roles), Some(contents)) if !roles.is_empty() && !contents.is_empty() => {
                 Ok(Self {
-                    name,
+                    name: name.to_owned(),
                     lists,
                     structs,
                     roles,
@@ -215,28 +244,33 @@ impl<'a> Turns<'a> {
                 turns.push(Turn::NotAnObject("null"));
                 continue;
             }
-            let role = self.first_of(&self.roles, |column| text(column, item, self.name))?;
-            let content = self.first_of(&self.contents, |column| match column {
-                Content::Text(column) => text(column, item, self.name),
-                Content::Parts(parts) => parts.get(item, self.name, fields, &mut carried),
+            let role = first_of(&self.roles, |column| self.text(column, item))?;
+            let content = first_of(&self.contents, |column| match column {
+                Content::Text(column) => self.text(column, item),
+                Content::Parts(parts) => parts.get(item, &self.name, fields, &mut carried),
             })?;
             turns.push(Turn::Fields { role, content });
         }
         Ok((Conversations::Turns(turns), carried))
     }
 
-    fn first_of<T>(
-        &self,
-        columns: &[T],
-        mut read: impl FnMut(&T) -> Result<Option<Cow<'a, str>>, Fault>,
-    ) -> Result<Field<'a>, Fault> {
-        for column in columns {
-            if let Some(text) = read(column)? {
-                return Ok(Field::Text(text));
-            }
-        }
-        Ok(Field::Absent)
+    fn text(&self, column: &Bytes<'a>, item: usize) -> Result<Field<'a>, Fault> {
+        Ok(text(column, item, &self.name)?.map_or(Field::Absent, Field::Text))
     }
+}
+
+/// Returns the first of some fields that is not null.
+fn first_of<'a, T>(
+    columns: &[T],
+    mut read: impl FnMut(&T) -> Result<Field<'a>, Fault>,
+) -> Result<Field<'a>, Fault> {
+    for column in columns {
+        match read(column)? {
+            Field::Absent => {}
+            given => return Ok(given),
+        }
+    }
+    Ok(Field::Absent)
 }
 
 impl<'a> Content<'a> {
@@ -271,41 +305,49 @@ impl<'a> Parts<'a> {
         })
     }
 
+    /// Returns the parts of a turn as one text, in which marks stand for images.
     fn get(
         &self,
         row: usize,
         name: &str,
         fields: &Fields<'a>,
         carried: &mut Vec<Picture<'a>>,
-    ) -> Result<Option<Cow<'a, str>>, Fault> {
+    ) -> Result<Field<'a>, Fault> {
         let Some(items) = self.lists.get(row)? else {
-            return Ok(None);
+            return Ok(Field::Absent);
         };
         let read = |column: &Option<Bytes<'a>>, item| match column {
             Some(column) => text(column, item, name),
             None => Ok(None),
         };
         let mut whole = String::new();
-        for item in items {
-            let kind = read(&self.kinds, item)?;
-            match kind.as_deref() {
-                Some("text") => whole += read(&self.texts, item)?.as_deref().unwrap_or_default(),
-                Some("image" | "image_url") => {
-                    whole += IMAGE_MARK;
-                    for images in &self.images {
-                        carried.extend(images.get(item, fields.mapped.as_ref())?);
-                    }
+        for (number, item) in items.enumerate() {
+            let mut pictures = Vec::new();
+            for images in &self.images {
+                pictures.extend(images.get(item, fields.mapped.as_ref())?);
+            }
+            let is_image = match read(&self.kinds, item)?.as_deref() {
+                Some("text" | "input_text") => false,
+                Some("image" | "image_url" | "input_image") => true,
+                Some(other) => {
+                    let other = shown(other);
+                    return Ok(Field::BadParts(format!(
+                        "part {number} is of type '{other}'; known are text, image, image_url"
+                    )));
                 }
-                kind => {
-                    let kind =
-                        kind.map_or("no type".into(), |kind| format!("type '{}'", shown(kind)));
-                    let detail =
-                        format!("a part of a turn has {kind}; known are text, image, image_url");
-                    return Err(Rejection::new(Reason::BadTurn, None, detail).into());
-                }
+                None => !pictures.is_empty(),
+            };
+            if is_image {
+                whole += IMAGE_MARK;
+                carried.extend(pictures);
+                continue;
+            }
+            match read(&self.texts, item)? {
+                Some(text) => whole += &text,
+                None => return Ok(Field::BadParts(format!("part {number} has no text"))),
             }
         }
-        Ok(Some(Cow::Owned(whole)))
+        Ok(Field::Text(Cow::Owned(whole)))
     }
 }
 
@@ -381,10 +423,14 @@ impl<'a> Item<'a> {
             Some(bytes) => bytes.get(row)?.filter(|bytes| !bytes.is_empty()),
             None => None,
         };
-        Ok(match (bytes, path) {
-            (Some(bytes), name) => Some(carried(bytes, name, mapped)),
-            (None, path) => path.map(Picture::path),
-        })
+        match (bytes, path) {
+            (Some(bytes), name) => Ok(Some(carried(bytes, name, mapped))),
+            (None, Some(path)) => Picture::from_text(path).map(Some).map_err(|what| {
+                let detail = format!("the image is {what}");
+                Rejection::new(Reason::ImageMissing, None, detail).into()
+            }),
+            (None, None) => Ok(None),
+        }
     }
 }
 

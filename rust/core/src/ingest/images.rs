@@ -68,6 +68,10 @@ impl ImageFolder {
         &self,
         path: Cow<'a, str>,
     ) -> std::result::Result<(Cow<'a, str>, ImageKey), Rejection> {
+        let path = match self.inside(&path) {
+            Some(relative) => Cow::Owned(relative.to_owned()),
+            None => path,
+        };
         let path_key = key(path.as_bytes());
         let verdict = self.files.get_or_insert(path_key, || self.examine(&path));
         let (reason, what) = match verdict {
@@ -83,6 +87,14 @@ impl ImageFolder {
         };
         let detail = format!("image '{}' {what} the images folder", shown(&path));
         Err(Rejection::new(reason, None, detail))
+    }
+
+    /// Strips the folder from an absolute path that lies in it.
+    fn inside<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let relative = [&self.root, &self.real]
+            .into_iter()
+            .find_map(|root| Path::new(path).strip_prefix(root).ok())?;
+        relative.to_str().filter(|_| Path::new(path).is_absolute())
     }
 
     fn examine(&self, path: &str) -> Verdict {
@@ -223,7 +235,7 @@ mod tests {
             ("a/../../secret.png", Err(Reason::ImageOutside)),
             ("parent/secret.png", Err(Reason::ImageOutside)),
             ("out.png", Err(Reason::ImageOutside)),
-            (absolute.as_str(), Err(Reason::ImageOutside)),
+            (absolute.as_str(), Ok("x.png")),
             ("/dev/null", Err(Reason::ImageOutside)),
             ("nothing.png", Err(Reason::ImageMissing)),
             ("x.png/more.png", Err(Reason::ImageMissing)),

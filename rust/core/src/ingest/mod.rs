@@ -1,7 +1,7 @@
 //! Reads a pool as the user has it into `pool.arrow`, and sets bad records aside.
 //!
 //! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
-//! [`scan`]). The blocks are parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is
+//! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`] and [`fields`]). The blocks are parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is
 //! checked against the rules ([`record`], [`images`]) and becomes columns ([`rows`], [`table`]); these are
 //! written in order ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
 //!
@@ -12,9 +12,12 @@ mod arrow;
 mod cells;
 mod container;
 mod fields;
+mod format;
 mod images;
 mod json;
+mod picture;
 mod read;
+mod recognise;
 mod record;
 mod reject;
 mod rows;
@@ -25,22 +28,26 @@ mod split;
 mod table;
 mod tar;
 mod text;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use rayon::ThreadPoolBuilder;
 
 use self::arrow::RowContainer;
 use self::container::{Container, Context, Parsed};
+use self::format::Names;
 use self::images::ImageFolder;
-use self::shard::Shard;
+use self::record::Rules;
 use self::sink::Sink;
-use self::split::{Blocks, LIMITS, Limits};
+use self::split::{LIMITS, Limits};
 use crate::{Error, Observer, Result};
 
 pub use self::arrow::RowStream;
+pub use self::format::{Dialect, Format, Framing};
+pub use self::recognise::recognise;
 pub use self::reject::Reason;
 
 /// Version of the pool file's schema.
@@ -48,52 +55,6 @@ pub(crate) const POOL_VERSION: &str = "2";
 pub(crate) const VERSION_KEY: &str = "mllm_selector.pool_version";
 pub(crate) const FORMAT_KEY: &str = "mllm_selector.format";
 pub(crate) const INPUTS_KEY: &str = "mllm_selector.inputs";
-
-/// How the records of a pool stand in its file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON array of records.
-    LlavaJson,
-    /// A record a line.
-    LlavaJsonl,
-    /// A tar of records and their images.
-    WebDataset,
-    /// Rows of Arrow batches, and what the format that they come from is called; see [`ingest_rows`].
-    Rows(String),
-}
-
-impl Format {
-    /// The name in options and in the pool file's metadata.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::LlavaJson => "llava-json",
-            Self::LlavaJsonl => "llava-jsonl",
-            Self::WebDataset => "webdataset",
-            Self::Rows(name) => name,
-        }
-    }
-
-    /// Reads a name; any that is not known here is one of rows.
-    pub fn from_name(name: &str) -> Self {
-        [Self::LlavaJson, Self::LlavaJsonl, Self::WebDataset]
-            .into_iter()
-            .find(|format| format.name() == name)
-            .unwrap_or_else(|| Self::Rows(name.to_owned()))
-    }
-
-    /// Opens an input of this format.
-    fn open(&self, path: &Path, limits: Limits) -> Result<Box<dyn Container>> {
-        match self {
-            Self::LlavaJson | Self::LlavaJsonl => {
-                Ok(Box::new(Blocks::open(path, self.clone(), limits)?))
-            }
-            Self::WebDataset => Ok(Box::new(Shard::open(path, limits)?)),
-            Self::Rows(name) => Err(Error::Argument(format!(
-                "format: '{name}' is read from Arrow batches; hand them over as rows"
-            ))),
-        }
-    }
-}
 
 /// One file of a pool.
 #[derive(Debug, Clone)]
@@ -115,12 +76,44 @@ pub struct IngestOptions {
     pub images: Option<PathBuf>,
     /// Source of records that name none.
     pub source: Option<String>,
+    /// Names of fields that are not the format's own: `messages`, `images`, `id`, `source`, `system`, `role` and
+    /// `content` to the name in the records.
+    pub columns: BTreeMap<String, String>,
+    /// Whether questions and answers must alternate.
+    pub turns_alternate: bool,
+    /// Whether images of a record without any mark are put before its first question; if not, it is rejected.
+    /// None does what the frameworks do that read the format.
+    pub inserts_marks: Option<bool>,
+    /// Whether a sample with the id of an earlier one gets another; if not, it is rejected.
+    pub renames_duplicates: bool,
+    /// Whether the first rejected record is an error.
+    pub strict: bool,
     /// Threads that parse; all processors if None.
     pub threads: Option<usize>,
     /// The pool file to write.
     pub out: PathBuf,
     /// The file of rejected records to write, JSON lines.
     pub rejected: PathBuf,
+}
+
+impl IngestOptions {
+    /// Options with their defaults.
+    pub fn new(inputs: Vec<Input>, format: Format, out: PathBuf, rejected: PathBuf) -> Self {
+        Self {
+            inputs,
+            format,
+            images: None,
+            source: None,
+            columns: BTreeMap::new(),
+            turns_alternate: true,
+            inserts_marks: None,
+            renames_duplicates: false,
+            strict: false,
+            threads: None,
+            out,
+            rejected,
+        }
+    }
 }
 
 /// What a pool holds.
@@ -130,6 +123,8 @@ pub struct Summary {
     pub samples: u64,
     /// Records set aside, by reason.
     pub rejected: BTreeMap<Reason, u64>,
+    /// Samples that got another id than their record's.
+    pub renamed: u64,
     /// Samples without an image, with several images, and with several assistant turns.
     pub text_only: u64,
     /// See `text_only`.
@@ -152,20 +147,26 @@ pub struct Summary {
 ///
 /// [`Error::Argument`] if an input or the images folder cannot be what is meant, or a record names an image
 /// and there is no folder; [`Error::Pool`] with the byte offset if an input is not JSON or is cut off, if the
-/// inputs hold no record, and, naming the file of rejected records, which is kept, if more than half are
-/// rejected.
+/// inputs hold no record, if one is rejected and none may be, and, naming the file of rejected records, which
+/// is kept, if more than half are rejected.
 pub fn ingest(options: &IngestOptions, observer: &Observer) -> Result<Summary> {
     ingest_within(options, LIMITS, observer)
 }
 
 /// Reads a pool from rows as [`ingest`] does from text; `open` is called when an input's turn comes.
+///
+/// # Errors
+///
+/// As [`ingest`]; [`Error::Pool`] too if columns are missing, of other types or damaged.
 pub fn ingest_rows(
     options: &IngestOptions,
     mut open: impl FnMut(&Input) -> Result<RowStream>,
     observer: &Observer,
 ) -> Result<Summary> {
+    let names = Names::new(options.format, &options.columns)?;
     let open = |input: &Input| -> Result<Box<dyn Container>> {
-        Ok(Box::new(RowContainer::open(input, open(input)?, LIMITS)?))
+        let stream = open(input)?;
+        Ok(Box::new(RowContainer::open(input, stream, &names, LIMITS)?))
     };
     ingest_opened(options, open, observer)
 }
@@ -193,7 +194,14 @@ fn ingest_opened(
         .as_deref()
         .map(ImageFolder::open)
         .transpose()?;
-    let schema = Arc::new(table::schema(&options.format, &options.inputs)?);
+    let names = Names::new(options.format, &options.columns)?;
+    let rules = Rules {
+        turns_alternate: options.turns_alternate,
+        inserts_marks: options
+            .inserts_marks
+            .unwrap_or(options.format.shows_unmarked_images_first()),
+    };
+    let schema = Arc::new(table::schema(options.format, &options.inputs)?);
     let workers = ThreadPoolBuilder::new()
         .num_threads(options.threads.unwrap_or_else(default_threads))
         .build()
@@ -207,10 +215,11 @@ fn ingest_opened(
         let mut read = |file: usize| -> Result<()> {
             let input = &options.inputs[file];
             let context = Arc::new(Context {
-                path: &input.path,
                 shown: input.path.display().to_string().into(),
                 file: file as u32,
-                format: options.format.clone(),
+                format: options.format,
+                names: &names,
+                rules,
                 schema: Arc::clone(&schema),
                 images: images.as_ref(),
                 input_source: input.source.as_deref(),
@@ -282,16 +291,16 @@ mod tests {
 
     fn options(folder: &Path, threads: usize) -> IngestOptions {
         IngestOptions {
-            inputs: vec![Input {
-                path: folder.join("pool.jsonl"),
-                source: None,
-            }],
-            format: Format::LlavaJsonl,
-            images: None,
-            source: None,
             threads: Some(threads),
-            out: folder.join(format!("{threads}.arrow")),
-            rejected: folder.join(format!("{threads}.jsonl")),
+            ..IngestOptions::new(
+                vec![Input {
+                    path: folder.join("pool.jsonl"),
+                    source: None,
+                }],
+                Format::Text(Dialect::Llava, Framing::Lines),
+                folder.join(format!("{threads}.arrow")),
+                folder.join(format!("{threads}.jsonl")),
+            )
         }
     }
 
@@ -353,7 +362,7 @@ mod tests {
         records[50] = r#"{"a":}"#.into();
         let text = format!("[{}] x", records.join(","));
         let mut options = options(folder.path(), 2);
-        options.format = Format::LlavaJson;
+        options.format = Format::Text(Dialect::Llava, Framing::Array);
         fs::write(&options.inputs[0].path, &text).unwrap();
         let found = ingest_within(&options, SMALL, &Observer::default())
             .unwrap_err()

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::container::{self, Container, Context, Parsed};
+use super::picture::Picture;
 use super::read::{self, Unread};
-use super::record::{Draft, Images, Picture};
+use super::record::{Draft, Images};
 use super::reject::{Reason, Rejection, shown};
 use super::rows::Rows;
 use super::split::{Limits, Place};
@@ -121,8 +122,8 @@ impl container::Block for Samples {
             text.resize(member.length as usize, 0);
             self.file
                 .read_exact_at(&mut text, member.offset)
-                .map_err(|source| Error::io("read", context.path, source))?;
-            let rejection = match read::record(&text) {
+                .map_err(|source| Error::io("read", context.shown.as_ref(), source))?;
+            let rejection = match read::record(&text, context.names) {
                 Ok(draft) => match with_members(draft, sample) {
                     Ok(draft) => {
                         rows.add(draft, place)?;

@@ -11,13 +11,14 @@ use arrow_schema::{DataType, Field, Fields, Schema};
 use serde_json::{Value, json};
 
 use super::container::Context;
-use super::record::{Picture, Sample};
+use super::picture::Picture;
+use super::record::Sample;
 use super::split::Place;
 use super::{FORMAT_KEY, Format, INPUTS_KEY, Input, POOL_VERSION, VERSION_KEY};
 use crate::{Error, Result};
 
 /// Returns the schema of a pool file.
-pub(super) fn schema(format: &Format, inputs: &[Input]) -> Result<Schema> {
+pub(super) fn schema(format: Format, inputs: &[Input]) -> Result<Schema> {
     let columns = vec![
         Field::new("id", DataType::LargeUtf8, false),
         Field::new("source", DataType::LargeUtf8, false),
