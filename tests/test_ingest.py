@@ -196,7 +196,7 @@ NO_TEXT = b"\xff\xfe[\0{\0"
 
 WHOLE_FILE_FAULTS = {
     "not-json": (
-        b"PAR1\x15\x04",
+        b"PK\x03\x04",
         PoolError,
         "byte 0: this is not JSON: found 'P', but a JSON array begins with '['",
     ),

@@ -281,7 +281,7 @@ def test_rows_are_judged_as_records_of_text_are(tmp_path):
         [{"role": "user", "content": None}],
         [{"role": "user", "content": "a"}],
         SEEN,
-        [*TALK, {"role": "assistant", "content": "<image>"}],
+        [TALK[0], {"role": "assistant", "content": "<image>"}],
     ]
     reasons = (
         ["no-conversations"] * 2 + ["bad-turn"] * 4 + ["no-answer"] + ["image-marks"] * 2 + ["duplicate-id"]
@@ -290,7 +290,7 @@ def test_rows_are_judged_as_records_of_text_are(tmp_path):
     ids = [*(f"bad-{number}" for number in range(len(turns))), *map(str, range(len(good))), "3"]
     content = pa.table({"id": ids, "messages": pa.array([*turns, *good, TALK], pa.list_(TURN))})
     run = ingested(tmp_path / "run", write_parquet(tmp_path / "a.parquet", content))
-    assert [reason for _, _, reason in rejected(run)] == [*reasons, "duplicate-id"]
+    assert [reason for _, _, reason in rejected(run)] == reasons
     assert [name for name, _, _ in rejected(run)] == [*ids[: len(turns)], "3"]
     assert pool_of(run).ids(range(len(good))) == [str(number) for number in range(len(good))]
     lines = [json.loads(line) for line in (run / "rejected.jsonl").open()]
