@@ -1,6 +1,8 @@
 //! Writes chosen records as they stand in the input, byte for byte.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
@@ -50,14 +52,12 @@ pub fn write_subset(
     observer.expect(rows.len() as u64);
     let compressions = compressions(inputs)?;
     let mut buffer = vec![0; PIECE];
-    let mut sources = Vec::with_capacity(inputs.len());
+    let mut sources = Sources::new(inputs);
     for (file, path) in inputs.iter().enumerate() {
-        sources.push(match compressions[file] {
-            Compression::Plain => Records::open(path)?,
-            Compression::Gzip | Compression::Zstd => {
-                extract(path, file as u32, &mut places, out, &mut buffer, observer)?
-            }
-        });
+        if compressions[file] != Compression::Plain {
+            let taken = extract(path, file as u32, &mut places, out, &mut buffer, observer)?;
+            sources.taken.insert(file, taken);
+        }
     }
     let frame = &pool.frame;
     let mut subset = Encoder::create(out, common(&compressions))?;
@@ -72,7 +72,9 @@ pub fn write_subset(
         put(&mut subset, before)?;
         before = frame.before_next;
         let copy = |piece: &[u8]| put(&mut subset, piece);
-        sources[place.file as usize].copy(place, frame.ends, &mut buffer, copy)?;
+        sources
+            .of(place)?
+            .copy(place, frame.ends, &mut buffer, copy)?;
         put(&mut subset, frame.after_each)?;
         observer.advance(1);
     }
@@ -227,6 +229,40 @@ impl Places {
             file,
             offset: offsets.value(position),
             length: lengths.value(position),
+        })
+    }
+}
+
+/// The inputs: what has been taken from compressed ones, and some of the others open.
+struct Sources<'a> {
+    paths: &'a [PathBuf],
+    taken: HashMap<usize, Records<'a>>,
+    open: HashMap<usize, Records<'a>>,
+}
+
+impl<'a> Sources<'a> {
+    /// A pool may have more shards than a process may have files open.
+    const MOST_OPEN: usize = 100;
+
+    fn new(paths: &'a [PathBuf]) -> Self {
+        Self {
+            paths,
+            taken: HashMap::new(),
+            open: HashMap::new(),
+        }
+    }
+
+    fn of(&mut self, place: &Place) -> Result<&Records<'a>> {
+        let file = place.file as usize;
+        if let Some(taken) = self.taken.get(&file) {
+            return Ok(taken);
+        }
+        if self.open.len() == Self::MOST_OPEN && !self.open.contains_key(&file) {
+            self.open.clear();
+        }
+        Ok(match self.open.entry(file) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(closed) => closed.insert(Records::open(&self.paths[file])?),
         })
     }
 }

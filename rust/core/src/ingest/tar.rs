@@ -119,6 +119,7 @@ impl TarScanner {
         let budget = Cell::new(MOST_HEADER_BYTES);
         let mut archive = Archive::new(Headers {
             file: &self.file,
+            start: self.at,
             budget: &budget,
         });
         let mut entries = archive.entries_with_seek()?;
@@ -253,9 +254,10 @@ fn damaged(at: u64, why: &dyn std::fmt::Display) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, text)
 }
 
-/// A file of which only so many bytes may be read; seeking is free.
+/// A file from `start` on, of which only so many bytes may be read; seeking is free.
 struct Headers<'a> {
     file: &'a File,
+    start: u64,
     budget: &'a Cell<u64>,
 }
 
@@ -274,6 +276,109 @@ impl Read for Headers<'_> {
 
 impl Seek for Headers<'_> {
     fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.file.seek(position)
+        let position = match position {
+            SeekFrom::Start(offset) => SeekFrom::Start(self.start + offset),
+            relative => relative,
+        };
+        Ok(self.file.seek(position)? - self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tar::{Builder, EntryType, Header};
+
+    use super::*;
+
+    fn scanner(bytes: &[u8]) -> TarScanner {
+        use std::io::Write;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        TarScanner::new(file).unwrap()
+    }
+
+    fn all(bytes: &[u8], most: usize) -> Vec<TarSample> {
+        let mut scanner = scanner(bytes);
+        let mut samples = Vec::new();
+        loop {
+            let found = scanner.next(most).unwrap();
+            assert!(found.len() <= most);
+            if found.is_empty() {
+                return samples;
+            }
+            samples.extend(found);
+        }
+    }
+
+    /// Members with long names too, whose headers take several blocks, and a folder in between.
+    fn tar() -> Vec<u8> {
+        let mut tar = Builder::new(Vec::new());
+        let mut add = |name: &str, kind: EntryType, content: &[u8]| {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, name, content).unwrap();
+        };
+        for number in 0..20_usize {
+            let key = format!("{}{number}", "long/".repeat(number * 3));
+            add(&format!("{key}.json"), EntryType::Regular, b"{}");
+            if number == 7 {
+                add("folder", EntryType::Directory, b"");
+            }
+            add(
+                &format!("{key}.0.png"),
+                EntryType::Regular,
+                &vec![7; number * 100],
+            );
+        }
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn samples_do_not_depend_on_how_many_are_asked_for() {
+        let bytes = tar();
+        let whole = all(&bytes, 1000);
+        assert_eq!(whole.len(), 20);
+        for most in 1..8 {
+            assert_eq!(all(&bytes, most), whole);
+        }
+        let mut end = 0;
+        for (number, sample) in whole.iter().enumerate() {
+            assert_eq!(sample.offset, end);
+            end += sample.length;
+            let image = &sample.images[0];
+            assert_eq!(image.length, number as u64 * 100);
+            let start = image.offset as usize;
+            assert!(
+                bytes[start..start + number * 100]
+                    .iter()
+                    .all(|&byte| byte == 7)
+            );
+        }
+        assert_eq!(bytes.len() as u64, end + 1024);
+    }
+
+    #[test]
+    fn any_damage_ends_in_an_error_or_in_samples() {
+        let whole = tar();
+        for at in (0..whole.len()).step_by(37) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x41;
+            let mut scanner = scanner(&bytes);
+            for _ in 0..100 {
+                match scanner.next(3) {
+                    Ok(found) if found.is_empty() => break,
+                    Ok(found) => assert!(
+                        found
+                            .iter()
+                            .all(|sample| { sample.offset + sample.length <= bytes.len() as u64 })
+                    ),
+                    Err(error) => {
+                        assert!(error.to_string().contains("not the header"), "{error}");
+                        break;
+                    }
+                }
+            }
+        }
     }
 }
