@@ -275,6 +275,12 @@ def _columns(file: RowFile, names: dict[str, str]) -> list[str]:
         if name not in there:
             msg = f"{file.path}: --columns {what}={name}: there is no such column among {', '.join(there)}"
             raise PoolError(msg)
+    if "messages" not in names and not {"messages", "conversations"} & set(there):
+        msg = (
+            f"{file.path}: there is no column 'messages' or 'conversations' among {', '.join(there)}; "
+            "name the one that holds the turns with --columns messages=COLUMN"
+        )
+        raise PoolError(msg)
     usual = [name for what, all_names in USUAL_COLUMNS.items() if what not in names for name in all_names]
     return [name for name in there if name in {*usual, *of_file.values()}]
 
