@@ -342,3 +342,21 @@ def test_a_long_text_is_kept(tmp_path):
     question = {"role": "user", "content": "é\n" * 100_000}
     pool, _ = read([{"messages": [question, ANSWER]}], "messages-json", tmp_path)
     assert pool.sample(0).messages[0][1] == question["content"]
+
+
+def test_other_packages_may_bring_formats(tmp_path, monkeypatch):
+    class Empty:
+        name = "empty"
+
+        def recognises(self, paths):
+            return all(path.read_bytes() == b"EMPTY" for path in paths)
+
+    class Entry:
+        def load(self):
+            return Empty()
+
+    monkeypatch.setattr(formats, "entry_points", lambda group: [Entry()] * (group == formats.ENTRY_POINTS))
+    monkeypatch.setattr(formats, "FORMATS", formats.registry())
+    (tmp_path / "pool").write_bytes(b"EMPTY")
+    assert formats.find(IngestOptions(pool=tmp_path / "pool")).name == "empty"
+    assert formats.find(IngestOptions(pool=tmp_path / "pool", format="empty")).name == "empty"

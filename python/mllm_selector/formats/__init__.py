@@ -22,7 +22,7 @@ from mllm_selector.formats.sharegpt import SHAREGPT_JSON, SHAREGPT_JSON_LINES
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory, fingerprint
 
-__all__ = ["FORMATS", "PoolFormat", "find", "subset_suffix", "write_subset"]
+__all__ = ["ENTRY_POINTS", "FORMATS", "PoolFormat", "find", "registry", "subset_suffix", "write_subset"]
 
 
 class PoolFormat(Protocol):
@@ -60,7 +60,8 @@ ENTRY_POINTS = "mllm_selector.formats"
 """Group of entry points that name more formats: objects with what `PoolFormat` asks for."""
 
 
-def _registry() -> dict[str, PoolFormat]:
+def registry() -> dict[str, PoolFormat]:
+    """Return the formats by name, this package's own first."""
     formats: dict[str, PoolFormat] = {known.name: known for known in _OWN}
     for entry in entry_points(group=ENTRY_POINTS):
         known = entry.load()
@@ -68,7 +69,7 @@ def _registry() -> dict[str, PoolFormat]:
     return formats
 
 
-FORMATS = _registry()
+FORMATS = registry()
 
 
 def find(options: IngestOptions) -> PoolFormat:

@@ -8,8 +8,10 @@
 //! Another kind of input is another [`container::Container`], opened in [`Format::open`]: it cuts its input
 //! into blocks, whose `parse` makes a [`record::Draft`] of each record and hands it to [`rows::Rows`].
 
+mod brackets;
 mod container;
 mod format;
+mod hashed;
 mod images;
 mod json;
 mod picture;
@@ -20,6 +22,7 @@ mod reject;
 mod rows;
 mod scan;
 mod sink;
+mod special;
 mod split;
 mod table;
 mod text;
