@@ -19,6 +19,7 @@ from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint_inputs
 from mllm_selector.stages import ingest
 
+MESSAGES = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 TURNS = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
 
 
@@ -44,13 +45,17 @@ unknown_values = st.recursive(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), unknown=st.lists(unknown_values, min_size=1, max_size=12), is_array=st.booleans())
-def test_records_are_written_as_they_are_read(data, unknown, is_array, tmp_path_factory):
+@pytest.mark.parametrize("dialect", ["llava", "sharegpt", "messages"])
+def test_records_are_written_as_they_are_read(data, unknown, is_array, dialect, tmp_path_factory):
     folder = tmp_path_factory.mktemp("round")
+    known = {
+        "llava": {"conversations": TURNS},
+        "sharegpt": {"images": [], "conversations": TURNS},
+        "messages": {"messages": MESSAGES},
+    }[dialect]
     indent = data.draw(st.sampled_from([None, 2])) if is_array else None
     records = [
-        json.dumps(
-            {"x": value, "conversations": TURNS}, indent=indent, ensure_ascii=bool(number % 2)
-        ).encode()
+        json.dumps({"x": value, **known}, indent=indent, ensure_ascii=bool(number % 2)).encode()
         for number, value in enumerate(unknown)
     ]
     suffix = ".json" if is_array else ".jsonl"
@@ -59,6 +64,7 @@ def test_records_are_written_as_they_are_read(data, unknown, is_array, tmp_path_
     rows = data.draw(st.permutations(range(len(records))))
     with RunDirectory(folder / "run") as run:
         ingested(run, pool)
+        assert Pool.of(run).format == dialect + suffix.replace(".", "-")
         assert formats.subset_suffix(run) == suffix
         formats.write_subset(run, np.arange(len(records)), folder / "new" / "all")
         formats.write_subset(run, np.array(rows), folder / "permuted")

@@ -86,7 +86,8 @@ def known() -> dict[str, PoolFormat]:
     for point in entry_points(group=ENTRY_POINTS):
         shown = f"the format '{point.name}' ({point.value})"
         try:
-            added: PoolFormat = point.load()()
+            loaded = point.load()
+            added: PoolFormat = loaded() if isinstance(loaded, type) else loaded
             name = added.name
         except Exception as error:  # whatever the other package does wrong
             msg = f"{shown} cannot be loaded: {error!r}; mend or uninstall it"

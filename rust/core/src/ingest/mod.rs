@@ -9,10 +9,12 @@
 //! into blocks, whose `parse` makes a [`record::Draft`] of each record and hands it to [`rows::Rows`].
 
 mod arrow;
+mod brackets;
 mod cells;
 mod container;
 mod fields;
 mod format;
+mod hashed;
 mod images;
 mod json;
 mod picture;
@@ -24,6 +26,7 @@ mod rows;
 mod scan;
 mod shard;
 mod sink;
+mod special;
 mod split;
 mod table;
 mod tar;

@@ -1,6 +1,6 @@
 //! Writes the parsed blocks in order: the pool, the rejected records, and their numbers.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use arrow_schema::{ArrowError, Schema};
 use arrow_select::filter::filter_record_batch;
 
 use super::container::{self, Facts, Parsed};
+use super::hashed::{HashedMap, HashedSet};
 use super::images::{ImageKey, key};
 use super::reject::{Reason, Rejected, Rejection, shown};
 use super::{IngestOptions, Summary};
@@ -27,12 +28,12 @@ pub(super) struct Sink {
     rejected_path: PathBuf,
     pool: FileWriter<WholeFile>,
     rejected: WholeFile,
-    ids: HashSet<[u8; 16]>,
+    ids: HashedSet<[u8; 16]>,
     renames_duplicates: bool,
     /// How often an id has been given again.
-    copies: HashMap<[u8; 16], u64>,
+    copies: HashedMap<[u8; 16], u64>,
     strict: bool,
-    images: HashSet<ImageKey>,
+    images: HashedSet<ImageKey>,
     /// The first rejected record of each reason.
     examples: BTreeMap<Reason, Rejected>,
     summary: Summary,
@@ -49,11 +50,11 @@ impl Sink {
             rejected_path: options.rejected.clone(),
             pool,
             rejected,
-            ids: HashSet::new(),
+            ids: HashedSet::default(),
             renames_duplicates: options.renames_duplicates,
-            copies: HashMap::new(),
+            copies: HashedMap::default(),
             strict: options.strict,
-            images: HashSet::new(),
+            images: HashedSet::default(),
             examples: BTreeMap::new(),
             summary: Summary::default(),
         })

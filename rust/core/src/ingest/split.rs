@@ -1,6 +1,8 @@
 //! Cuts the input into blocks of whole records, reading it once in windows of bounded size.
 
+use std::mem;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::container::{self, Container};
 use super::format::Framing;
@@ -48,19 +50,37 @@ impl Place {
 /// Consecutive records and their bytes.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// Where `bytes` begins in the input.
+    /// Where `bytes` begins in the input, and how many of them are the block's.
     offset: u64,
+    length: usize,
     bytes: Vec<u8>,
     pub(super) places: Vec<Place>,
     /// Bytes of the input up to the end of this block that no earlier block has counted.
     pub(super) advance: u64,
     record_bytes: u64,
+    /// Where the buffer goes when the block is done with.
+    spare: Spare,
+}
+
+/// Buffers to be used again: fresh memory costs more than reading into it.
+type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
+
+const MOST_SPARE: usize = 32 << 20;
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // One that has grown for a huge record would be kept for nothing.
+        if self.bytes.capacity() <= MOST_SPARE {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.push(mem::take(&mut self.bytes));
+        }
+    }
 }
 
 impl Block {
     /// Returns the number of bytes held.
     pub(super) fn size(&self) -> usize {
-        self.bytes.len()
+        self.length
     }
 
     /// Returns a record's bytes, or None for one over the size limit.
@@ -80,13 +100,16 @@ pub(super) struct Blocks {
     file: TextFile,
     limits: Limits,
     scanner: Scanner,
-    /// Bytes read but not yet handed out; `base` is where they begin in the input.
+    /// A buffer whose first `filled` bytes are read but not yet handed out; `base` is where they begin in the
+    /// input.
     pending: Vec<u8>,
+    filled: usize,
     base: u64,
     /// Records found but not yet handed out.
     found: Vec<Place>,
     /// Bytes of the file, which may be compressed, that have been handed out or let go.
     counted: u64,
+    spare: Spare,
     at_end: bool,
     failure: Option<Error>,
 }
@@ -100,9 +123,11 @@ impl Blocks {
             limits,
             scanner: Scanner::new(framing),
             pending: Vec::new(),
+            filled: 0,
             base: 0,
             found: Vec::new(),
             counted: 0,
+            spare: Spare::default(),
             at_end: false,
             failure: None,
         })
@@ -137,26 +162,34 @@ impl Blocks {
         }
         let limit = self.base + self.limits.block_bytes as u64;
         let fit = self.found.partition_point(|place| place.end() <= limit);
-        let is_full =
-            self.pending.len() >= self.limits.block_bytes || fit >= self.limits.block_records;
+        let is_full = self.filled >= self.limits.block_bytes || fit >= self.limits.block_records;
         is_full.then_some(fit.clamp(1, self.limits.block_records))
     }
 
     /// Hands out the first `records` found records with the bytes up to their end.
     fn cut(&mut self, records: usize) -> Block {
         let rest = self.found.split_off(records);
-        let places = std::mem::replace(&mut self.found, rest);
+        let places = mem::replace(&mut self.found, rest);
         let end = places.last().map_or(self.base, Place::end).max(self.base);
         let held = (end - self.base) as usize;
-        let mut tail = Vec::with_capacity(self.limits.block_bytes + self.limits.window);
-        tail.extend_from_slice(&self.pending[held..]);
-        self.pending.truncate(held);
+        let spare = self
+            .spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let mut next = spare.unwrap_or_default();
+        let tail = self.filled - held;
+        grow(&mut next, tail);
+        next[..tail].copy_from_slice(&self.pending[held..self.filled]);
+        self.filled = tail;
         let block = Block {
             offset: self.base,
-            bytes: std::mem::replace(&mut self.pending, tail),
+            length: held,
+            bytes: mem::replace(&mut self.pending, next),
             places,
             advance: self.count(end),
             record_bytes: self.limits.record_bytes,
+            spare: Arc::clone(&self.spare),
         };
         self.base = end;
         block
@@ -171,37 +204,48 @@ impl Blocks {
 
     /// Reads and scans one more window.
     fn read_window(&mut self) -> Result<()> {
-        let before = self.pending.len();
+        let before = self.filled;
         let window = self.limits.window.max(BYTE_ORDER_MARK.len());
-        self.pending.resize(before + window, 0);
-        let read = self.file.read(&mut self.pending[before..])?;
-        self.pending.truncate(before + read);
+        grow(&mut self.pending, before + window);
+        let read = self.file.read(&mut self.pending[before..before + window])?;
+        self.filled = before + read;
         self.at_end = read < window;
-        if self.base + before as u64 == 0 && self.pending.starts_with(BYTE_ORDER_MARK) {
-            self.pending.drain(..BYTE_ORDER_MARK.len());
+        let is_first = self.base == 0 && before == 0;
+        if is_first && self.pending[..read].starts_with(BYTE_ORDER_MARK) {
+            self.pending.copy_within(BYTE_ORDER_MARK.len()..read, 0);
+            self.filled -= BYTE_ORDER_MARK.len();
             self.base = BYTE_ORDER_MARK.len() as u64;
         }
         let position = self.base + before as u64;
-        let mut outcome = self
-            .scanner
-            .scan(&self.pending[before..], position, &mut self.found);
+        let mut outcome = self.scanner.scan(
+            &self.pending[before..self.filled],
+            position,
+            &mut self.found,
+        );
         if self.at_end && outcome.is_ok() {
             outcome = self
                 .scanner
-                .finish(self.base + self.pending.len() as u64, &mut self.found);
+                .finish(self.base + self.filled as u64, &mut self.found);
         }
         outcome.map_err(|text| Error::Pool(format!("{}: {text}", self.path.display())))
     }
 
     /// Lets go of white space, and of an unfinished record that is already over the limit.
     fn drop_overlong(&mut self, observer: &Observer) {
-        let end = self.base + self.pending.len() as u64;
+        let end = self.base + self.filled as u64;
         let start = self.scanner.open_record().unwrap_or(0);
         if self.found.is_empty() && end - start > self.limits.record_bytes {
             observer.advance(self.count(end));
             self.base = end;
-            self.pending.clear();
+            self.filled = 0;
         }
+    }
+}
+
+/// Makes a buffer at least so long; what it holds beyond what has been read means nothing.
+fn grow(buffer: &mut Vec<u8>, length: usize) {
+    if buffer.len() < length {
+        buffer.resize(length, 0);
     }
 }
 
