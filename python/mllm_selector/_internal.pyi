@@ -1,6 +1,6 @@
 """Types of the Rust extension module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -8,21 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 def hash_file(path: str | PathLike[str]) -> str: ...
+def recognise(paths: Sequence[PathLike[str]]) -> str | None: ...
+def compression_suffix(paths: Sequence[PathLike[str]]) -> str: ...
 def ingest(
-    pool: PathLike[str],
+    inputs: list[tuple[PathLike[str], str | None]],
     pool_format: str,
     out: PathLike[str],
     rejected: PathLike[str],
     *,
     images: PathLike[str] | None = None,
     source: str | None = None,
+    columns: dict[str, str] | None = None,
+    turns_alternate: bool = True,
+    inserts_marks: bool | None = None,
+    renames_duplicates: bool = False,
+    strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    rows: Callable[[PathLike[str]], tuple[object, int, tuple[int, int]]] | None = None,
 ) -> dict[str, Any]: ...
 def write_subset(
     pool: PathLike[str],
     rows: NDArray[np.uint64],
-    input_file: PathLike[str],
+    inputs: Sequence[PathLike[str]],
     out: PathLike[str],
     *,
     progress: Callable[[int, int], None] | None = None,

@@ -9,18 +9,21 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from mllm_selector.errors import UsageError
+from mllm_selector.values import Amount, Columns, Input, Inputs, Limits
 
 __all__ = [
     "Amount",
+    "Columns",
     "ExportOptions",
     "IngestOptions",
+    "Input",
+    "Inputs",
     "Limits",
     "PickOptions",
     "ReportOptions",
@@ -30,138 +33,6 @@ __all__ = [
     "cli_name",
     "option",
 ]
-
-
-@dataclass(frozen=True)
-class Amount:
-    """A number of samples, given as a count or as a share of something larger, such as the pool.
-
-    Examples
-    --------
-    >>> Amount.parse("10%").of(20_003)
-    2000
-    >>> Amount.parse(500).of(20_003)
-    500
-    """
-
-    value: Fraction
-    is_share: bool
-
-    @classmethod
-    def parse(
-        cls, given: str | int | float | Amount, name: str = "budget", *, whole: str = "pool", least: int = 1
-    ) -> Self:
-        """Read a count (``500``) or a share (``"10%"``, ``0.1``).
-
-        Parameters
-        ----------
-        given : str, int, float or Amount
-            Whole numbers from 1 up are counts; percentages and numbers below 1 are shares.
-        name : str
-            The option's name, for the error message.
-        whole : str
-            What a share is of, for the error message.
-        least : {0, 1}
-            The smallest count allowed.
-
-        Raises
-        ------
-        UsageError
-            If it is neither, or below the least, or a share above 100 %.
-        """
-        if isinstance(given, Amount):
-            return cls(given.value, given.is_share)
-        text = str(given).strip().replace("_", "")
-        percent = text.endswith("%")
-        try:
-            value = Fraction(text.removesuffix("%").strip())
-        except (ValueError, ZeroDivisionError):
-            msg = f"{name}: {given!r} is neither a count such as 5000 nor a share such as 10% or 0.1"
-            raise UsageError(msg) from None
-        if percent:
-            value /= 100
-        is_share = percent or 0 < value < 1
-        if value < 0 or (value == 0 and least):
-            what = "selects nothing" if least else "is below 0"
-            msg = f"{name}: {given} {what}; give a count of at least {least} or a share above 0%"
-            raise UsageError(msg)
-        if is_share and value > 1:
-            msg = f"{name}: {given} is more than the whole {whole}; a share is at most 100%"
-            raise UsageError(msg)
-        if not is_share and value.denominator != 1:
-            msg = f"{name}: {given} is not a whole number of samples; write a share as 10% or 0.1"
-            raise UsageError(msg)
-        return cls(value, is_share)
-
-    def of(self, total: int) -> int:
-        """Return the number of samples out of `total`, shares rounded half up to at least one."""
-        if not self.is_share:
-            return int(self.value)
-        return max(1, int(self.exactly_of(total) + Fraction(1, 2)))
-
-    def exactly_of(self, total: int) -> Fraction:
-        """Return the number of samples out of `total` before any rounding."""
-        return self.value * total if self.is_share else self.value
-
-    def __str__(self) -> str:
-        return f"{float(self.value * 100):.15g}%" if self.is_share else str(int(self.value))
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Amounts of the budget by the name of a source; ``*`` stands for every source that is not named.
-
-    Examples
-    --------
-    >>> limits = Limits.parse({"ocr": "10%", "*": 500})
-    >>> str(limits.of("ocr")), str(limits.of("chat"))
-    ('10%', '500')
-    """
-
-    amounts: Mapping[str, Amount]
-
-    @classmethod
-    def parse(
-        cls,
-        given: Mapping[Any, str | int | float | Amount] | Iterable[str] | Limits,
-        name: str = "limits",
-    ) -> Self:
-        """Read a mapping, or texts such as ``ocr=500`` and ``*=10%``.
-
-        Parameters
-        ----------
-        given : mapping or iterable of str
-            Amounts by name. A text is cut at its last ``=``.
-        name : str
-            The option's name, for the error message.
-
-        Raises
-        ------
-        UsageError
-            If a text has no ``=``, a name comes twice, or a value is neither a count nor a share.
-        """
-        if isinstance(given, Limits):
-            return cls(given.amounts)
-        pairs = given.items() if isinstance(given, Mapping) else [_pair(text, name) for text in given]
-        amounts: dict[str, Amount] = {}
-        for source, amount in pairs:
-            if str(source) in amounts:
-                msg = f"{name}: {source} is given twice; give each name once"
-                raise UsageError(msg)
-            amounts[str(source)] = Amount.parse(amount, f"{name} {source}", whole="budget", least=0)
-        return cls(amounts)
-
-    def of(self, source: str) -> Amount | None:
-        """Return the amount of a source, or None if it has none."""
-        return self.amounts.get(source, self.amounts.get("*"))
-
-
-def _pair(text: object, name: str) -> tuple[str, str]:
-    source, equals, amount = str(text).rpartition("=")
-    if not equals:
-        msg = f"{name}: {text!r} is not of the form NAME=N or NAME=P%, such as ocr=500 or '*=10%'"
-        raise UsageError(msg)
-    return source.strip(), amount
 
 
 def option(
@@ -230,18 +101,26 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
     if value is None and types.NoneType in kinds:
         return None
     kind = next(kind for kind in kinds if kind is not types.NoneType)
+    if kind is Inputs:
+        return Inputs.parse(value, name)
     if kind is Amount and isinstance(value, str | int | float | Amount):
         return Amount.parse(value, cli_name(name))
     if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
         limits = Limits.parse(value, cli_name(name))
         return limits if limits.amounts else None
+    if kind is Columns and isinstance(value, Columns | Mapping | str | list | tuple):
+        return Columns.parse(value, cli_name(name))
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:
         return value
-    words = {str: "text", Limits: "mapping of names to counts or shares"}
+    words = {
+        str: "text",
+        Limits: "mapping of names to counts or shares",
+        Columns: "mapping of kinds to columns",
+    }
     msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
     raise UsageError(msg)
 
@@ -249,6 +128,10 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
 def _as_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.absolute())  # a later command may run in another folder
+    if isinstance(value, Inputs):
+        return [{"path": str(entry.path.absolute()), "source": entry.source} for entry in value.inputs]
+    if isinstance(value, Columns):
+        return dict(value.names)
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
     return str(value) if isinstance(value, Amount) else value
@@ -267,19 +150,57 @@ def _at_least(options: object, name: str, low: float, *, above: bool = False) ->
 class IngestOptions(StageOptions):
     """How the pool is read."""
 
-    pool: Path = option(
-        help="The pool as you have it: LLaVA JSON (one array) or JSON lines.", metavar="POOL", matters=False
+    pool: Inputs = option(
+        help="The pool as you have it: LLaVA, ShareGPT or messages as a JSON array or JSON lines, plain or "
+        "as gzip or zstd; Parquet; Arrow; a Hugging Face datasets folder; WebDataset tars. A file, several, "
+        "a folder, or a pattern in quotes. NAME=PATH gives all samples of an input the source NAME.",
+        metavar="POOL",
+        matters=False,
     )
     images: Path | None = option(
         None, help="Folder that the image paths of the pool are relative to.", metavar="DIR", matters=False
     )
-    format: str = option("auto", help="Format of the pool.", choices=("auto", "llava-json", "llava-jsonl"))
+    format: str = option(
+        "auto",
+        help="Format of the pool: llava-json, llava-jsonl, sharegpt-json, sharegpt-jsonl, messages-json, "
+        "messages-jsonl, parquet, arrow, datasets, webdataset, or one of an installed package; auto looks at "
+        "the content.",
+        metavar="FORMAT",
+    )
+    split: str | None = option(
+        None, help="Split of a Hugging Face DatasetDict folder, where it has several.", metavar="NAME"
+    )
+    columns: Columns | None = option(
+        None,
+        help="Names of columns that are not the format's: messages, images, id, source, system, role or "
+        "content, such as messages=dialogue,images=pics.",
+        metavar="KIND=COLUMN,...",
+    )
     source: str | None = option(
         None,
         help="Source name for samples that carry none; by default the first folder of their image, "
         "else the pool's file name.",
         metavar="NAME",
     )
+    duplicate_ids: str = option(
+        "reject",
+        help="What becomes of a sample with the id of an earlier one: it is set aside, or gets a number "
+        "behind its id.",
+        choices=("reject", "rename"),
+    )
+    turn_order: str = option(
+        "alternating",
+        help="Whether questions and answers must alternate, a system prompt only first, as most chat "
+        "templates ask for.",
+        choices=("alternating", "any"),
+    )
+    missing_marks: str = option(
+        "auto",
+        help="What becomes of a sample with images but no <image> mark: the marks are put before its first "
+        "question, or it is set aside; auto inserts them for messages, as TRL and ms-swift do.",
+        choices=("auto", "insert", "reject"),
+    )
+    strict: bool = option(False, help="Stop with an error at the first sample that would be set aside.")
     threads: int | None = option(
         None, help="CPU threads for computing; default all.", metavar="N", matters=False
     )

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector.artifacts import atomic_write, open_arrow
-from mllm_selector.errors import RunDirectoryError
+from mllm_selector.artifacts import atomic_folder, atomic_write, open_arrow
+from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.rundir import StageRecord, read_manifest
 
 __all__ = ["SELECTION_SCHEMA", "Selection"]
@@ -99,14 +99,19 @@ class Selection:
         return self.run_dir / str(self._stages["pick"].counts["subset"])
 
     def write(self, path: str | Path) -> None:
-        """Write the chosen records, byte for byte as in the pool, in its format.
+        """Write the chosen records in the format of the pool: a file, or for some formats a folder.
 
         Raises
         ------
         RunDirectoryError
             If the run directory does not hold the subset any more.
+        UsageError
+            If a folder is to be written where something else is.
         """
-        _copy(self.subset, Path(path), "pick")
+        if self.subset.is_dir():
+            _copy_folder(self.subset, Path(path))
+        else:
+            _copy(self.subset, Path(path), "pick")
 
     def report(self, path: str | Path) -> None:
         """Write the page that shows what was chosen.
@@ -133,6 +138,14 @@ class Selection:
             "subset": str(self.subset),
             "report": str(self.run_dir / "report.html"),
         }
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        msg = f"{target} is there already; the subset is a folder, so name a new one"
+        raise UsageError(msg)
+    with atomic_folder(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def _copy(source: Path, target: Path, stage: str) -> None:

@@ -1,18 +1,24 @@
 //! Bindings of ingest, pool reading and write-back.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use mllm_selector_core as core;
-use mllm_selector_core::ingest::{Format, IngestOptions, Summary};
+use mllm_selector_core::Compression;
+use mllm_selector_core::ingest::{Format, IngestOptions, Input, Summary};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call::{detached, observed};
+use crate::rows;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hash_file, module)?)?;
     module.add_function(wrap_pyfunction!(ingest, module)?)?;
+    module.add_function(wrap_pyfunction!(recognise, module)?)?;
+    module.add_function(wrap_pyfunction!(compression_suffix, module)?)?;
     module.add_function(wrap_pyfunction!(write_subset, module)?)
 }
 
@@ -22,35 +28,89 @@ fn hash_file(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 }
 
 #[pyfunction]
-#[pyo3(signature = (pool, pool_format, out, rejected, *, images=None, source=None, threads=None, progress=None))]
+fn recognise(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Option<&'static str>> {
+    detached(
+        py,
+        || Ok(core::ingest::recognise(&paths)?.map(Format::name)),
+    )
+}
+
+#[pyfunction]
+fn compression_suffix(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<&'static str> {
+    let compression = detached(py, || core::writeback::common_compression(&paths))?;
+    Ok(match compression {
+        Compression::Plain => "",
+        Compression::Gzip => ".gz",
+        Compression::Zstd => ".zst",
+    })
+}
+
+#[pyfunction]
+#[pyo3(signature = (
+    inputs, pool_format, out, rejected, *, images=None, source=None, columns=None, turns_alternate=true,
+    inserts_marks=None, renames_duplicates=false, strict=false, threads=None, progress=None, rows=None
+))]
 // One argument an option, so that Python names them.
 #[allow(clippy::too_many_arguments)]
 fn ingest<'py>(
     py: Python<'py>,
-    pool: PathBuf,
+    inputs: Vec<(PathBuf, Option<String>)>,
     pool_format: &str,
     out: PathBuf,
     rejected: PathBuf,
     images: Option<PathBuf>,
     source: Option<String>,
+    columns: Option<BTreeMap<String, String>>,
+    turns_alternate: bool,
+    inserts_marks: Option<bool>,
+    renames_duplicates: bool,
+    strict: bool,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    rows: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let name = pool_format.to_owned();
-    let summary = observed(py, progress.as_ref(), move |observer| {
-        let format = Format::from_name(&name)?;
+    let inputs = inputs
+        .into_iter()
+        .map(|(path, source)| Input { path, source })
+        .collect();
+    // What `rows` raises keeps its class: the core only learns that it is to stop.
+    let raised = Mutex::new(None);
+    let outcome = observed(py, progress.as_ref(), |observer| {
+        let format = match rows {
+            // A program knows few formats, and for as long as it runs.
+            Some(_) => Format::Rows(name.leak()),
+            None => Format::from_name(&name)?,
+        };
         let options = IngestOptions {
-            pool,
-            format,
             images,
             source,
+            columns: columns.unwrap_or_default(),
+            turns_alternate,
+            inserts_marks,
+            renames_duplicates,
+            strict,
             threads,
-            out,
-            rejected,
+            ..IngestOptions::new(inputs, format, out, rejected)
         };
-        core::ingest::ingest(&options, observer)
-    })?;
-    as_dict(py, &summary)
+        let Some(callable) = &rows else {
+            return core::ingest::ingest(&options, observer);
+        };
+        let open = |input: &Input| {
+            Python::attach(|py| rows::open(py, callable, &input.path)).map_err(|error| {
+                *raised.lock().expect("nothing panics while it is held") = Some(error);
+                core::Error::Interrupted
+            })
+        };
+        core::ingest::ingest_rows(&options, open, observer)
+    });
+    match raised
+        .into_inner()
+        .expect("nothing panics while it is held")
+    {
+        Some(error) => Err(error),
+        None => as_dict(py, &outcome?),
+    }
 }
 
 fn as_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDict>> {
@@ -61,6 +121,7 @@ fn as_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDic
     let counts = PyDict::new(py);
     counts.set_item("samples", summary.samples)?;
     counts.set_item("rejected", rejected)?;
+    counts.set_item("renamed", summary.renamed)?;
     counts.set_item("text_only", summary.text_only)?;
     counts.set_item("multi_image", summary.multi_image)?;
     counts.set_item("multi_turn", summary.multi_turn)?;
@@ -71,17 +132,17 @@ fn as_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDic
 }
 
 #[pyfunction]
-#[pyo3(signature = (pool, rows, input_file, out, *, progress=None))]
+#[pyo3(signature = (pool, rows, inputs, out, *, progress=None))]
 fn write_subset(
     py: Python<'_>,
     pool: PathBuf,
     rows: PyReadonlyArray1<'_, u64>,
-    input_file: PathBuf,
+    inputs: Vec<PathBuf>,
     out: PathBuf,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let rows = rows.as_slice()?;
     observed(py, progress.as_ref(), |observer| {
-        core::writeback::write_subset(&pool, rows, &input_file, &out, observer)
+        core::writeback::write_subset(&pool, rows, &inputs, &out, observer)
     })
 }

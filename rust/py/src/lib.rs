@@ -4,6 +4,7 @@ mod call;
 mod convert;
 mod io;
 mod neighbours;
+mod rows;
 mod sample;
 mod select;
 

@@ -3,19 +3,23 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
+use super::hashed::{HashedMap, HashedSet};
 use super::reject::{Reason, Rejection, shown};
 use crate::{Error, Result};
 
 /// A path as 128 bits of its BLAKE3 hash: a pool of 10^7 images would not fit into memory as text.
 pub(super) type ImageKey = [u8; 16];
 
-/// Hashes a text to 128 bits.
-pub(super) fn key(text: &str) -> [u8; 16] {
+/// Hashes a text, or an image, to 128 bits.
+pub(super) fn key(content: impl AsRef<[u8]>) -> [u8; 16] {
     let mut key = [0; 16];
-    key.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    key.copy_from_slice(&blake3::hash(content.as_ref()).as_bytes()[..16]);
     key
 }
 
@@ -34,8 +38,9 @@ pub(super) struct ImageFolder {
     root: PathBuf,
     /// `root` without symbolic links.
     real: PathBuf,
+    /// Paths that had to be examined one by one.
     files: Shards,
-    folders: Shards,
+    folders: RwLock<HashMap<String, Arc<Folder>>>,
 }
 
 impl ImageFolder {
@@ -59,7 +64,7 @@ impl ImageFolder {
             root: root.to_path_buf(),
             real,
             files: Shards::new(),
-            folders: Shards::new(),
+            folders: RwLock::default(),
         })
     }
 
@@ -68,13 +73,20 @@ impl ImageFolder {
         &self,
         path: Cow<'a, str>,
     ) -> std::result::Result<(Cow<'a, str>, ImageKey), Rejection> {
-        let path_key = key(&path);
+        let path = match self.inside(&path) {
+            Some(relative) => Cow::Owned(relative.to_owned()),
+            None => path,
+        };
+        let path_key = key(path.as_bytes());
+        if self.is_listed(&path) {
+            return Ok((path, path_key));
+        }
         let verdict = self.files.get_or_insert(path_key, || self.examine(&path));
         let (reason, what) = match verdict {
             Verdict::Inside => return Ok((path, path_key)),
             Verdict::InsideWithSlashes => {
                 let path = with_slashes(&path);
-                let path_key = key(&path);
+                let path_key = key(path.as_bytes());
                 return Ok((Cow::Owned(path), path_key));
             }
             Verdict::Outside => (Reason::ImageOutside, "leads out of"),
@@ -83,6 +95,35 @@ impl ImageFolder {
         };
         let detail = format!("image '{}' {what} the images folder", shown(&path));
         Err(Rejection::new(reason, None, detail))
+    }
+
+    /// Says whether the listing of its folder holds a file; if not, it may still be there.
+    fn is_listed(&self, path: &str) -> bool {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let found = self.folder(folder);
+        found.verdict == Verdict::Inside && found.lists(name, || self.root.join(folder))
+    }
+
+    fn folder(&self, path: &str) -> Arc<Folder> {
+        let known = self.folders.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = known.get(path) {
+            return Arc::clone(folder);
+        }
+        drop(known);
+        let folder = Arc::new(Folder::new(self.examine_folder(Path::new(path))));
+        let mut known = self.folders.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(known.entry(path.to_owned()).or_insert(folder))
+    }
+
+    /// Strips the folder from an absolute path that lies in it.
+    fn inside<'a>(&self, path: &'a str) -> Option<&'a str> {
+        if !path.starts_with('/') {
+            return None;
+        }
+        let relative = [&self.root, &self.real]
+            .into_iter()
+            .find_map(|root| Path::new(path).strip_prefix(root).ok())?;
+        relative.to_str()
     }
 
     fn examine(&self, path: &str) -> Verdict {
@@ -102,11 +143,7 @@ impl ImageFolder {
             return Verdict::Outside;
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        let folder_key = key(&folder.to_string_lossy());
-        match self
-            .folders
-            .get_or_insert(folder_key, || self.examine_folder(folder))
-        {
+        match self.folder(&folder.to_string_lossy()).verdict {
             Verdict::Inside => {}
             verdict => return verdict,
         }
@@ -125,6 +162,9 @@ impl ImageFolder {
     }
 
     fn examine_folder(&self, folder: &Path) -> Verdict {
+        if folder.is_absolute() || climbs_out(folder) {
+            return Verdict::Outside;
+        }
         match self.root.join(folder).canonicalize() {
             Ok(real) if real.starts_with(&self.real) => Verdict::Inside,
             Ok(_) => Verdict::Outside,
@@ -160,8 +200,58 @@ fn climbs_out(path: &Path) -> bool {
     false
 }
 
+/// A folder below the images folder, listed once it has been asked for often: a look into a listing costs a
+/// small part of a call of the system for every file.
+struct Folder {
+    verdict: Verdict,
+    asked: AtomicU32,
+    /// Hashes of the names of its regular files; None if they cannot be listed.
+    names: OnceLock<Option<HashedSet<u64>>>,
+    hasher: RandomState,
+}
+
+/// So often is a folder asked for before it is listed.
+const ASKED: u32 = 64;
+/// Names of larger folders would take too much memory.
+const MOST_NAMES: usize = 1 << 22;
+
+impl Folder {
+    fn new(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            asked: AtomicU32::new(0),
+            names: OnceLock::new(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    fn lists(&self, name: &str, path: impl FnOnce() -> PathBuf) -> bool {
+        if self.asked.fetch_add(1, Ordering::Relaxed) < ASKED && self.names.get().is_none() {
+            return false;
+        }
+        let names = self.names.get_or_init(|| self.list(&path()).ok().flatten());
+        let hash = self.hasher.hash_one(name.as_bytes());
+        names.as_ref().is_some_and(|names| names.contains(&hash))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Option<HashedSet<u64>>> {
+        let mut names = HashedSet::default();
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            // Links and whatever the file system does not tell about are examined one by one.
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                names.insert(self.hasher.hash_one(entry.file_name().as_encoded_bytes()));
+            }
+            if names.len() > MOST_NAMES {
+                return Ok(None);
+            }
+        }
+        Ok(Some(names))
+    }
+}
+
 /// A map that several threads fill; the value of a key is the same whoever finds it.
-struct Shards(Vec<Mutex<HashMap<ImageKey, Verdict>>>);
+struct Shards(Vec<Mutex<HashedMap<ImageKey, Verdict>>>);
 
 impl Shards {
     fn new() -> Self {
@@ -223,7 +313,7 @@ mod tests {
             ("a/../../secret.png", Err(Reason::ImageOutside)),
             ("parent/secret.png", Err(Reason::ImageOutside)),
             ("out.png", Err(Reason::ImageOutside)),
-            (absolute.as_str(), Err(Reason::ImageOutside)),
+            (absolute.as_str(), Ok("x.png")),
             ("/dev/null", Err(Reason::ImageOutside)),
             ("nothing.png", Err(Reason::ImageMissing)),
             ("x.png/more.png", Err(Reason::ImageMissing)),
@@ -235,8 +325,8 @@ mod tests {
             ("x\0.png", Err(Reason::ImageMissing)),
             ("C:\\x.png", Err(Reason::ImageMissing)),
         ] {
-            // Twice: the second answer comes from the cache.
-            for _ in 0..2 {
+            // Again and again: later answers come from a cache, then from the folder's listing.
+            for _ in 0..=ASKED + 1 {
                 let found = folder.resolve(Cow::Borrowed(path));
                 let found = found
                     .as_ref()

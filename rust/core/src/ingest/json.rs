@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
+use super::special;
 
 /// Deeper records are set aside: Python's `json`, for one, cannot read them.
 pub(super) const MAX_DEPTH: usize = 1000;
@@ -244,16 +244,12 @@ impl<'a> Cursor<'a> {
     /// Reads up to and including the next quote or backslash; returns the text before it, and which it was.
     fn plain_text(&mut self) -> Parse<(&'a str, u8)> {
         let rest = &self.text.as_bytes()[self.at..];
-        let Some(length) = memchr2(b'"', b'\\', rest) else {
+        let Some(length) = special::find(rest) else {
             self.at = self.text.len();
             return self.fault("'\"' at the end of a string");
         };
-        // Without an early exit, so that the compiler makes vector code of it.
-        let has_control = rest[..length]
-            .iter()
-            .fold(false, |found, &byte| found | (byte < 0x20));
-        if has_control {
-            self.at += rest.iter().take_while(|&&byte| byte >= 0x20).count();
+        if rest[length] < 0x20 {
+            self.at += length;
             return self.fault("no control character inside a string");
         }
         let text = &self.text[self.at..self.at + length];

@@ -1,86 +1,122 @@
 //! Reads a pool as the user has it into `pool.arrow`, and sets bad records aside.
 //!
-//! The input is read once, in order, in blocks of whole records ([`split`], [`scan`]); the blocks are parsed
-//! and checked in parallel ([`block`], [`record`], [`json`], [`images`]); their rows are written in order
-//! ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
+//! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
+//! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`] and [`fields`]). The blocks are parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is
+//! checked against the rules ([`record`], [`images`]) and becomes columns ([`rows`], [`table`]); these are
+//! written in order ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
+//!
+//! Another kind of input is another [`container::Container`], opened in [`Format::open`]: it cuts its input
+//! into blocks, whose `parse` makes a [`record::Draft`] of each record and hands it to [`rows::Rows`].
 
-mod block;
+mod arrow;
+mod brackets;
+mod cells;
+mod container;
+mod fields;
+mod format;
+mod hashed;
 mod images;
 mod json;
+mod picture;
+mod read;
+mod recognise;
 mod record;
 mod reject;
+mod rows;
 mod scan;
+mod shard;
 mod sink;
+mod special;
 mod split;
 mod table;
+mod tar;
+mod text;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use rayon::ThreadPoolBuilder;
 
-use self::block::{Context, Parsed, parse};
+use self::arrow::RowContainer;
+use self::container::{Container, Context, Parsed};
+use self::format::Names;
 use self::images::ImageFolder;
+use self::record::Rules;
 use self::sink::Sink;
-use self::split::{Blocks, LIMITS, Limits};
+use self::split::{LIMITS, Limits};
 use crate::{Error, Observer, Result};
 
+pub use self::arrow::RowStream;
+pub use self::format::{Dialect, Format, Framing};
+pub use self::recognise::recognise;
 pub use self::reject::Reason;
 
 /// Version of the pool file's schema.
-pub(crate) const POOL_VERSION: &str = "1";
+pub(crate) const POOL_VERSION: &str = "2";
 pub(crate) const VERSION_KEY: &str = "mllm_selector.pool_version";
 pub(crate) const FORMAT_KEY: &str = "mllm_selector.format";
+pub(crate) const INPUTS_KEY: &str = "mllm_selector.inputs";
 
-/// How the records of a pool stand in its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON array of records.
-    LlavaJson,
-    /// A record a line.
-    LlavaJsonl,
-}
-
-impl Format {
-    /// The name in options and in the pool file's metadata.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::LlavaJson => "llava-json",
-            Self::LlavaJsonl => "llava-jsonl",
-        }
-    }
-
-    /// Reads a name.
-    pub fn from_name(name: &str) -> Result<Self> {
-        [Self::LlavaJson, Self::LlavaJsonl]
-            .into_iter()
-            .find(|format| format.name() == name)
-            .ok_or_else(|| {
-                Error::Argument(format!(
-                    "format: '{name}' is not one of llava-json, llava-jsonl"
-                ))
-            })
-    }
+/// One file of a pool.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// The file.
+    pub path: PathBuf,
+    /// The source of all of its samples, whatever the records say.
+    pub source: Option<String>,
 }
 
 /// What to read and where to write.
 #[derive(Debug, Clone)]
 pub struct IngestOptions {
-    /// The input.
-    pub pool: PathBuf,
-    /// How its records stand in it.
+    /// The inputs, in the order in which their samples stand in the pool.
+    pub inputs: Vec<Input>,
+    /// How the records stand in each of them.
     pub format: Format,
     /// Folder that image paths are relative to; may be missing if no record names an image.
     pub images: Option<PathBuf>,
     /// Source of records that name none.
     pub source: Option<String>,
+    /// Names of fields that are not the format's own: `messages`, `images`, `id`, `source`, `system`, `role` and
+    /// `content` to the name in the records.
+    pub columns: BTreeMap<String, String>,
+    /// Whether questions and answers must alternate.
+    pub turns_alternate: bool,
+    /// Whether images of a record without any mark are put before its first question; if not, it is rejected.
+    /// None does what the frameworks do that read the format.
+    pub inserts_marks: Option<bool>,
+    /// Whether a sample with the id of an earlier one gets another; if not, it is rejected.
+    pub renames_duplicates: bool,
+    /// Whether the first rejected record is an error.
+    pub strict: bool,
     /// Threads that parse; all processors if None.
     pub threads: Option<usize>,
     /// The pool file to write.
     pub out: PathBuf,
     /// The file of rejected records to write, JSON lines.
     pub rejected: PathBuf,
+}
+
+impl IngestOptions {
+    /// Options with their defaults.
+    pub fn new(inputs: Vec<Input>, format: Format, out: PathBuf, rejected: PathBuf) -> Self {
+        Self {
+            inputs,
+            format,
+            images: None,
+            source: None,
+            columns: BTreeMap::new(),
+            turns_alternate: true,
+            inserts_marks: None,
+            renames_duplicates: false,
+            strict: false,
+            threads: None,
+            out,
+            rejected,
+        }
+    }
 }
 
 /// What a pool holds.
@@ -90,6 +126,8 @@ pub struct Summary {
     pub samples: u64,
     /// Records set aside, by reason.
     pub rejected: BTreeMap<Reason, u64>,
+    /// Samples that got another id than their record's.
+    pub renamed: u64,
     /// Samples without an image, with several images, and with several assistant turns.
     pub text_only: u64,
     /// See `text_only`.
@@ -100,7 +138,7 @@ pub struct Summary {
     pub images: u64,
     /// Samples by source.
     pub sources: BTreeMap<String, u64>,
-    /// Size of the input.
+    /// Size of the inputs.
     pub bytes: u64,
 }
 
@@ -110,57 +148,104 @@ pub struct Summary {
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] if the input or the images folder cannot be what is meant, or a record names an image
-/// and there is no folder; [`Error::Pool`] with the byte offset if the input is not JSON, is cut off or holds
-/// no record, and, naming the file of rejected records, which is kept, if more than half are rejected.
+/// [`Error::Argument`] if an input or the images folder cannot be what is meant, or a record names an image
+/// and there is no folder; [`Error::Pool`] with the byte offset if an input is not JSON or is cut off, if the
+/// inputs hold no record, if one is rejected and none may be, and, naming the file of rejected records, which
+/// is kept, if more than half are rejected.
 pub fn ingest(options: &IngestOptions, observer: &Observer) -> Result<Summary> {
     ingest_within(options, LIMITS, observer)
 }
 
-fn ingest_within(options: &IngestOptions, limits: Limits, observer: &Observer) -> Result<Summary> {
-    let mut blocks = Blocks::open(&options.pool, options.format, limits)?;
-    let bytes = blocks.size()?;
-    observer.expect(bytes);
-    let context = Context {
-        path: &options.pool,
-        format: options.format,
-        images: options
-            .images
-            .as_deref()
-            .map(ImageFolder::open)
-            .transpose()?,
-        source: options.source.as_deref(),
-        stem: options
-            .pool
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default(),
+/// Reads a pool from rows as [`ingest`] does from text; `open` is called when an input's turn comes.
+///
+/// # Errors
+///
+/// As [`ingest`]; [`Error::Pool`] too if columns are missing, of other types or damaged.
+pub fn ingest_rows(
+    options: &IngestOptions,
+    mut open: impl FnMut(&Input) -> Result<RowStream>,
+    observer: &Observer,
+) -> Result<Summary> {
+    let names = Names::new(options.format, &options.columns)?;
+    let open = |input: &Input| -> Result<Box<dyn Container>> {
+        let stream = open(input)?;
+        Ok(Box::new(RowContainer::open(input, stream, &names, LIMITS)?))
     };
+    ingest_opened(options, open, observer)
+}
+
+fn ingest_within(options: &IngestOptions, limits: Limits, observer: &Observer) -> Result<Summary> {
+    let open = |input: &Input| options.format.open(&input.path, limits);
+    ingest_opened(options, open, observer)
+}
+
+/// Reads inputs whatever they are opened with.
+fn ingest_opened(
+    options: &IngestOptions,
+    mut open: impl FnMut(&Input) -> Result<Box<dyn Container>>,
+    observer: &Observer,
+) -> Result<Summary> {
+    let sizes: Vec<u64> = options
+        .inputs
+        .iter()
+        .map(container::check_file)
+        .collect::<Result<_>>()?;
+    let bytes: u64 = sizes.iter().sum();
+    observer.expect(bytes);
+    let images = options
+        .images
+        .as_deref()
+        .map(ImageFolder::open)
+        .transpose()?;
+    let names = Names::new(options.format, &options.columns)?;
+    let rules = Rules {
+        turns_alternate: options.turns_alternate,
+        inserts_marks: options
+            .inserts_marks
+            .unwrap_or(options.format.shows_unmarked_images_first()),
+    };
+    let schema = Arc::new(table::schema(options.format, &options.inputs)?);
     let workers = ThreadPoolBuilder::new()
         .num_threads(options.threads.unwrap_or_else(default_threads))
         .build()
         .map_err(|error| Error::Argument(format!("threads: cannot start them: {error}")))?;
-    let mut sink = Sink::create(options)?;
+    let mut sink = Sink::create(options, &schema)?;
     // Two blocks wait, so that no worker stands idle while this thread reads and writes.
     let in_flight = workers.current_num_threads() + 2;
+    let mut first_record = 0;
     workers.in_place_scope(|scope| {
         let mut queue = Queue::with_capacity(in_flight);
-        let end = loop {
-            let block = match blocks.next(observer) {
-                Ok(Some(block)) => block,
-                Ok(None) => break Ok(()),
-                Err(fault) => break Err(fault),
-            };
-            if queue.len() == in_flight {
-                collect(&mut queue, &mut sink, observer)?;
+        let mut read = |file: usize| -> Result<()> {
+            let input = &options.inputs[file];
+            let context = Arc::new(Context {
+                shown: input.path.display().to_string().into(),
+                file: file as u32,
+                format: options.format,
+                names: &names,
+                rules,
+                schema: Arc::clone(&schema),
+                images: images.as_ref(),
+                input_source: input.source.as_deref(),
+                source: options.source.as_deref(),
+                stem: container::stem(&input.path),
+                first_record,
+            });
+            let mut container = open(input)?;
+            while let Some(block) = container.next(observer)? {
+                if queue.len() == in_flight {
+                    collect(&mut queue, &mut sink, observer)?;
+                }
+                first_record += block.records();
+                let (sender, receiver) = mpsc::sync_channel(1);
+                queue.push_back((receiver, block.advance()));
+                let context = Arc::clone(&context);
+                // The receiver is gone only if this call has failed; then nobody wants the rows.
+                scope.spawn(move |_| drop(sender.send(block.parse(&context))));
             }
-            let (sender, receiver) = mpsc::sync_channel(1);
-            queue.push_back((receiver, block.advance));
-            let context = &context;
-            // The receiver is gone only if this call has failed; then nobody wants the rows.
-            scope.spawn(move |_| drop(sender.send(parse(&block, context))));
+            Ok(())
         };
-        // The rows before a fault of the file may hold an earlier one, which is the one to report.
+        let end = (0..options.inputs.len()).try_for_each(&mut read);
+        // The rows before a fault of an input may hold an earlier one, which is the one to report.
         while !queue.is_empty() {
             observer.check()?;
             collect(&mut queue, &mut sink, observer)?;
@@ -209,13 +294,16 @@ mod tests {
 
     fn options(folder: &Path, threads: usize) -> IngestOptions {
         IngestOptions {
-            pool: folder.join("pool.jsonl"),
-            format: Format::LlavaJsonl,
-            images: None,
-            source: None,
             threads: Some(threads),
-            out: folder.join(format!("{threads}.arrow")),
-            rejected: folder.join(format!("{threads}.jsonl")),
+            ..IngestOptions::new(
+                vec![Input {
+                    path: folder.join("pool.jsonl"),
+                    source: None,
+                }],
+                Format::Text(Dialect::Llava, Framing::Lines),
+                folder.join(format!("{threads}.arrow")),
+                folder.join(format!("{threads}.jsonl")),
+            )
         }
     }
 
@@ -277,8 +365,8 @@ mod tests {
         records[50] = r#"{"a":}"#.into();
         let text = format!("[{}] x", records.join(","));
         let mut options = options(folder.path(), 2);
-        options.format = Format::LlavaJson;
-        fs::write(&options.pool, &text).unwrap();
+        options.format = Format::Text(Dialect::Llava, Framing::Array);
+        fs::write(&options.inputs[0].path, &text).unwrap();
         let found = ingest_within(&options, SMALL, &Observer::default())
             .unwrap_err()
             .to_string();

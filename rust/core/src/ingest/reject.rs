@@ -1,6 +1,7 @@
 //! Why a record is set aside.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -18,18 +19,22 @@ pub enum Reason {
     InvalidJson,
     /// A number, string, list, ... instead of an object.
     NotAnObject,
-    /// `conversations` missing, empty or not a list.
+    /// The list of turns is missing, empty or not a list.
     NoConversations,
     /// A turn without a known role or without text.
     BadTurn,
     /// No assistant turn with text.
     NoAnswer,
+    /// Questions and answers that do not alternate.
+    TurnOrder,
     /// `<image>` marks that do not match the images, or stand in an answer.
     ImageMarks,
     /// An image path that leaves the images folder.
     ImageOutside,
     /// An image that is not a file of the images folder.
     ImageMissing,
+    /// A tar member that is a link, sparse, cut off, named twice or leads out of the archive.
+    BadMember,
     /// An id that an earlier sample has.
     DuplicateId,
 }
@@ -45,9 +50,11 @@ impl Reason {
             Self::NoConversations => "no-conversations",
             Self::BadTurn => "bad-turn",
             Self::NoAnswer => "no-answer",
+            Self::TurnOrder => "turn-order",
             Self::ImageMarks => "image-marks",
             Self::ImageOutside => "image-outside",
             Self::ImageMissing => "image-missing",
+            Self::BadMember => "bad-member",
             Self::DuplicateId => "duplicate-id",
         }
     }
@@ -77,7 +84,7 @@ impl Rejection {
         }
     }
 
-    pub(super) fn at(self, place: Place) -> Rejected {
+    pub(super) fn at(self, input: &Arc<str>, place: Place) -> Rejected {
         let Place {
             record,
             offset,
@@ -86,6 +93,7 @@ impl Rejection {
         let Self { reason, id, detail } = self;
         Rejected {
             id,
+            input: Arc::clone(input),
             record,
             offset,
             length,
@@ -99,6 +107,7 @@ impl Rejection {
 #[derive(Debug, Serialize)]
 pub(super) struct Rejected {
     pub(super) id: Option<String>,
+    pub(super) input: Arc<str>,
     pub(super) record: u64,
     pub(super) offset: u64,
     pub(super) length: u64,

@@ -2,10 +2,12 @@
 //!
 //! Only brackets and strings are looked at; whether a record is JSON is for its parser to say.
 
-use memchr::{memchr, memchr2};
+use memchr::memchr;
 
-use super::Format;
+use super::brackets::{CHUNK, Nesting};
+use super::format::Framing;
 use super::json::is_space;
+use super::special;
 use super::split::Place;
 
 /// What is wrong, and at which byte.
@@ -18,10 +20,10 @@ pub(super) enum Scanner {
 }
 
 impl Scanner {
-    pub(super) fn new(format: Format) -> Self {
-        match format {
-            Format::LlavaJson => Self::Array(ArrayScanner::default()),
-            Format::LlavaJsonl => Self::Lines(LineScanner::default()),
+    pub(super) fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Array => Self::Array(ArrayScanner::default()),
+            Framing::Lines => Self::Lines(LineScanner::default()),
         }
     }
 
@@ -80,10 +82,7 @@ enum ArrayState {
 #[derive(Clone, Copy)]
 struct OpenValue {
     start: u64,
-    depth: u64,
-    in_string: bool,
-    /// The last byte was a backslash inside a string.
-    escaped: bool,
+    nesting: Nesting,
 }
 
 impl ArrayScanner {
@@ -120,9 +119,11 @@ impl ArrayScanner {
                 {
                     let open = OpenValue {
                         start: offset,
-                        depth: 0,
-                        in_string: false,
-                        escaped: false,
+                        nesting: Nesting {
+                            depth: 0,
+                            in_string: false,
+                            escaped: false,
+                        },
                     };
                     self.state = ArrayState::Value(open);
                     continue;
@@ -156,11 +157,11 @@ impl ArrayScanner {
         let found = shown(byte);
         match self.state {
             ArrayState::BeforeArray if byte == b'{' => format!(
-                "byte {offset}: found '{{' where a LLaVA JSON array has '['; \
-                 if this is JSON lines, use --format llava-jsonl"
+                "byte {offset}: found '{{' where a JSON array has '['; \
+                 if these are JSON lines, use the --format that ends in -jsonl"
             ),
             ArrayState::BeforeArray => format!(
-                "byte {offset}: this is not JSON: found {found}, but a LLaVA JSON array begins with '[' \
+                "byte {offset}: this is not JSON: found {found}, but a JSON array begins with '[' \
                  and JSON lines with '{{'"
             ),
             ArrayState::AfterValue => format!(
@@ -181,40 +182,52 @@ impl OpenValue {
     /// Passes bytes from `at`; returns where it stopped and whether the value has ended there.
     fn pass(&mut self, bytes: &[u8], mut at: usize) -> (usize, bool) {
         while at < bytes.len() {
-            if self.escaped {
-                self.escaped = false;
-                at += 1;
-                continue;
-            }
-            if self.in_string {
-                let Some(length) = memchr2(b'"', b'\\', &bytes[at..]) else {
-                    return (bytes.len(), false);
-                };
-                at += length + 1;
-                self.escaped = bytes[at - 1] == b'\\';
-                self.in_string = self.escaped;
-                if !self.in_string && self.depth == 0 {
-                    return (at, true);
+            at = self.nesting.pass_chunks(bytes, at);
+            // The value may end in the next chunk.
+            let end = bytes.len().min(at + CHUNK);
+            while at < end {
+                let (next, has_ended) = self.step(bytes, at);
+                if has_ended {
+                    return (next, true);
                 }
-                continue;
+                at = next;
             }
-            match bytes[at] {
-                b'"' => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
-                // A number or word ends before what follows it.
-                b'}' | b']' if self.depth == 0 => return (at, true),
-                b'}' | b']' => {
-                    self.depth -= 1;
-                    if self.depth == 0 {
-                        return (at + 1, true);
-                    }
-                }
-                b',' | b' ' | b'\t' | b'\n' | b'\r' if self.depth == 0 => return (at, true),
-                _ => {}
-            }
-            at += 1;
         }
         (at, false)
+    }
+
+    /// Passes a byte, or a stretch of a string; returns where it stopped and whether the value has ended there.
+    fn step(&mut self, bytes: &[u8], at: usize) -> (usize, bool) {
+        let Nesting {
+            depth,
+            in_string,
+            escaped,
+        } = &mut self.nesting;
+        if *escaped {
+            *escaped = false;
+            return (at + 1, false);
+        }
+        if *in_string {
+            let Some(length) = special::find(&bytes[at..]) else {
+                return (bytes.len(), false);
+            };
+            let last = at + length;
+            *escaped = bytes[last] == b'\\';
+            *in_string = bytes[last] != b'"';
+            return (last + 1, !*in_string && *depth == 0);
+        }
+        match bytes[at] {
+            b'"' => *in_string = true,
+            b'{' | b'[' => *depth += 1,
+            // A number or word ends before what follows it.
+            b'}' | b']' | b',' | b' ' | b'\t' | b'\n' | b'\r' if *depth == 0 => return (at, true),
+            b'}' | b']' => {
+                *depth -= 1;
+                return (at + 1, *depth == 0);
+            }
+            _ => {}
+        }
+        (at + 1, false)
     }
 }
 
@@ -258,7 +271,7 @@ impl LineScanner {
         if self.records == 0 && part[first] == b'[' {
             return Err(format!(
                 "byte {start}: found '[' where JSON lines have '{{'; \
-                 if this is a LLaVA JSON array, use --format llava-json"
+                 if this is a JSON array, use the --format that ends in -json"
             ));
         }
         self.text = Some((start, end));

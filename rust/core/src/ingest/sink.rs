@@ -1,50 +1,60 @@
 //! Writes the parsed blocks in order: the pool, the rejected records, and their numbers.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use arrow_array::builder::LargeStringBuilder;
 use arrow_array::cast::AsArray;
-use arrow_array::{BooleanArray, LargeStringArray};
+use arrow_array::{Array, BooleanArray, LargeStringArray, RecordBatch};
 use arrow_ipc::writer::FileWriter;
-use arrow_schema::ArrowError;
+use arrow_schema::{ArrowError, Schema};
 use arrow_select::filter::filter_record_batch;
 
-use super::block::{Facts, Parsed};
-use super::images::ImageKey;
+use super::container::{self, Facts, Parsed};
+use super::hashed::{HashedMap, HashedSet};
+use super::images::{ImageKey, key};
 use super::reject::{Reason, Rejected, Rejection, shown};
-use super::{IngestOptions, Summary, table};
+use super::{IngestOptions, Summary};
 use crate::files::WholeFile;
 use crate::{Error, Result};
 
 pub(super) struct Sink {
-    input: PathBuf,
+    /// The inputs in words.
+    input: String,
     pool_path: PathBuf,
     rejected_path: PathBuf,
     pool: FileWriter<WholeFile>,
     rejected: WholeFile,
-    ids: HashSet<[u8; 16]>,
-    images: HashSet<ImageKey>,
+    ids: HashedSet<[u8; 16]>,
+    renames_duplicates: bool,
+    /// How often an id has been given again.
+    copies: HashedMap<[u8; 16], u64>,
+    strict: bool,
+    images: HashedSet<ImageKey>,
     /// The first rejected record of each reason.
     examples: BTreeMap<Reason, Rejected>,
     summary: Summary,
 }
 
 impl Sink {
-    pub(super) fn create(options: &IngestOptions) -> Result<Self> {
+    pub(super) fn create(options: &IngestOptions, schema: &Schema) -> Result<Self> {
         let rejected = WholeFile::create(&options.rejected)?;
-        let schema = table::schema(options.format);
-        let pool = FileWriter::try_new(WholeFile::create(&options.out)?, &schema)
+        let pool = FileWriter::try_new(WholeFile::create(&options.out)?, schema)
             .map_err(|error| arrow_error(error, options.out.clone()))?;
         Ok(Self {
-            input: options.pool.clone(),
+            input: container::shown(&options.inputs),
             pool_path: options.out.clone(),
             rejected_path: options.rejected.clone(),
             pool,
             rejected,
-            ids: HashSet::new(),
-            images: HashSet::new(),
+            ids: HashedSet::default(),
+            renames_duplicates: options.renames_duplicates,
+            copies: HashedMap::default(),
+            strict: options.strict,
+            images: HashedSet::default(),
             examples: BTreeMap::new(),
             summary: Summary::default(),
         })
@@ -56,11 +66,14 @@ impl Sink {
             mut rows,
             mut facts,
             mut rejected,
+            input,
         } = parsed;
         let is_new: Vec<bool> = facts.iter().map(|row| self.ids.insert(row.id)).collect();
-        if is_new.contains(&false) {
+        if is_new.contains(&false) && self.renames_duplicates {
+            rows = self.rename(&rows, &facts, &is_new);
+        } else if is_new.contains(&false) {
             let ids = rows.column(0).as_string::<i64>();
-            rejected.extend(duplicates(&facts, ids, &is_new));
+            rejected.extend(duplicates(&input, &facts, ids, &is_new));
             rejected.sort_by_key(|record| record.record);
             let mut keep = is_new.iter();
             facts.retain(|_| keep.next() == Some(&true));
@@ -78,6 +91,31 @@ impl Sink {
             .try_for_each(|record| self.reject(record))
     }
 
+    /// Gives samples whose ids are taken new ones: the id, a hyphen and the lowest free number from 2.
+    fn rename(&mut self, rows: &RecordBatch, facts: &[Facts], is_new: &[bool]) -> RecordBatch {
+        let ids = rows.column(0).as_string::<i64>();
+        let mut renamed = LargeStringBuilder::with_capacity(ids.len(), ids.value_data().len());
+        for (row, id) in ids.iter().flatten().enumerate() {
+            if is_new[row] {
+                renamed.append_value(id);
+                continue;
+            }
+            let copies = self.copies.entry(facts[row].id).or_insert(1);
+            let free = loop {
+                *copies += 1;
+                let candidate = format!("{id}-{copies}");
+                if self.ids.insert(key(&candidate)) {
+                    break candidate;
+                }
+            };
+            renamed.append_value(free);
+            self.summary.renamed += 1;
+        }
+        let mut columns = rows.columns().to_vec();
+        columns[0] = Arc::new(renamed.finish());
+        RecordBatch::try_new(rows.schema(), columns).expect("only the ids' values have changed")
+    }
+
     /// Finishes both files.
     pub(super) fn finish(mut self, bytes: u64) -> Result<Summary> {
         self.summary.bytes = bytes;
@@ -87,7 +125,7 @@ impl Sink {
         if records == 0 {
             return Err(Error::Pool(format!(
                 "{}: the pool holds no samples",
-                self.input.display()
+                self.input
             )));
         }
         if rejected * 2 > records {
@@ -129,6 +167,9 @@ impl Sink {
     }
 
     fn reject(&mut self, record: Rejected) -> Result<()> {
+        if self.strict {
+            return Err(refused(&record));
+        }
         serde_json::to_writer(&mut self.rejected, &record)
             .map_err(io::Error::from)
             .and_then(|()| self.rejected.write_all(b"\n"))
@@ -143,35 +184,54 @@ impl Sink {
         counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         let mut text = format!(
             "{}: {rejected} of {records} records were rejected, more than half; the commonest reasons:",
-            self.input.display()
+            self.input
         );
         for (reason, count) in counts.into_iter().take(3) {
             let Rejected {
                 id, record, detail, ..
             } = &self.examples[reason];
-            let id = id
-                .as_ref()
-                .map_or_else(String::new, |id| format!(" (id '{}')", shown(id)));
+            let id = shown_id(id.as_deref());
             text += &format!(
                 "\n  {}: {count} records, e.g. record {record}{id}: {detail}",
                 reason.code()
             );
         }
         text += &format!(
-            "\nall of them are listed in {}; is --images the right folder, and the pool in LLaVA's format?",
+            "\nall of them are listed in {}; is --images the right folder, and --format (or --columns) what the pool is?",
             self.rejected_path.display()
         );
         Error::Pool(text)
     }
 }
 
-fn duplicates(facts: &[Facts], ids: &LargeStringArray, is_new: &[bool]) -> Vec<Rejected> {
+fn refused(record: &Rejected) -> Error {
+    Error::Pool(format!(
+        "{}: record {} (byte {}){} is rejected, and --strict allows none: {}: {}",
+        record.input,
+        record.record,
+        record.offset,
+        shown_id(record.id.as_deref()),
+        record.reason.code(),
+        record.detail
+    ))
+}
+
+fn shown_id(id: Option<&str>) -> String {
+    id.map_or_else(String::new, |id| format!(" (id '{}')", shown(id)))
+}
+
+fn duplicates(
+    input: &Arc<str>,
+    facts: &[Facts],
+    ids: &LargeStringArray,
+    is_new: &[bool],
+) -> Vec<Rejected> {
     let repeated = facts.iter().enumerate().filter(|(row, _)| !is_new[*row]);
     repeated
         .map(|(row, facts)| {
             let id = ids.value(row);
             let detail = format!("an earlier sample has the id '{}'", shown(id));
-            Rejection::new(Reason::DuplicateId, Some(id.into()), detail).at(facts.place)
+            Rejection::new(Reason::DuplicateId, Some(id.into()), detail).at(input, facts.place)
         })
         .collect()
 }

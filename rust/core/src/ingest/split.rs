@@ -1,11 +1,13 @@
 //! Cuts the input into blocks of whole records, reading it once in windows of bounded size.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Seek};
+use std::mem;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Format;
+use super::container::{self, Container};
+use super::format::Framing;
 use super::scan::Scanner;
+use crate::compression::TextFile;
 use crate::{Error, Observer, Result};
 
 /// Sizes that bound the memory of ingest.
@@ -28,6 +30,8 @@ pub(super) const LIMITS: Limits = Limits {
     record_bytes: 64 << 20,
 };
 
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Where a record stands in the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
@@ -46,19 +50,37 @@ impl Place {
 /// Consecutive records and their bytes.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// Where `bytes` begins in the input.
+    /// Where `bytes` begins in the input, and how many of them are the block's.
     offset: u64,
+    length: usize,
     bytes: Vec<u8>,
     pub(super) places: Vec<Place>,
     /// Bytes of the input up to the end of this block that no earlier block has counted.
     pub(super) advance: u64,
     record_bytes: u64,
+    /// Where the buffer goes when the block is done with.
+    spare: Spare,
+}
+
+/// Buffers to be used again: fresh memory costs more than reading into it.
+type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
+
+const MOST_SPARE: usize = 32 << 20;
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // One that has grown for a huge record would be kept for nothing.
+        if self.bytes.capacity() <= MOST_SPARE {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.push(mem::take(&mut self.bytes));
+        }
+    }
 }
 
 impl Block {
     /// Returns the number of bytes held.
     pub(super) fn size(&self) -> usize {
-        self.bytes.len()
+        self.length
     }
 
     /// Returns a record's bytes, or None for one over the size limit.
@@ -75,50 +97,46 @@ impl Block {
 /// The blocks of a file, in order. Where they are cut depends on the file alone.
 pub(super) struct Blocks {
     path: PathBuf,
-    file: File,
+    file: TextFile,
     limits: Limits,
     scanner: Scanner,
-    /// Bytes read but not yet handed out; `base` is where they begin in the input.
+    /// A buffer whose first `filled` bytes are read but not yet handed out; `base` is where they begin in the
+    /// input.
     pending: Vec<u8>,
+    filled: usize,
     base: u64,
     /// Records found but not yet handed out.
     found: Vec<Place>,
-    /// Up to where the input has been handed out or let go.
+    /// Bytes of the file, which may be compressed, that have been handed out or let go.
     counted: u64,
+    spare: Spare,
     at_end: bool,
     failure: Option<Error>,
 }
 
 impl Blocks {
     /// Opens a pool.
-    pub(super) fn open(path: &Path, format: Format, limits: Limits) -> Result<Self> {
-        let (file, base) = open_text(path)?;
+    pub(super) fn open(path: &Path, framing: Framing, limits: Limits) -> Result<Self> {
         Ok(Self {
             path: path.to_path_buf(),
-            file,
+            file: TextFile::open(path)?,
             limits,
-            scanner: Scanner::new(format),
+            scanner: Scanner::new(framing),
             pending: Vec::new(),
-            base,
+            filled: 0,
+            base: 0,
             found: Vec::new(),
             counted: 0,
+            spare: Spare::default(),
             at_end: false,
             failure: None,
         })
     }
 
-    /// Returns the file's size in bytes now.
-    pub(super) fn size(&self) -> Result<u64> {
-        match self.file.metadata() {
-            Ok(metadata) => Ok(metadata.len()),
-            Err(source) => Err(Error::io("read", &self.path, source)),
-        }
-    }
-
     /// Returns the next block, or None after the last.
     ///
     /// What was read before a fault goes out first, for its own faults come earlier in the file.
-    pub(super) fn next(&mut self, observer: &Observer) -> Result<Option<Block>> {
+    pub(super) fn next_block(&mut self, observer: &Observer) -> Result<Option<Block>> {
         loop {
             observer.check()?;
             if let Some(records) = self.full_block() {
@@ -144,103 +162,98 @@ impl Blocks {
         }
         let limit = self.base + self.limits.block_bytes as u64;
         let fit = self.found.partition_point(|place| place.end() <= limit);
-        let is_full =
-            self.pending.len() >= self.limits.block_bytes || fit >= self.limits.block_records;
+        let is_full = self.filled >= self.limits.block_bytes || fit >= self.limits.block_records;
         is_full.then_some(fit.clamp(1, self.limits.block_records))
     }
 
     /// Hands out the first `records` found records with the bytes up to their end.
     fn cut(&mut self, records: usize) -> Block {
         let rest = self.found.split_off(records);
-        let places = std::mem::replace(&mut self.found, rest);
+        let places = mem::replace(&mut self.found, rest);
         let end = places.last().map_or(self.base, Place::end).max(self.base);
         let held = (end - self.base) as usize;
-        let mut tail = Vec::with_capacity(self.limits.block_bytes + self.limits.window);
-        tail.extend_from_slice(&self.pending[held..]);
-        self.pending.truncate(held);
+        let spare = self
+            .spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let mut next = spare.unwrap_or_default();
+        let tail = self.filled - held;
+        grow(&mut next, tail);
+        next[..tail].copy_from_slice(&self.pending[held..self.filled]);
+        self.filled = tail;
         let block = Block {
             offset: self.base,
-            bytes: std::mem::replace(&mut self.pending, tail),
+            length: held,
+            bytes: mem::replace(&mut self.pending, next),
             places,
-            advance: end - self.counted,
+            advance: self.count(end),
             record_bytes: self.limits.record_bytes,
+            spare: Arc::clone(&self.spare),
         };
         self.base = end;
-        self.counted = end;
         block
+    }
+
+    /// Counts the file up to where the text has been handed out; of a compressed one, what has been read.
+    fn count(&mut self, end: u64) -> u64 {
+        let before = self.counted;
+        self.counted = self.file.compressed_position().unwrap_or(end);
+        self.counted - before
     }
 
     /// Reads and scans one more window.
     fn read_window(&mut self) -> Result<()> {
-        let before = self.pending.len();
-        self.pending.resize(before + self.limits.window, 0);
-        let read = read_full(&mut self.file, &mut self.pending[before..])
-            .map_err(|source| Error::io("read", &self.path, source))?;
-        self.pending.truncate(before + read);
+        let before = self.filled;
+        let window = self.limits.window.max(BYTE_ORDER_MARK.len());
+        grow(&mut self.pending, before + window);
+        let read = self.file.read(&mut self.pending[before..before + window])?;
+        self.filled = before + read;
+        self.at_end = read < window;
+        let is_first = self.base == 0 && before == 0;
+        if is_first && self.pending[..read].starts_with(BYTE_ORDER_MARK) {
+            self.pending.copy_within(BYTE_ORDER_MARK.len()..read, 0);
+            self.filled -= BYTE_ORDER_MARK.len();
+            self.base = BYTE_ORDER_MARK.len() as u64;
+        }
         let position = self.base + before as u64;
-        self.at_end = read < self.limits.window;
-        let mut outcome = self
-            .scanner
-            .scan(&self.pending[before..], position, &mut self.found);
+        let mut outcome = self.scanner.scan(
+            &self.pending[before..self.filled],
+            position,
+            &mut self.found,
+        );
         if self.at_end && outcome.is_ok() {
-            outcome = self.scanner.finish(position + read as u64, &mut self.found);
+            outcome = self
+                .scanner
+                .finish(self.base + self.filled as u64, &mut self.found);
         }
         outcome.map_err(|text| Error::Pool(format!("{}: {text}", self.path.display())))
     }
 
     /// Lets go of white space, and of an unfinished record that is already over the limit.
     fn drop_overlong(&mut self, observer: &Observer) {
-        let end = self.base + self.pending.len() as u64;
+        let end = self.base + self.filled as u64;
         let start = self.scanner.open_record().unwrap_or(0);
         if self.found.is_empty() && end - start > self.limits.record_bytes {
-            observer.advance(end - self.counted);
-            (self.base, self.counted) = (end, end);
-            self.pending.clear();
+            observer.advance(self.count(end));
+            self.base = end;
+            self.filled = 0;
         }
     }
 }
 
-/// Opens a regular file and passes a UTF-8 byte order mark; returns the file and its position.
-fn open_text(path: &Path) -> Result<(File, u64)> {
-    let shown = path.display();
-    let advice = "name the pool's file, a LLaVA JSON array or JSON lines";
-    let wrong = |what: &str| Error::Argument(format!("{shown}: {what}; {advice}"));
-    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => wrong("there is no such file"),
-        _ => Error::io("open", path, source),
-    })?;
-    if metadata.is_dir() {
-        return Err(wrong("this is a folder"));
+/// Makes a buffer at least so long; what it holds beyond what has been read means nothing.
+fn grow(buffer: &mut Vec<u8>, length: usize) {
+    if buffer.len() < length {
+        buffer.resize(length, 0);
     }
-    if !metadata.is_file() {
-        return Err(wrong("this is not a regular file"));
-    }
-    if metadata.len() == 0 {
-        return Err(Error::Pool(format!("{shown}: the file is empty; {advice}")));
-    }
-    let mut file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let mut mark = [0; 3];
-    let read = read_full(&mut file, &mut mark).map_err(|source| Error::io("read", path, source))?;
-    if mark[..read] == [0xef, 0xbb, 0xbf] {
-        return Ok((file, 3));
-    }
-    file.rewind()
-        .map_err(|source| Error::io("read", path, source))?;
-    Ok((file, 0))
 }
 
-/// Fills the buffer as far as the file goes.
-fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+impl Container for Blocks {
+    fn next(&mut self, observer: &Observer) -> Result<Option<Box<dyn container::Block>>> {
+        let block = self.next_block(observer)?;
+        Ok(block.map(|block| Box::new(block) as Box<dyn container::Block>))
     }
-    Ok(filled)
 }
 
 #[cfg(test)]
@@ -254,13 +267,17 @@ mod tests {
     use super::*;
 
     /// The records that the blocks of a file hold; None for one over the limit.
-    fn read(text: &[u8], format: Format, limits: Limits) -> Result<Vec<(Place, Option<Vec<u8>>)>> {
+    fn read(
+        text: &[u8],
+        framing: Framing,
+        limits: Limits,
+    ) -> Result<Vec<(Place, Option<Vec<u8>>)>> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text).unwrap();
-        let mut blocks = Blocks::open(file.path(), format, limits)?;
+        let mut blocks = Blocks::open(file.path(), framing, limits)?;
         let observer = Observer::default();
         let mut found = Vec::new();
-        while let Some(block) = blocks.next(&observer)? {
+        while let Some(block) = blocks.next_block(&observer)? {
             assert!(!block.places.is_empty() && block.places.len() <= limits.block_records);
             let kept = block
                 .places
@@ -281,8 +298,8 @@ mod tests {
         Ok(found)
     }
 
-    fn error(text: &str, format: Format) -> String {
-        read(text.as_bytes(), format, LIMITS)
+    fn error(text: &str, framing: Framing) -> String {
+        read(text.as_bytes(), framing, LIMITS)
             .unwrap_err()
             .to_string()
     }
@@ -337,8 +354,8 @@ mod tests {
             if is_array {
                 text.extend_from_slice(b"]\n");
             }
-            let format = if is_array { Format::LlavaJson } else { Format::LlavaJsonl };
-            let found = read(&text, format, limits).unwrap();
+            let framing = if is_array { Framing::Array } else { Framing::Lines };
+            let found = read(&text, framing, limits).unwrap();
             prop_assert_eq!(found.len(), expected.len());
             for ((found, expected), is_doubtful) in found.into_iter().zip(expected).zip(doubtful) {
                 prop_assert_eq!(found.0, expected.0);
@@ -350,14 +367,14 @@ mod tests {
         fn no_bytes_whatever_break_the_reader(text in vec(any::<u8>(), 1..200), limits in tiny_limits()) {
             let mut array = b"[".to_vec();
             array.extend_from_slice(&text);
-            let _ = read(&array, Format::LlavaJson, limits);
-            let _ = read(&text, Format::LlavaJsonl, limits);
+            let _ = read(&array, Framing::Array, limits);
+            let _ = read(&text, Framing::Lines, limits);
         }
     }
 
     #[test]
     fn scalars_end_where_they_end() {
-        let found = read(b"[1,\"a]\\\"\" ,null,[[]],-2e5]", Format::LlavaJson, LIMITS).unwrap();
+        let found = read(b"[1,\"a]\\\"\" ,null,[[]],-2e5]", Framing::Array, LIMITS).unwrap();
         let records: Vec<_> = found
             .iter()
             .map(|(_, bytes)| bytes.as_deref().unwrap())
@@ -371,13 +388,12 @@ mod tests {
     #[test]
     fn faults_of_an_array_name_the_byte_and_the_record() {
         for (text, expected) in [
-            ("", "the file is empty"),
             (" \n", "nothing but white space"),
             ("PAR1", "byte 0: this is not JSON: found 'P'"),
             ("\u{feff} x", "byte 4: this is not JSON: found 'x'"),
             (
                 "{}",
-                "byte 0: found '{' where a LLaVA JSON array has '['; if this is JSON lines",
+                "byte 0: found '{' where a JSON array has '['; if these are JSON lines",
             ),
             (
                 "[{}",
@@ -406,15 +422,15 @@ mod tests {
                 "byte 5: found byte 0x00 after the ']' that closes the array of 1 records",
             ),
         ] {
-            let found = error(text, Format::LlavaJson);
+            let found = error(text, Framing::Array);
             assert!(found.contains(expected), "{text:?}: {found}");
         }
-        let found = error(" [1]", Format::LlavaJsonl);
+        let found = error(" [1]", Framing::Lines);
         assert!(
             found.contains("byte 1: found '[' where JSON lines have '{'"),
             "{found}"
         );
-        let found = error(" \n", Format::LlavaJsonl);
+        let found = error(" \n", Framing::Lines);
         assert!(found.contains("nothing but white space"), "{found}");
     }
 }
