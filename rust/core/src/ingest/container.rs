@@ -101,10 +101,14 @@ pub(super) fn check_file(input: &Input) -> Result<u64> {
     Ok(metadata.len())
 }
 
-/// Returns the name of a file without its suffix, as a source.
+/// Returns the name of a file without its suffixes, as a source.
 pub(super) fn stem(path: &Path) -> String {
-    path.file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned())
+    let is_packed = path
+        .extension()
+        .is_some_and(|suffix| suffix == "gz" || suffix == "zst");
+    let inner = path.with_extension("");
+    let stem = if is_packed { &inner } else { path }.file_stem();
+    stem.map(|stem| stem.to_string_lossy().into_owned())
         .unwrap_or_default()
 }
 
