@@ -5,6 +5,7 @@
 //! ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
 
 mod block;
+mod header;
 mod images;
 mod json;
 mod record;
