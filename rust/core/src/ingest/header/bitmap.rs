@@ -8,7 +8,9 @@ const RLE: [u32; 2] = [1, 2];
 
 /// Says whether a known header follows the two letters, which alone begin many a text.
 pub(super) fn is_header(head: &[u8]) -> bool {
-    let length = head.get(14..18).map(|bytes| bytes.try_into().map(u32::from_le_bytes));
+    let length = head
+        .get(14..18)
+        .map(|bytes| bytes.try_into().map(u32::from_le_bytes));
     matches!(length, Some(Ok(CORE | 16 | 40 | 52 | 56 | 64 | 108 | 124)))
 }
 

@@ -156,7 +156,21 @@ fn kind(head: &[u8]) -> Result<Kind> {
         [0xff, 0xd8, 0xff, ..] => Ok(Kind::Jpeg),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Ok(Kind::Png),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Kind::Gif),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Kind::Webp),
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'E',
+            b'B',
+            b'P',
+            ..,
+        ] => Ok(Kind::Webp),
         [b'B', b'M', ..] if bitmap::is_header(head) => Ok(Kind::Bmp),
         [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Kind::Tiff),
         _ if is_svg(head) => Err(Fault::Svg),
@@ -172,9 +186,7 @@ fn beginning(head: &[u8]) -> Fault {
         (Kind::Gif, b"GIF89a"),
         (Kind::Gif, b"GIF87a"),
     ];
-    let cut = BEGINNINGS
-        .iter()
-        .find(|(_, whole)| whole.starts_with(head));
+    let cut = BEGINNINGS.iter().find(|(_, whole)| whole.starts_with(head));
     cut.map_or(Fault::Unknown, |&(kind, _)| Fault::CutOff(kind))
 }
 

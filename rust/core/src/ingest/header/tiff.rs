@@ -106,7 +106,11 @@ impl<'a, 'b> Tiff<'a, 'b> {
         let count = self.number(entry + 4, word)?;
         let inline = entry + 4 + word;
         let fits = count.saturating_mul(width) <= word;
-        let at = if fits { inline } else { self.number(inline, word)? };
+        let at = if fits {
+            inline
+        } else {
+            self.number(inline, word)?
+        };
         Ok((count > 0).then_some(Values { width, count, at }))
     }
 
@@ -118,7 +122,11 @@ impl<'a, 'b> Tiff<'a, 'b> {
         let mut number = 0;
         for index in 0..bytes {
             let byte = u64::from(self.reader.byte(place(at, index)?)?);
-            let place = if self.is_little { index } else { bytes - 1 - index };
+            let place = if self.is_little {
+                index
+            } else {
+                bytes - 1 - index
+            };
             number |= byte << (8 * place);
         }
         Ok(number)
