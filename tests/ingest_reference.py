@@ -58,7 +58,7 @@ def reference(record: bytes, number: int, root: Path, seen: set[str], stem: str)
         "id": sample_id,
         "source": source,
         "messages": [{"role": role, "content": content} for role, content in turns],
-        "images": [{"path": path, "bytes": None} for path in images],
+        "images": [{"path": path, "bytes": None, "offset": None, "length": None} for path in images],
     }
 
 

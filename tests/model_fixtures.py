@@ -233,6 +233,7 @@ def write_pool(run: Path, samples: Sequence[tuple[Sequence[tuple[str, str]], Seq
                 {"path": None, "bytes": image} if isinstance(image, bytes) else {"path": image, "bytes": None}
                 for image in images
             ],
+            "file": 0,
             "offset": 0,
             "length": 0,
         }

@@ -33,12 +33,13 @@ def pool_table(records: list[dict[str, Any]]) -> pa.Table:
                 {"path": None, "bytes": image} if isinstance(image, bytes) else {"path": image, "bytes": None}
                 for image in images[number]
             ],
+            "file": 0,
             "offset": 100 * number,
             "length": 99,
         }
         for number, record in enumerate(records)
     ]
-    metadata = {"mllm_selector.pool_version": "1", "mllm_selector.format": "llava-json"}
+    metadata = {"mllm_selector.pool_version": "2", "mllm_selector.format": "llava-json"}
     return pa.Table.from_pylist(rows, schema=POOL_SCHEMA.with_metadata(metadata))
 
 

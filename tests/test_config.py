@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_selector.config import Amount, IngestOptions, PickOptions, ScoreOptions, SeedOptions
+from mllm_selector.config import Amount, IngestOptions, Inputs, PickOptions, ScoreOptions, SeedOptions
 from mllm_selector.errors import UsageError
 
 
@@ -51,6 +51,39 @@ def test_values_of_the_wrong_type_or_choice_are_refused() -> None:
         SeedOptions(model="m", seed_batch_size=10, seed_micro_batch=4)
     with pytest.raises(UsageError, match="give one"):
         SeedOptions(model="m", seed_model=Path("s"))
+
+
+def test_inputs_in_all_their_forms(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "x=y.json", "[1].json"):
+        (tmp_path / name).touch()
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for form, expected in [
+        (str(a), [(a, None)]),
+        (a, [(a, None)]),
+        ([str(b), a], [(b, None), (a, None)]),
+        (f"{tmp_path}/*.jsonl", [(a, None), (b, None)]),
+        (f"ocr={tmp_path}/*.jsonl", [(a, "ocr"), (b, "ocr")]),
+        ([f"ocr={b}", str(a)], [(b, "ocr"), (a, None)]),
+        ({"ocr": b, "chat": [a]}, [(b, "ocr"), (a, "chat")]),
+        (str(tmp_path / "x=y.json"), [(tmp_path / "x=y.json", None)]),
+        (str(tmp_path / "[1].json"), [(tmp_path / "[1].json", None)]),
+        ("gone.json", [(Path("gone.json"), None)]),
+        ([{"path": str(a), "source": None}, {"path": str(b), "source": "s"}], [(a, None), (b, "s")]),
+    ]:
+        inputs = Inputs.parse(form)
+        assert [(entry.path, entry.source) for entry in inputs.inputs] == expected
+        assert Inputs.parse(inputs) == inputs
+
+
+def test_inputs_that_are_refused(tmp_path: Path) -> None:
+    for form, message in [
+        ([], "there is no input"),
+        (str(tmp_path / "*.json"), "nothing matches"),
+        (["a.json", "s=a.json"], "a.json is given twice"),
+        (5, "5 is no path"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            IngestOptions(pool=form)
 
 
 def test_options_that_cannot_change_the_result_stay_out_of_the_key() -> None:

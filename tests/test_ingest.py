@@ -40,7 +40,7 @@ def run_ingest(text: bytes, pool_format: str, folder: Path, **options: object) -
     source = folder / f"mix{suffix}"
     source.write_bytes(text)
     out, rejected = folder / "pool.arrow", folder / "rejected.jsonl"
-    return out, rejected, _internal.ingest(source, pool_format, out, rejected, **options)
+    return out, rejected, _internal.ingest([(source, None)], pool_format, out, rejected, **options)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -134,11 +134,13 @@ def test_an_array_and_lines_give_the_same_pool(large, tmp_path):
 
 def test_pool_file_has_the_documented_schema(tmp_path):
     out, _, _ = run_ingest(json.dumps([simple(0)]).encode(), "llava-json", tmp_path)
+    inputs = [{"path": str(tmp_path / "mix.json"), "source": None}]
     with pa.ipc.open_file(out) as file:
         assert file.schema.equals(POOL_SCHEMA)
         assert file.schema.metadata == {
-            b"mllm_selector.pool_version": b"1",
+            b"mllm_selector.pool_version": b"2",
             b"mllm_selector.format": b"llava-json",
+            b"mllm_selector.inputs": json.dumps(inputs, separators=(",", ":")).encode(),
         }
 
 
@@ -358,7 +360,9 @@ def test_a_stop_leaves_nothing_half_written(tmp_path):
     try:
         timer.start()
         with pytest.raises(Stop):
-            _internal.ingest(source, "llava-jsonl", tmp_path / "pool.arrow", tmp_path / "rejected.jsonl")
+            _internal.ingest(
+                [(source, None)], "llava-jsonl", tmp_path / "pool.arrow", tmp_path / "rejected.jsonl"
+            )
     finally:
         timer.cancel()
         signal.signal(signal.SIGUSR1, before)
@@ -376,7 +380,11 @@ def test_an_error_of_the_progress_callback_stops_the_call(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         _internal.ingest(
-            source, "llava-jsonl", tmp_path / "pool.arrow", tmp_path / "rejected.jsonl", progress=fail
+            [(source, None)],
+            "llava-jsonl",
+            tmp_path / "pool.arrow",
+            tmp_path / "rejected.jsonl",
+            progress=fail,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
 
@@ -397,6 +405,56 @@ def test_a_format_is_recognised_by_content(text, expected, tmp_path):
     assert formats.find(IngestOptions(pool=tmp_path / "pool")).name == expected
     forced = IngestOptions(pool=tmp_path / "pool", format="llava-jsonl")
     assert formats.find(forced).name == "llava-jsonl"
+
+
+def test_several_inputs_are_one_pool(tmp_path):
+    parts = [
+        [simple(0), {"id": "bad"}],
+        [{"conversations": simple(1)["conversations"]}],
+        [simple(2), simple(0)],
+    ]
+    for name, records in zip(("a.json", "b.json", "c.json"), parts, strict=True):
+        (tmp_path / name).write_text(json.dumps(records))
+    inputs = {"ocr": tmp_path / "a.json", "chat": [tmp_path / "c.json", tmp_path / "b.json"]}
+    with RunDirectory(tmp_path / "run") as run:
+        counts = ingest.run(run, IngestOptions(pool=inputs), SilentProgress())
+        pool = Pool.open(run.pool)
+        rejected = [json.loads(line) for line in run.rejected.open()]
+    assert counts["sources"] == {"ocr": 1, "chat": 2}
+    table = pool.table
+    # The record without an id is the fifth of all inputs.
+    assert table["id"].to_pylist() == ["0", "2", "row-4"]
+    assert table["file"].to_pylist() == [0, 1, 2]
+    assert [(line["input"], line["record"], line["reason"]) for line in rejected] == [
+        (str(tmp_path / "a.json"), 1, "no-conversations"),
+        (str(tmp_path / "c.json"), 1, "duplicate-id"),
+    ]
+    texts = [(tmp_path / name).read_bytes() for name in ("a.json", "c.json", "b.json")]
+    for row in table.to_pylist():
+        record = json.loads(texts[row["file"]][row["offset"] : row["offset"] + row["length"]])
+        assert str(record.get("id", row["id"])) == row["id"]
+
+
+def test_the_earliest_fault_of_several_inputs_is_told(tmp_path):
+    (tmp_path / "good.jsonl").write_bytes(GOOD)
+    (tmp_path / "bad.jsonl").write_bytes(b"[1]")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    with RunDirectory(tmp_path / "run") as run:
+        for names, message in [
+            (("good", "bad"), "bad.jsonl: byte 0: found '['"),
+            (("bad", "empty"), "empty.jsonl: the file is empty"),
+        ]:
+            options = IngestOptions(pool=[tmp_path / f"{name}.jsonl" for name in names], format="llava-jsonl")
+            with pytest.raises(PoolError, match=message.replace("[", r"\[")):
+                ingest.run(run, options, SilentProgress())
+
+
+def test_inputs_of_several_formats_are_refused(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"[" + GOOD + b"]")
+    (tmp_path / "b.jsonl").write_bytes(GOOD)
+    message = "a.json is llava-json, .*b.jsonl is llava-jsonl; one pool has one format"
+    with pytest.raises(UsageError, match=message):
+        formats.find(IngestOptions(pool=[tmp_path / "a.json", tmp_path / "b.jsonl"]))
 
 
 def test_the_stage_reports_what_it_did(image_folder, tmp_path):

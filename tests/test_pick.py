@@ -17,7 +17,7 @@ from mllm_selector.config import Amount, IngestOptions, PickOptions, ReportOptio
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.progress import SilentProgress
 from mllm_selector.reporting.command import as_call, as_command
-from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, read_manifest
+from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint_inputs, read_manifest
 from mllm_selector.sampling import check_limits
 from mllm_selector.selection import SELECTION_SCHEMA, Selection
 from mllm_selector.stages import ingest, report
@@ -51,12 +51,13 @@ def folder(tmp_path):
     pool = tmp_path / "pool.json"
     pool.write_text(json.dumps([record(row) for row in range(N)], indent=1, ensure_ascii=False))
     with RunDirectory(tmp_path / "run") as run:
-        counts = ingest.run(run, IngestOptions(pool=pool), SilentProgress())
+        options = IngestOptions(pool=pool)
+        counts = ingest.run(run, options, SilentProgress())
         run.stages["ingest"] = StageRecord(
             state="done",
             key="",
-            options={"pool": str(pool), "images": None},
-            inputs={"pool": fingerprint(pool)},
+            options=options.as_json(),
+            inputs={"pool": fingerprint_inputs(options.pool)},
             counts=counts,
         )
         write_scores(run)

@@ -1,17 +1,21 @@
 """The pool as the other stages read it."""
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from mllm_selector.artifacts import write_arrow
-from mllm_selector.errors import PoolError, RunDirectoryError
-from mllm_selector.pool import POOL_SCHEMA, Pool, Sample
+from mllm_selector.errors import PoolError, RunDirectoryError, SampleError
+from mllm_selector.families.images import load_image
+from mllm_selector.pool import POOL_SCHEMA, ImageRange, Pool, Sample
 from mllm_selector.rundir import RunDirectory, StageRecord
 
-SCHEMA = POOL_SCHEMA.with_metadata({"mllm_selector.pool_version": "1", "mllm_selector.format": "llava-json"})
+SCHEMA = POOL_SCHEMA.with_metadata({"mllm_selector.pool_version": "2", "mllm_selector.format": "llava-json"})
 
 
 def row(number: int) -> dict:
@@ -25,6 +29,7 @@ def row(number: int) -> dict:
         "images": [{"path": f"{number}.png", "bytes": None}]
         if number % 2
         else [{"path": None, "bytes": b"png"}],
+        "file": 0,
         "offset": number,
         "length": 1,
     }
@@ -91,6 +96,27 @@ def test_a_pool_of_a_run_knows_its_images_folder(pool_file, tmp_path):
         assert Pool.of(run).sample(1).images == (Path("1.png"),)
 
 
+def test_an_image_may_be_a_part_of_an_input(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(buffer, "PNG")
+    content = buffer.getvalue()
+    inputs = [{"path": str(tmp_path / name), "source": None} for name in ("a.tar", "b.tar")]
+    (tmp_path / "b.tar").write_bytes(b"\0" * 7 + content + b"\0")
+    image = {"path": "0.png", "offset": 7, "length": len(content)}
+    schema = SCHEMA.with_metadata({**SCHEMA.metadata, "mllm_selector.inputs": json.dumps(inputs)})
+    records = [row(0) | {"images": [image], "file": 1}]
+    write_arrow(tmp_path / "pool.arrow", pa.Table.from_pylist(records, schema=schema))
+    (found,) = Pool.open(tmp_path / "pool.arrow").sample(0).images
+    assert found == ImageRange(tmp_path / "b.tar", 7, len(content), "0.png")
+    assert found.read() == content
+    assert load_image(found).size == (3, 2)
+    moved = Pool.open(tmp_path / "pool.arrow", inputs=[Path("x"), Path("y")]).sample(0).images
+    assert moved == (ImageRange(Path("y"), 7, len(content), "0.png"),)
+    (tmp_path / "b.tar").write_bytes(content)
+    with pytest.raises(SampleError, match=r"image-unreadable: .*b\.tar: 0\.png: .* ends inside the image"):
+        load_image(found)
+
+
 def test_an_empty_pool_is_a_pool(tmp_path):
     write_arrow(tmp_path / "pool.arrow", SCHEMA.empty_table())
     pool = Pool.open(tmp_path / "pool.arrow")
@@ -107,10 +133,10 @@ def test_a_file_that_is_no_pool_is_an_error(tmp_path):
     with pytest.raises(PoolError, match="is not a whole Arrow file"):
         Pool.open(path)
     for schema, message in [
-        (POOL_SCHEMA, "is not a pool of version 1 (it says nothing)"),
-        (SCHEMA.with_metadata({"mllm_selector.pool_version": "2", "mllm_selector.format": "x"}), "it says 2"),
+        (POOL_SCHEMA, "is not a pool of version 2 (it says nothing)"),
+        (SCHEMA.with_metadata({"mllm_selector.pool_version": "1", "mllm_selector.format": "x"}), "it says 1"),
         (SCHEMA.remove(1), "the columns of a pool (missing or of another type: source)"),
-        (SCHEMA.set(4, pa.field("offset", pa.int64(), nullable=False)), "of another type: offset)"),
+        (SCHEMA.set(5, pa.field("offset", pa.int64(), nullable=False)), "of another type: offset)"),
         (SCHEMA.append(pa.field("more", pa.int8())), "(it has extra ones)"),
     ]:
         write_arrow(path, schema.empty_table())

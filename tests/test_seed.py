@@ -44,11 +44,12 @@ def write_pool(folder: Path, pool: TinyPool) -> None:
                     for turn in record["conversations"]
                 ],
                 "images": [{"path": name} for name in ([names] if isinstance(names, str) else names)],
+                "file": 0,
                 "offset": 0,
                 "length": 1,
             }
         )
-    metadata = {"mllm_selector.pool_version": "1", "mllm_selector.format": "llava-json"}
+    metadata = {"mllm_selector.pool_version": "2", "mllm_selector.format": "llava-json"}
     with RunDirectory(folder) as run:
         write_arrow(run.pool, pa.Table.from_pylist(rows, schema=POOL_SCHEMA.with_metadata(metadata)))
         run.stages["ingest"] = StageRecord("done", "key", options={"images": str(pool.images)})

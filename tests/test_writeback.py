@@ -16,19 +16,17 @@ from mllm_selector.config import IngestOptions
 from mllm_selector.errors import PoolError, RunDirectoryError, UsageError
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
-from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint
+from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint_inputs
 from mllm_selector.stages import ingest
 
 TURNS = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
 
 
-def ingested(run: RunDirectory, pool: Path) -> None:
+def ingested(run: RunDirectory, pool: Path | list[Path]) -> None:
     options = IngestOptions(pool=pool)
     counts = ingest.run(run, options, SilentProgress())
-    inputs = {"pool": fingerprint(pool)}
-    run.stages["ingest"] = StageRecord(
-        "done", "", options={"pool": str(pool), "images": None}, inputs=inputs, counts=counts
-    )
+    inputs = {"pool": fingerprint_inputs(options.pool)}
+    run.stages["ingest"] = StageRecord("done", "", options=options.as_json(), inputs=inputs, counts=counts)
 
 
 def frame(records: list[bytes], suffix: str) -> bytes:
@@ -84,6 +82,18 @@ def test_a_subset_is_a_pool_again(run, tmp_path):
         assert Pool.of(again).table["id"].to_pylist() == ["099", "003", "050"]
 
 
+def test_records_come_from_the_inputs_that_hold_them(tmp_path):
+    records = [json.dumps({"id": number, "conversations": TURNS}).encode() for number in range(6)]
+    for name, start in (("b", 0), ("a", 2), ("c", 4)):
+        (tmp_path / name).write_bytes(b"\n".join(records[start : start + 2]))
+    with RunDirectory(tmp_path / "run") as run:
+        ingested(run, [tmp_path / name for name in "bac"])
+        formats.write_subset(run, np.array([5, 0, 3]), tmp_path / "subset")
+        with pytest.raises(UsageError, match="is the pool itself"):
+            formats.write_subset(run, np.array([0]), tmp_path / "c")
+    assert (tmp_path / "subset").read_bytes() == frame([records[row] for row in (5, 0, 3)], ".jsonl")
+
+
 def test_a_long_record_is_copied_in_pieces(tmp_path):
     pool = tmp_path / "pool.jsonl"
     records = [
@@ -133,8 +143,8 @@ def test_wrong_rows_and_places_leave_nothing(run, tmp_path):
         (2**64 - 1, 2, "row 0 lies outside of the file"),
         (1, 0, "row 0 lies outside of the file"),
     ]:
-        lying = table.set_column(4, table.schema.field(4), pa.array([offset] * 100, pa.uint64()))
-        lying = lying.set_column(5, table.schema.field(5), pa.array([length] * 100, pa.uint64()))
+        lying = table.set_column(5, table.schema.field(5), pa.array([offset] * 100, pa.uint64()))
+        lying = lying.set_column(6, table.schema.field(6), pa.array([length] * 100, pa.uint64()))
         write_arrow(run.pool, lying)
         with pytest.raises(PoolError, match=message):
             formats.write_subset(run, np.array([0]), out)
@@ -147,9 +157,12 @@ def test_a_run_without_a_pool_says_so(tmp_path):
 
 
 def test_another_arrow_file_is_no_pool(tmp_path):
-    write_arrow(tmp_path / "other.arrow", pa.table({"offset": pa.array([0], pa.uint64())}))
+    write_arrow(
+        tmp_path / "other.arrow",
+        pa.table({"file": pa.array([0], pa.uint32()), "offset": pa.array([0], pa.uint64())}),
+    )
     (tmp_path / "pool.json").write_text("[]")
     with pytest.raises(PoolError, match="no column 'length'"):
         _internal.write_subset(
-            tmp_path / "other.arrow", np.array([0], np.uint64), tmp_path / "pool.json", tmp_path / "out"
+            tmp_path / "other.arrow", np.array([0], np.uint64), [tmp_path / "pool.json"], tmp_path / "out"
         )

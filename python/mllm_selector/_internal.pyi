@@ -1,6 +1,6 @@
 """Types of the Rust extension module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 def hash_file(path: str | PathLike[str]) -> str: ...
 def ingest(
-    pool: PathLike[str],
+    inputs: list[tuple[PathLike[str], str | None]],
     pool_format: str,
     out: PathLike[str],
     rejected: PathLike[str],
@@ -22,7 +22,7 @@ def ingest(
 def write_subset(
     pool: PathLike[str],
     rows: NDArray[np.uint64],
-    input_file: PathLike[str],
+    inputs: Sequence[PathLike[str]],
     out: PathLike[str],
     *,
     progress: Callable[[int, int], None] | None = None,

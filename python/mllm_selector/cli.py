@@ -43,7 +43,9 @@ _EXAMPLES = {
         mllm-selector select pool.json --images images/ --model llava-hf/llava-1.5-7b-hf \\
             --budget 10% --run-dir run --out subset.json
         mllm-selector select pool.jsonl --images images/ --seed-model tuned/ --budget 50000 --run-dir run""",
-    "ingest": "mllm-selector ingest pool.json --images images/ --run-dir run",
+    "ingest": """\
+        mllm-selector ingest pool.json --images images/ --run-dir run
+        mllm-selector ingest ocr=ocr.jsonl chat='chats/*.jsonl' --images images/ --run-dir run""",
     "seed": "mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% --run-dir run",
     "export": "mllm-selector export --precision float16 --run-dir run",
     "score": "mllm-selector score --device cuda --token-budget 32768 --run-dir run",
@@ -154,7 +156,7 @@ def _add_options(
         text = field.metadata["help"].replace("%", "%%")
         kind = _plain_type(hints[field.name])
         if field.name == "pool":
-            command.add_argument("pool", type=Path, metavar="POOL", help=text)
+            command.add_argument("pool", nargs="+", metavar="POOL", help=text)
             continue
         if field.default is dataclasses.MISSING:
             text += " Required."

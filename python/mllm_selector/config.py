@@ -7,6 +7,7 @@ name, one default and one description.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,8 @@ __all__ = [
     "Amount",
     "ExportOptions",
     "IngestOptions",
+    "Input",
+    "Inputs",
     "Limits",
     "PickOptions",
     "ReportOptions",
@@ -164,6 +167,114 @@ def _pair(text: object, name: str) -> tuple[str, str]:
     return source.strip(), amount
 
 
+@dataclass(frozen=True)
+class Input:
+    """One file or folder of a pool.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    source : str or None
+        The source of all of its samples; None leaves it to the records and ``--source``.
+    """
+
+    path: Path
+    source: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.source is None else f"{self.source}={self.path}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a pool, in the order in which their samples stand in it.
+
+    Examples
+    --------
+    >>> [str(input) for input in Inputs.parse(["ocr=text.jsonl", "rest.jsonl"])]
+    ['ocr=text.jsonl', 'rest.jsonl']
+    """
+
+    inputs: tuple[Input, ...]
+
+    @classmethod
+    def parse(cls, given: Any, name: str = "pool") -> Self:
+        """Read a path, a list of paths, or a mapping of source names to a path or several.
+
+        Parameters
+        ----------
+        given : str, Path, Input, Inputs, iterable or mapping
+            A text may be a path, a pattern such as ``data/*.jsonl`` (its files in the order of their names),
+            or either after a source name and ``=``. What is there under the whole text is a path.
+        name : str
+            The option's name, for the error message.
+
+        Raises
+        ------
+        UsageError
+            If there is none, a pattern matches nothing, or a path comes twice.
+        """
+        inputs = tuple(_inputs(given, name))
+        if not inputs:
+            msg = f"{name}: there is no input; name the pool's file, or several"
+            raise UsageError(msg)
+        for index, entry in enumerate(inputs):
+            if any(entry.path == earlier.path for earlier in inputs[:index]):
+                msg = f"{name}: {entry.path} is given twice; its samples would be too, so name it once"
+                raise UsageError(msg)
+        return cls(inputs)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The paths alone."""
+        return [entry.path for entry in self.inputs]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.inputs))
+
+
+def _inputs(given: Any, name: str) -> Iterable[Input]:
+    if isinstance(given, Inputs):
+        return given.inputs
+    if isinstance(given, Input):
+        return [given]
+    if isinstance(given, Mapping):
+        if {"path", "source"} == set(given):  # as the manifest has it
+            return [Input(Path(given["path"]), given["source"])]
+        return [
+            Input(entry.path, str(source))
+            for source, paths in given.items()
+            for entry in _inputs(paths, name)
+        ]
+    if isinstance(given, str):
+        return _named_inputs(given, name)
+    if isinstance(given, Path):
+        return [Input(path) for path in _expanded(str(given), name)]
+    if isinstance(given, Iterable):
+        return [entry for each in given for entry in _inputs(each, name)]
+    msg = f"{name}: {given!r} is no path; give a path, a list of paths, or a mapping of source names to paths"
+    raise UsageError(msg)
+
+
+def _named_inputs(text: str, name: str) -> list[Input]:
+    source, equals, path = text.partition("=")
+    # A path may hold an equals sign, but a name holds no separator.
+    if not equals or not source or "/" in source or Path(text).exists():
+        return [Input(path) for path in _expanded(text, name)]
+    return [Input(each, source) for each in _expanded(path, name)]
+
+
+def _expanded(pattern: str, name: str) -> list[Path]:
+    if not glob.has_magic(pattern) or Path(pattern).exists():
+        return [Path(pattern)]
+    found = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - the pattern may be absolute
+    if not found:
+        msg = f"{name}: nothing matches {pattern}; check the folder and the pattern"
+        raise UsageError(msg)
+    return found
+
+
 def option(
     default: Any = dataclasses.MISSING,
     *,
@@ -230,6 +341,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
     if value is None and types.NoneType in kinds:
         return None
     kind = next(kind for kind in kinds if kind is not types.NoneType)
+    if kind is Inputs:
+        return Inputs.parse(value, name)
     if kind is Amount and isinstance(value, str | int | float | Amount):
         return Amount.parse(value, cli_name(name))
     if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
@@ -249,6 +362,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
 def _as_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.absolute())  # a later command may run in another folder
+    if isinstance(value, Inputs):
+        return [{"path": str(entry.path.absolute()), "source": entry.source} for entry in value.inputs]
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
     return str(value) if isinstance(value, Amount) else value
@@ -267,8 +382,11 @@ def _at_least(options: object, name: str, low: float, *, above: bool = False) ->
 class IngestOptions(StageOptions):
     """How the pool is read."""
 
-    pool: Path = option(
-        help="The pool as you have it: LLaVA JSON (one array) or JSON lines.", metavar="POOL", matters=False
+    pool: Inputs = option(
+        help="The pool as you have it: LLaVA JSON (one array) or JSON lines; a file, several, or a pattern "
+        "in quotes. NAME=PATH gives all samples of an input the source NAME.",
+        metavar="POOL",
+        matters=False,
     )
     images: Path | None = option(
         None, help="Folder that the image paths of the pool are relative to.", metavar="DIR", matters=False

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mllm_selector import families
 from mllm_selector.config import (
     ExportOptions,
     IngestOptions,
+    Inputs,
     PickOptions,
     ReportOptions,
     ScoreOptions,
@@ -31,7 +32,7 @@ from mllm_selector.config import (
 from mllm_selector.errors import UsageError
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
-from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, stage_key
+from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, fingerprint_inputs, stage_key
 from mllm_selector.sampling import check_limits
 from mllm_selector.selection import Selection
 from mllm_selector.stages import export, ingest, pick, report, score, seed
@@ -174,7 +175,7 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
 
 
 def select(
-    pool: str | Path,
+    pool: str | Path | Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]],
     *,
     budget: str | float,
     run_dir: str | Path,
@@ -192,8 +193,10 @@ def select(
 
     Parameters
     ----------
-    pool : str or Path
-        The pool: LLaVA JSON (one array) or JSON lines.
+    pool : str, Path, sequence or mapping
+        The pool: LLaVA JSON (one array) or JSON lines. Several files of one format are one pool, in the order
+        given; a text may be a pattern such as ``data/*.jsonl``. A mapping gives all samples of an input the
+        source that is its key.
     budget : str, int or float
         Samples to choose: a count (``5000``) or a share (``"10%"``, ``0.1``).
     run_dir : str or Path
@@ -234,10 +237,11 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
     """Fail on what can be known before anything is computed or written."""
     of_ingest, of_seed = options.get("ingest"), options.get("seed")
     if isinstance(of_ingest, IngestOptions):
-        if not of_ingest.pool.is_file():
-            kind = "is a folder" if of_ingest.pool.is_dir() else "does not exist"
-            msg = f"pool: {of_ingest.pool} {kind}; name a LLaVA JSON or JSON lines file"
-            raise UsageError(msg)
+        for path in of_ingest.pool.paths:
+            if not path.is_file():
+                kind = "is a folder" if path.is_dir() else "does not exist"
+                msg = f"pool: {path} {kind}; name a LLaVA JSON or JSON lines file"
+                raise UsageError(msg)
         if of_ingest.images is not None and not of_ingest.images.is_dir():
             msg = (
                 f"--images: {of_ingest.images} is not a folder; name the one that image paths are relative to"
@@ -272,7 +276,7 @@ def _inputs(run: RunDirectory, name: str, options: StageOptions) -> dict[str, An
     if before is not None:
         inputs[before] = run.need(before).key
     if isinstance(options, IngestOptions):
-        inputs["pool"] = fingerprint(options.pool, known.get("pool"))
+        inputs["pool"] = fingerprint_inputs(options.pool, known.get("pool"))
     if isinstance(options, SeedOptions):
         chosen = Path(options.seed_model or options.model or "")
         is_folder = chosen.is_dir()
@@ -338,9 +342,13 @@ def _refuse_to_mix(
     for what in after:
         if before.get(what) != after[what]:
             path = old.options.get("seed_model") or old.options.get(what)
-            changes.append(f"it was made with another {what}" + (f" ({path})" if path else ""))
+            changes.append(f"it was made with another {what}" + (f" ({_shown(path)})" if path else ""))
     msg = (
         f"--run-dir: {run.path} holds the '{name}' stage of a different run: {'; '.join(changes)}. "
         "Name another --run-dir, or repeat the options of that run"
     )
     raise UsageError(msg)
+
+
+def _shown(path: Any) -> str:
+    return str(Inputs.parse(path)) if isinstance(path, list) else str(path)

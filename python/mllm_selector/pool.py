@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from mllm_selector.artifacts import open_arrow
+from mllm_selector.config import Inputs
 from mllm_selector.errors import PoolError
 from mllm_selector.rundir import RunDirectory
 
-__all__ = ["POOL_SCHEMA", "POOL_VERSION", "Pool", "Sample"]
+__all__ = ["POOL_SCHEMA", "POOL_VERSION", "ImageRange", "Pool", "PoolImage", "Sample"]
 
-POOL_VERSION = "1"
+POOL_VERSION = "2"
 
 POOL_SCHEMA = pa.schema(
     [
@@ -44,16 +47,63 @@ POOL_SCHEMA = pa.schema(
             pa.large_list(
                 pa.field(
                     "item",
-                    pa.struct([pa.field("path", pa.large_utf8()), pa.field("bytes", pa.large_binary())]),
+                    pa.struct(
+                        [
+                            pa.field("path", pa.large_utf8()),
+                            pa.field("bytes", pa.large_binary()),
+                            pa.field("offset", pa.uint64()),
+                            pa.field("length", pa.uint64()),
+                        ]
+                    ),
                     nullable=False,
                 )
             ),
             nullable=False,
         ),
+        pa.field("file", pa.uint32(), nullable=False),
         pa.field("offset", pa.uint64(), nullable=False),
         pa.field("length", pa.uint64(), nullable=False),
     ]
 )
+
+
+@dataclass(frozen=True)
+class ImageRange:
+    """An encoded image that is a part of a larger file, such as a member of a tar file.
+
+    Attributes
+    ----------
+    file : Path
+        The input of the pool that holds it.
+    offset, length : int
+        Where it stands there, in bytes.
+    name : str
+        What it is called there.
+    """
+
+    file: Path
+    offset: int
+    length: int
+    name: str
+
+    def read(self) -> bytes:
+        """Return the encoded image.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read or ends before the image does.
+        """
+        with self.file.open("rb") as file:
+            content = os.pread(file.fileno(), self.length, self.offset)
+        if len(content) < self.length:
+            msg = f"{self.file} ends inside the image {self.name}; it has changed since it was ingested"
+            raise OSError(msg)
+        return content
+
+
+PoolImage: TypeAlias = Path | bytes | ImageRange
+"""An image file, an encoded image, or where one stands in a larger file."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +120,7 @@ class Sample:
         The data set that it came from.
     messages : tuple of (str, str)
         Role (``system``, ``user`` or ``assistant``) and content of each turn, ``<image>`` marks included.
-    images : tuple of Path or bytes
+    images : tuple of Path, bytes or ImageRange
         In the order of the marks; encoded bytes where the pool carries the images itself.
     """
 
@@ -78,7 +128,7 @@ class Sample:
     id: str
     source: str
     messages: tuple[tuple[str, str], ...]
-    images: tuple[Path | bytes, ...]
+    images: tuple[PoolImage, ...]
 
 
 class Pool:
@@ -92,6 +142,8 @@ class Pool:
         Folder that the image paths are relative to; without it, samples carry the relative paths.
     path : Path, optional
         The file, for error messages.
+    inputs : sequence of Path, optional
+        Where the pool's inputs lie now, in its order; by default where they lay when it was made.
 
     Raises
     ------
@@ -106,18 +158,26 @@ class Pool:
     (665298, ('user', '<image>\nWhat is shown?'))
     """
 
-    def __init__(self, table: pa.Table, images: Path | None = None, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        images: Path | None = None,
+        path: Path | None = None,
+        inputs: Sequence[Path] | None = None,
+    ) -> None:
         self._path = path
         _check_schema(table.schema, path)
         self.table = table
         self.images = images
+        listed = json.loads(table.schema.metadata.get(b"mllm_selector.inputs", b"[]"))
+        self._inputs = [Path(entry["path"]) for entry in listed] if inputs is None else list(inputs)
         self._batches: list[pa.RecordBatch] = [batch for batch in table.to_batches() if len(batch)]
         self._starts = np.cumsum([0, *map(len, self._batches)])
         self._checked_batches: set[int] = set()
         self._checked_columns: set[str] = set()
 
     @classmethod
-    def open(cls, path: Path, images: Path | None = None) -> Self:
+    def open(cls, path: Path, images: Path | None = None, inputs: Sequence[Path] | None = None) -> Self:
         """Map a pool file.
 
         Parameters
@@ -126,6 +186,8 @@ class Pool:
             The ``pool.arrow`` that ingest wrote.
         images : Path, optional
             Folder that its image paths are relative to.
+        inputs : sequence of Path, optional
+            Where the pool's inputs lie now, in its order; by default where they lay when it was made.
 
         Raises
         ------
@@ -134,11 +196,11 @@ class Pool:
         PoolError
             If it is not a whole pool file.
         """
-        return cls(open_arrow(path), images, path)
+        return cls(open_arrow(path), images, path, inputs)
 
     @classmethod
     def of(cls, run: RunDirectory) -> Self:
-        """Map the pool of a run directory, with the images folder that it was read with.
+        """Map the pool of a run directory, with the images folder and the inputs that it was read with.
 
         Raises
         ------
@@ -147,8 +209,13 @@ class Pool:
         PoolError
             If its pool file is not whole.
         """
-        images = run.need("ingest").options.get("images")
-        return cls.open(run.pool, None if images is None else Path(images))
+        options = run.need("ingest").options
+        images, inputs = options.get("images"), options.get("pool")
+        return cls.open(
+            run.pool,
+            None if images is None else Path(images),
+            None if inputs is None else Inputs.parse(inputs).paths,
+        )
 
     @property
     def format(self) -> str:
@@ -230,12 +297,14 @@ class Pool:
             id=record["id"],
             source=record["source"],
             messages=tuple((message["role"], message["content"]) for message in record["messages"]),
-            images=tuple(self._image(image) for image in record["images"]),
+            images=tuple(self._image(image, record["file"]) for image in record["images"]),
         )
 
-    def _image(self, image: dict[str, Any]) -> Path | bytes:
+    def _image(self, image: dict[str, Any], file: int) -> PoolImage:
         if image["bytes"] is not None:
             return bytes(image["bytes"])
+        if image["offset"] is not None:
+            return ImageRange(self._inputs[file], image["offset"], image["length"], image["path"] or "image")
         path = Path(image["path"])
         return path if self.images is None else self.images / path
 

@@ -15,9 +15,10 @@ from typing import IO, Any, Self
 
 from mllm_selector import _internal
 from mllm_selector.artifacts import write_json
+from mllm_selector.config import Inputs
 from mllm_selector.errors import RunDirectoryError, UsageError
 
-__all__ = ["RunDirectory", "StageRecord", "fingerprint", "read_manifest", "stage_key"]
+__all__ = ["RunDirectory", "StageRecord", "fingerprint", "fingerprint_inputs", "read_manifest", "stage_key"]
 
 MANIFEST_VERSION = 1
 
@@ -282,6 +283,29 @@ def fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, An
     else:
         digest = _internal.hash_file(str(path))
     return {"hash": digest, "size": size, "mtime_ns": mtime}
+
+
+def fingerprint_inputs(inputs: Inputs, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Identify the inputs of a pool by their content and the sources given to them.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        The files or folders, in order.
+    known : dict, optional
+        An earlier fingerprint of the same inputs: unchanged files are not read again.
+
+    Returns
+    -------
+    dict
+        ``hash`` (SHA-256, hexadecimal) over all, and ``files``: the `fingerprint` of each.
+    """
+    before = known["files"] if known is not None else []
+    if len(before) != len(inputs.inputs):
+        before = [None] * len(inputs.inputs)
+    files = [fingerprint(entry.path, old) for entry, old in zip(inputs.inputs, before, strict=True)]
+    content = [(entry.source, file["hash"]) for entry, file in zip(inputs.inputs, files, strict=True)]
+    return {"hash": hashlib.sha256(json.dumps(content).encode()).hexdigest(), "files": files}
 
 
 def stage_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str:

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mllm_selector.errors import MissingPackageError, ModelError, SampleError
+from mllm_selector.pool import PoolImage
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class Conversation(Protocol):
     ----------
     messages : sequence of (str, str)
         Role (``system``, ``user``, ``assistant``) and content of each turn, ``<image>`` marks included.
-    images : sequence of Path or bytes
+    images : sequence of Path, bytes or ImageRange
         In the order of the marks.
     """
 
@@ -75,7 +75,7 @@ class Conversation(Protocol):
     def messages(self) -> Sequence[Message]: ...  # noqa: D102 - described above
 
     @property
-    def images(self) -> Sequence[Path | bytes]: ...  # noqa: D102
+    def images(self) -> Sequence[PoolImage]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class ChatEncoder:
 def encode_for_training(
     processor: Any,
     sample: Conversation,
-    load_image: Callable[[Path | bytes], Image.Image],
+    load_image: Callable[[PoolImage], Image.Image],
     chat: ChatEncoder | None = None,
 ) -> dict[str, torch.Tensor]:
     """Encode a sample for `AutoModelForImageTextToText` with a loss on its answers only.

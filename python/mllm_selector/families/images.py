@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from mllm_selector.errors import SampleError
+from mllm_selector.pool import ImageRange, PoolImage
 
 __all__ = ["MAX_ASPECT", "MAX_PIXELS", "load_image"]
 
@@ -18,13 +18,13 @@ MAX_ASPECT = 200
 """Narrower images are refused: brought to a fixed shorter side, they would fill the memory."""
 
 
-def load_image(image: Path | bytes, name: str | None = None) -> Image.Image:
+def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
     """Open an image as an RGB picture, upright (EXIF orientation applied, as transformers does).
 
     Parameters
     ----------
-    image : Path or bytes
-        A file, or the encoded image itself.
+    image : Path, bytes or ImageRange
+        A file, the encoded image itself, or where it stands in a larger file.
     name : str, optional
         What the image is called in the error; by default its path or size.
 
@@ -35,9 +35,10 @@ def load_image(image: Path | bytes, name: str | None = None) -> Image.Image:
         than `MAX_ASPECT`.
     """
     if name is None:
-        name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+        name = _name(image)
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
+        content = image.read() if isinstance(image, ImageRange) else image
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             width, height = file.size
             if width * height > MAX_PIXELS:
                 msg = f"{width} x {height} pixels are more than {MAX_PIXELS:,}"
@@ -53,3 +54,9 @@ def load_image(image: Path | bytes, name: str | None = None) -> Image.Image:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         msg = f"image-unreadable: {name}: {why}"
         raise SampleError(msg) from error
+
+
+def _name(image: PoolImage) -> str:
+    if isinstance(image, ImageRange):
+        return f"{image.file}: {image.name}"
+    return f"{len(image)} bytes" if isinstance(image, bytes) else str(image)

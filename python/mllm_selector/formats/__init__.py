@@ -6,15 +6,15 @@ module and never name a format.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.config import IngestOptions
-from mllm_selector.errors import PoolError
+from mllm_selector.config import IngestOptions, Inputs
+from mllm_selector.errors import PoolError, UsageError
 from mllm_selector.formats.llava import LlavaJson, LlavaJsonLines
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory, fingerprint
@@ -33,30 +33,49 @@ class PoolFormat(Protocol):
     def suffix(self) -> str:
         """File suffix of a subset, with the dot."""
 
-    def recognises(self, path: Path) -> bool:
-        """Say by its content whether a file is of this format."""
+    def recognises(self, paths: Sequence[Path]) -> bool:
+        """Say by their content whether all of these are of this format."""
 
     def ingest(
         self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
 
-    def write_subset(self, pool: Path, rows: NDArray[np.uint64], source: Path, out: Path) -> None:
-        """Copy the records of `rows`, in that order, from the input `source` to `out`."""
+    def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
+        """Copy the records of `rows`, in that order, from the pool's `inputs` to `out`."""
 
 
 FORMATS: dict[str, PoolFormat] = {known.name: known for known in (LlavaJson(), LlavaJsonLines())}
 
 
 def find(options: IngestOptions) -> PoolFormat:
-    """Return the format asked for, or for ``auto`` the one that recognises the pool.
+    """Return the format asked for, or for ``auto`` the one that recognises the inputs.
 
-    A pool that none recognises goes to the first format, whose reader says what is wrong with it.
+    Inputs that none recognises go to the first format, whose reader says what is wrong with them.
+
+    Raises
+    ------
+    UsageError
+        If the inputs are of several formats.
     """
     if options.format != "auto":
         return FORMATS[options.format]
-    first, *_ = FORMATS.values()
-    return next((known for known in FORMATS.values() if known.recognises(options.pool)), first)
+    paths = options.pool.paths
+    found = _recognised(paths)
+    if found is not None:
+        return found
+    each = {path: _recognised([path]) for path in paths}
+    kinds = {known.name: (known, path) for path, known in each.items() if known is not None}
+    if len(kinds) > 1:
+        examples = ", ".join(f"{path} is {name}" for name, (_, path) in kinds.items())
+        msg = f"pool: {examples}; one pool has one format, so select from each on its own or convert some"
+        raise UsageError(msg)
+    first, *_ = [known for known, _ in kinds.values()] or FORMATS.values()
+    return first
+
+
+def _recognised(paths: Sequence[Path]) -> PoolFormat | None:
+    return next((known for known in FORMATS.values() if known.recognises(paths)), None)
 
 
 def subset_suffix(run: RunDirectory) -> str:
@@ -83,13 +102,14 @@ def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -
     PoolError
         If the pool is gone or has changed since it was ingested.
     UsageError
-        If a row is not in the pool, or `out` is the pool itself.
+        If a row is not in the pool, or `out` is one of the pool's inputs.
     """
     record = run.need("ingest")
-    source = Path(record.options["pool"])
-    _check_unchanged(source, record.inputs["pool"])
+    inputs = Inputs.parse(record.options["pool"]).paths
+    for path, known in zip(inputs, record.inputs["pool"]["files"], strict=True):
+        _check_unchanged(path, known)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _of(run).write_subset(run.pool, np.ascontiguousarray(rows, dtype=np.uint64), source, out)
+    _of(run).write_subset(run.pool, np.ascontiguousarray(rows, dtype=np.uint64), inputs, out)
 
 
 def _of(run: RunDirectory) -> PoolFormat:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,8 +24,11 @@ class _Llava:
     suffix: ClassVar[str]
     first_byte: ClassVar[bytes]
 
-    def recognises(self, path: Path) -> bool:
+    def recognises(self, paths: Sequence[Path]) -> bool:
         """Look at the first byte that is neither white space nor part of a byte order mark."""
+        return all(self._begins(path) for path in paths)
+
+    def _begins(self, path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open("rb") as file:
@@ -37,7 +40,7 @@ class _Llava:
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
         return _internal.ingest(
-            options.pool,
+            [(entry.path, entry.source) for entry in options.pool.inputs],
             self.name,
             out,
             rejected,
@@ -47,9 +50,9 @@ class _Llava:
             progress=on_bytes,
         )
 
-    def write_subset(self, pool: Path, rows: NDArray[np.uint64], source: Path, out: Path) -> None:
-        """Copy the records of `rows`, in that order, from the input `source` to `out`."""
-        _internal.write_subset(pool, rows, source, out)
+    def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
+        """Copy the records of `rows`, in that order, from the pool's `inputs` to `out`."""
+        _internal.write_subset(pool, rows, inputs, out)
 
 
 class LlavaJson(_Llava):

@@ -10,6 +10,7 @@ from typing import Any
 from mllm_selector.config import (
     ExportOptions,
     IngestOptions,
+    Inputs,
     PickOptions,
     ScoreOptions,
     SeedOptions,
@@ -44,7 +45,8 @@ def settings(stages: dict[str, StageRecord]) -> dict[str, dict[str, Any]]:
 def as_command(stages: dict[str, StageRecord], run_dir: Path) -> str:
     """Return the command line that repeats a run into another run directory."""
     options = _options(stages)
-    parts = [f"mllm-selector select {shlex.quote(str(options.pop('pool', 'POOL')))}"]
+    inputs = [shlex.quote(str(entry)) for entry in Inputs.parse(options.pop("pool", "POOL")).inputs]
+    parts = [" ".join(["mllm-selector select", *inputs])]
     for name, value in options.items():
         if isinstance(value, dict):
             parts += [f"{cli_name(name)} {shlex.quote(f'{key}={amount}')}" for key, amount in value.items()]
@@ -57,7 +59,8 @@ def as_command(stages: dict[str, StageRecord], run_dir: Path) -> str:
 def as_call(stages: dict[str, StageRecord], run_dir: Path) -> str:
     """Return the Python call that does the same."""
     options = _options(stages)
-    lines = [f"    {str(options.pop('pool', 'POOL'))!r},"]
+    inputs = [str(entry) for entry in Inputs.parse(options.pop("pool", "POOL")).inputs]
+    lines = [f"    {inputs if len(inputs) > 1 else inputs[0]!r},"]
     lines += [f"    {name}={value!r}," for name, value in options.items()]
     lines.append(f"    run_dir={f'{run_dir}-again'!r},")
     return "\n".join(["import mllm_selector", "", "selection = mllm_selector.select(", *lines, ")"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from mllm_selector.pool import Pool
+from mllm_selector.pool import Pool, PoolImage
 from mllm_selector.reporting.markup import Content, Markup, element
 from mllm_selector.reporting.numbers import GalleryItem
 from mllm_selector.reporting.thumbnails import Thumbnails
@@ -83,7 +81,7 @@ class Gallery:
             ),
         )
 
-    def _image(self, image: Path | bytes, description: str) -> Markup:
+    def _image(self, image: PoolImage, description: str) -> Markup:
         made = self._thumbnails.make(image)
         if isinstance(made, str):
             return element("p", made, class_="placeholder", role="img", aria_label=f"{description}: {made}")

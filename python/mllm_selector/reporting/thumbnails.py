@@ -6,9 +6,10 @@ import base64
 import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
+
+from mllm_selector.pool import ImageRange, PoolImage
 
 __all__ = ["Thumbnail", "Thumbnails"]
 
@@ -39,7 +40,7 @@ class Thumbnails:
     def __init__(self, byte_limit: int) -> None:
         self._left = byte_limit
 
-    def make(self, image: Path | bytes) -> Thumbnail | str:
+    def make(self, image: PoolImage) -> Thumbnail | str:
         """Return a small copy of an image, or in words why there is none."""
         if not self._left:
             return LEFT_OUT
@@ -59,11 +60,12 @@ class Thumbnails:
         return Thumbnail(uri, small.width, small.height)
 
 
-def _shrink(source: Path | bytes) -> Image.Image:
+def _shrink(source: PoolImage) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns of large images; they are refused below, by size.
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        content = source.read() if isinstance(source, ImageRange) else source
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             if image.width * image.height > MOST_PIXELS:
                 msg = f"{image.width} x {image.height} pixels"
                 raise ValueError(msg)

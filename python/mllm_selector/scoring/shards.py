@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +21,7 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Arrays, Encoded, Family
 from mllm_selector.families.images import load_image
-from mllm_selector.pool import Pool
+from mllm_selector.pool import ImageRange, Pool, PoolImage
 from mllm_selector.scoring.batching import (
     IMAGES_AT_ONCE,
     ImageUse,
@@ -254,8 +253,10 @@ class ShardScorer:
         except SampleError as error:
             return error
 
-    def _name(self, image: Path | bytes) -> str | None:
-        """Name an image as the pool does, so that parts do not depend on where the images folder is."""
+    def _name(self, image: PoolImage) -> str | None:
+        """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
+        if isinstance(image, ImageRange):
+            return image.name
         folder = self._pool.images
         if isinstance(image, bytes) or folder is None or not image.is_relative_to(folder):
             return None
@@ -287,5 +288,7 @@ def _image_uses(
     return images, uses
 
 
-def _image_key(image: Path | bytes) -> str | bytes:
+def _image_key(image: PoolImage) -> str | bytes:
+    if isinstance(image, ImageRange):
+        return f"{image.file}:{image.offset}"
     return hashlib.blake2b(image, digest_size=16).digest() if isinstance(image, bytes) else str(image)

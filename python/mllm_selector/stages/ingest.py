@@ -29,7 +29,7 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
     dict
         ``samples``; ``rejected``, records by reason; ``text_only``, ``multi_image`` and ``multi_turn``,
         samples without an image, with several, and with several answers; ``images``, distinct ones;
-        ``sources``, samples by source; ``bytes`` and ``format`` of the input.
+        ``sources``, samples by source; ``bytes`` and ``format`` of the inputs.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
         If the pool is not in the format, is damaged or empty, or more than half of it is rejected.
     """
     pool_format = formats.find(options)
-    total = options.pool.stat().st_size if options.pool.is_file() else None
+    total = sum(path.stat().st_size for path in options.pool.paths if path.is_file())
     progress.start("ingest", total, "bytes")
     counts = pool_format.ingest(options, run.pool, run.rejected, lambda done, _: progress.update(done))
     counts["format"] = pool_format.name

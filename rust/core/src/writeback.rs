@@ -4,11 +4,11 @@ use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use arrow_array::UInt64Array;
 use arrow_array::cast::AsArray;
-use arrow_array::types::UInt64Type;
+use arrow_array::types::{UInt32Type, UInt64Type};
+use arrow_array::{UInt32Array, UInt64Array};
 use arrow_schema::DataType;
 
 use crate::files::WholeFile;
@@ -19,24 +19,28 @@ use crate::{Error, Observer, Result};
 /// Records are copied in pieces of this size.
 const PIECE: usize = 1 << 18;
 
-/// Copies the records of some rows of a pool from the input to a new file of the same format.
+/// Copies the records of some rows of a pool from its inputs to a new file of the same format.
 ///
+/// `inputs` are the pool's, in its order, wherever they lie now.
 /// `rows` may come in any order, which is kept. The file is whole or absent. Progress is in records.
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] if a row is not in the pool or `out` is the input; [`Error::Pool`] if the pool file is
-/// damaged, or a place in the input does not hold a record, which means that the input has changed.
+/// [`Error::Argument`] if a row is not in the pool or `out` is an input; [`Error::Pool`] if the pool file is
+/// damaged, or a place in an input does not hold a record, which means that the input has changed.
 pub fn write_subset(
     pool: &Path,
     rows: &[u64],
-    input: &Path,
+    inputs: &[PathBuf],
     out: &Path,
     observer: &Observer,
 ) -> Result<()> {
     let places = Places::open(pool)?;
-    let records = Records::open(input)?;
-    if is_same_file(input, out) {
+    let inputs: Vec<Records> = inputs
+        .iter()
+        .map(|path| Records::open(path))
+        .collect::<Result<_>>()?;
+    if inputs.iter().any(|input| is_same_file(input.path, out)) {
         let out = out.display();
         return Err(Error::Argument(format!(
             "{out} is the pool itself; name another file for the subset"
@@ -58,7 +62,15 @@ pub fn write_subset(
             },
         )?;
         let place = places.of(row)?;
-        records.copy(row, place, &mut buffer, &mut file)?;
+        let input = inputs.get(place.file as usize).ok_or_else(|| {
+            Error::Pool(format!(
+                "{}: row {row} is of input {}, but there are {}; ingest again",
+                pool.display(),
+                place.file,
+                inputs.len()
+            ))
+        })?;
+        input.copy(row, place, &mut buffer, &mut file)?;
         put(&mut file, frame.after_each)?;
         observer.advance(1);
     }
@@ -107,22 +119,31 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Byte offset and length of a record.
-type Place = (u64, u64);
+/// Where a record stands: the input's number, byte offset and length.
+#[derive(Clone, Copy)]
+struct Place {
+    file: u32,
+    offset: u64,
+    length: u64,
+}
 
-/// The places of a pool's rows in the input.
+/// The places of a pool's rows in the inputs.
 struct Places {
     file: ArrowFile,
     format: Format,
-    /// Offsets and lengths of the batches asked for so far, backed by the mapped file.
-    batches: Vec<OnceCell<(UInt64Array, UInt64Array)>>,
+    /// Columns of the batches asked for so far, backed by the mapped file.
+    batches: Vec<OnceCell<(UInt32Array, UInt64Array, UInt64Array)>>,
 }
 
 impl Places {
     fn open(pool: &Path) -> Result<Self> {
         let file = ArrowFile::open(
             pool,
-            &[("offset", DataType::UInt64), ("length", DataType::UInt64)],
+            &[
+                ("file", DataType::UInt32),
+                ("offset", DataType::UInt64),
+                ("length", DataType::UInt64),
+            ],
         )?;
         let format = file
             .metadata(FORMAT_KEY)
@@ -152,15 +173,20 @@ impl Places {
         if cell.get().is_none() {
             let batch = self.file.batch(index)?;
             let column = |number| batch.column(number).as_primitive::<UInt64Type>().clone();
+            let files = batch.column(0).as_primitive::<UInt32Type>().clone();
             // Set once: this is the only thread.
-            let _ = cell.set((column(0), column(1)));
+            let _ = cell.set((files, column(1), column(2)));
         }
-        let (offsets, lengths) = cell.get().expect("the batch has just been read");
-        Ok((offsets.value(position), lengths.value(position)))
+        let (files, offsets, lengths) = cell.get().expect("the batch has just been read");
+        Ok(Place {
+            file: files.value(position),
+            offset: offsets.value(position),
+            length: lengths.value(position),
+        })
     }
 }
 
-/// The input.
+/// One input.
 struct Records<'a> {
     path: &'a Path,
     file: File,
@@ -184,7 +210,7 @@ impl<'a> Records<'a> {
     fn copy(
         &self,
         row: u64,
-        (offset, length): Place,
+        Place { offset, length, .. }: Place,
         buffer: &mut [u8],
         out: &mut WholeFile,
     ) -> Result<()> {

@@ -13,7 +13,7 @@ use arrow_array::{
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field};
 use half::f16;
-use mllm_selector_core::ingest::{Format, IngestOptions, ingest};
+use mllm_selector_core::ingest::{Format, IngestOptions, Input, ingest};
 use mllm_selector_core::pool::ArrowFile;
 use mllm_selector_core::{Error, Observer};
 use proptest::prelude::*;
@@ -68,7 +68,10 @@ fn write_pool(folder: &Path) -> PathBuf {
     let line = r#"{"conversations":[{"from":"human","value":"é?"},{"from":"gpt","value":"a"}]}"#;
     fs::write(&input, [line; 5].join("\n")).unwrap();
     let options = IngestOptions {
-        pool: input,
+        inputs: vec![Input {
+            path: input,
+            source: None,
+        }],
         format: Format::LlavaJsonl,
         images: None,
         source: None,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use mllm_selector_core as core;
-use mllm_selector_core::ingest::{Format, IngestOptions, Summary};
+use mllm_selector_core::ingest::{CheckImages, Format, IngestOptions, Input, Summary};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -22,27 +22,35 @@ fn hash_file(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 }
 
 #[pyfunction]
-#[pyo3(signature = (pool, pool_format, out, rejected, *, images=None, source=None, threads=None, progress=None))]
+#[pyo3(signature = (inputs, pool_format, out, rejected, *, images=None, check_images="header", max_image_pixels=89_478_485, source=None, threads=None, progress=None))]
 // One argument an option, so that Python names them.
 #[allow(clippy::too_many_arguments)]
 fn ingest<'py>(
     py: Python<'py>,
-    pool: PathBuf,
+    inputs: Vec<(PathBuf, Option<String>)>,
     pool_format: &str,
     out: PathBuf,
     rejected: PathBuf,
     images: Option<PathBuf>,
+    check_images: &str,
+    max_image_pixels: u64,
     source: Option<String>,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let name = pool_format.to_owned();
+    let (name, check_images) = (pool_format.to_owned(), check_images.to_owned());
+    let inputs = inputs
+        .into_iter()
+        .map(|(path, source)| Input { path, source })
+        .collect();
     let summary = observed(py, progress.as_ref(), move |observer| {
         let format = Format::from_name(&name)?;
         let options = IngestOptions {
-            pool,
+            inputs,
             format,
             images,
+            check_images: CheckImages::from_name(&check_images)?,
+            max_image_pixels,
             source,
             threads,
             out,
@@ -71,17 +79,17 @@ fn as_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDic
 }
 
 #[pyfunction]
-#[pyo3(signature = (pool, rows, input_file, out, *, progress=None))]
+#[pyo3(signature = (pool, rows, inputs, out, *, progress=None))]
 fn write_subset(
     py: Python<'_>,
     pool: PathBuf,
     rows: PyReadonlyArray1<'_, u64>,
-    input_file: PathBuf,
+    inputs: Vec<PathBuf>,
     out: PathBuf,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let rows = rows.as_slice()?;
     observed(py, progress.as_ref(), |observer| {
-        core::writeback::write_subset(&pool, rows, &input_file, &out, observer)
+        core::writeback::write_subset(&pool, rows, &inputs, &out, observer)
     })
 }

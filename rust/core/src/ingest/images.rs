@@ -1,21 +1,23 @@
-//! Whether the image paths of a pool name files inside the images folder.
+//! Whether the image paths of a pool name files inside the images folder, and what is in these.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::header::{self, Fault, Rules};
+use super::pictures::reason;
 use super::reject::{Reason, Rejection, shown};
 use crate::{Error, Result};
 
 /// A path as 128 bits of its BLAKE3 hash: a pool of 10^7 images would not fit into memory as text.
 pub(super) type ImageKey = [u8; 16];
 
-/// Hashes a text to 128 bits.
-pub(super) fn key(text: &str) -> [u8; 16] {
+/// Hashes a text, or an image, to 128 bits.
+pub(super) fn key(content: impl AsRef<[u8]>) -> [u8; 16] {
     let mut key = [0; 16];
-    key.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    key.copy_from_slice(&blake3::hash(content.as_ref()).as_bytes()[..16]);
     key
 }
 
@@ -27,6 +29,8 @@ enum Verdict {
     Outside,
     Missing,
     NotAFile,
+    /// Inside, but of no use; the fault is kept apart, since faults are few and paths many.
+    Faulty,
 }
 
 /// The images folder, with what has been found out about it.
@@ -34,12 +38,15 @@ pub(super) struct ImageFolder {
     root: PathBuf,
     /// `root` without symbolic links.
     real: PathBuf,
-    files: Shards,
-    folders: Shards,
+    files: Memo<Verdict>,
+    folders: Memo<Verdict>,
+    rules: Option<Rules>,
+    faults: Mutex<HashMap<ImageKey, Fault>>,
 }
 
 impl ImageFolder {
-    pub(super) fn open(root: &Path) -> Result<Self> {
+    /// Opens the folder; `rules` says how its files are looked at, if they are.
+    pub(super) fn open(root: &Path, rules: Option<Rules>) -> Result<Self> {
         let wrong = |what: &str| {
             let root = root.display();
             Error::Argument(format!(
@@ -58,8 +65,10 @@ impl ImageFolder {
         Ok(Self {
             root: root.to_path_buf(),
             real,
-            files: Shards::new(),
-            folders: Shards::new(),
+            files: Memo::new(),
+            folders: Memo::new(),
+            rules,
+            faults: Mutex::default(),
         })
     }
 
@@ -68,21 +77,47 @@ impl ImageFolder {
         &self,
         path: Cow<'a, str>,
     ) -> std::result::Result<(Cow<'a, str>, ImageKey), Rejection> {
-        let path_key = key(&path);
-        let verdict = self.files.get_or_insert(path_key, || self.examine(&path));
+        let path_key = key(path.as_bytes());
+        let verdict = self
+            .files
+            .get_or_insert(path_key, || self.look_at(&path, path_key));
         let (reason, what) = match verdict {
             Verdict::Inside => return Ok((path, path_key)),
             Verdict::InsideWithSlashes => {
                 let path = with_slashes(&path);
-                let path_key = key(&path);
+                let path_key = key(path.as_bytes());
                 return Ok((Cow::Owned(path), path_key));
             }
             Verdict::Outside => (Reason::ImageOutside, "leads out of"),
             Verdict::Missing => (Reason::ImageMissing, "does not exist in"),
             Verdict::NotAFile => (Reason::ImageMissing, "is not a regular file of"),
+            Verdict::Faulty => {
+                let fault = self.faults()[&path_key];
+                let detail = format!("image '{}' {fault}", shown(&path));
+                return Err(Rejection::new(reason(fault), None, detail));
+            }
         };
         let detail = format!("image '{}' {what} the images folder", shown(&path));
         Err(Rejection::new(reason, None, detail))
+    }
+
+    /// Finds the file and checks what is in it.
+    fn look_at(&self, path: &str, path_key: ImageKey) -> Verdict {
+        let verdict = self.examine(path);
+        let file = match verdict {
+            Verdict::Inside => self.root.join(path),
+            Verdict::InsideWithSlashes => self.root.join(with_slashes(path)),
+            _ => return verdict,
+        };
+        let Some(Err(fault)) = self.rules.map(|rules| header::check_file(&file, &rules)) else {
+            return verdict;
+        };
+        self.faults().insert(path_key, fault);
+        Verdict::Faulty
+    }
+
+    fn faults(&self) -> MutexGuard<'_, HashMap<ImageKey, Fault>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn examine(&self, path: &str) -> Verdict {
@@ -102,7 +137,7 @@ impl ImageFolder {
             return Verdict::Outside;
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        let folder_key = key(&folder.to_string_lossy());
+        let folder_key = key(folder.as_os_str().as_encoded_bytes());
         match self
             .folders
             .get_or_insert(folder_key, || self.examine_folder(folder))
@@ -161,22 +196,22 @@ fn climbs_out(path: &Path) -> bool {
 }
 
 /// A map that several threads fill; the value of a key is the same whoever finds it.
-struct Shards(Vec<Mutex<HashMap<ImageKey, Verdict>>>);
+pub(super) struct Memo<V>(Vec<Mutex<HashMap<ImageKey, V>>>);
 
-impl Shards {
-    fn new() -> Self {
+impl<V: Clone> Memo<V> {
+    pub(super) fn new() -> Self {
         Self((0..64).map(|_| Mutex::default()).collect())
     }
 
-    fn get_or_insert(&self, key: ImageKey, find: impl FnOnce() -> Verdict) -> Verdict {
+    pub(super) fn get_or_insert(&self, key: ImageKey, find: impl FnOnce() -> V) -> V {
         let shard = &self.0[usize::from(key[0]) % self.0.len()];
         let lock = || shard.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(&key).copied();
+        let known = lock().get(&key).cloned();
         // Looked up without the lock: a slow file system must not hold the other threads up.
         known.unwrap_or_else(|| {
-            let verdict = find();
-            lock().insert(key, verdict);
-            verdict
+            let value = find();
+            lock().insert(key, value.clone());
+            value
         })
     }
 }
@@ -202,7 +237,7 @@ mod tests {
         symlink("a/b/y.png", images.join("in.png")).unwrap();
         symlink("a", images.join("folder.png")).unwrap();
         symlink("nowhere", images.join("dangling.png")).unwrap();
-        let folder = ImageFolder::open(&images).unwrap();
+        let folder = ImageFolder::open(&images, None).unwrap();
         (temporary, folder)
     }
 
@@ -243,6 +278,38 @@ mod tests {
                     .map(|(path, _)| path.as_ref())
                     .map_err(|error| error.reason);
                 assert_eq!(found, expected, "{path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_looked_at_once() {
+        let temporary = tempfile::tempdir().unwrap();
+        let rules = Rules {
+            max_pixels: 1000,
+            decode: false,
+        };
+        let folder = ImageFolder::open(temporary.path(), Some(rules)).unwrap();
+        fs::create_dir(temporary.path().join("a")).unwrap();
+        fs::write(temporary.path().join("a/empty.png"), "").unwrap();
+        fs::write(temporary.path().join("page.jpg"), "<html></html>").unwrap();
+        for (path, reason, detail) in [
+            (
+                "a\\empty.png",
+                Reason::ImageEmpty,
+                "image 'a\\empty.png' is empty",
+            ),
+            (
+                "page.jpg",
+                Reason::ImageUnknown,
+                "image 'page.jpg' is no JPEG, PNG, GIF, WebP, BMP or TIFF",
+            ),
+        ] {
+            for _ in 0..2 {
+                let found = folder.resolve(Cow::Borrowed(path)).unwrap_err();
+                assert_eq!((found.reason, found.detail.as_str()), (reason, detail));
+                // The second answer comes from the first look.
+                fs::write(temporary.path().join(with_slashes(path)), b"GIF89a").unwrap();
             }
         }
     }

@@ -1,28 +1,36 @@
 //! Reads a pool as the user has it into `pool.arrow`, and sets bad records aside.
 //!
-//! The input is read once, in order, in blocks of whole records ([`split`], [`scan`]); the blocks are parsed
-//! and checked in parallel ([`block`], [`record`], [`json`], [`images`]); their rows are written in order
-//! ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
+//! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
+//! [`scan`]). The blocks are parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is
+//! checked against the rules ([`record`], [`pictures`], [`images`], [`header`]) and becomes columns ([`rows`], [`table`]); these are
+//! written in order ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
+//!
+//! Another kind of input is another [`container::Container`], opened in [`Format::open`]: it cuts its input
+//! into blocks, whose `parse` makes a [`record::Draft`] of each record and hands it to [`rows::Rows`].
 
-mod block;
+mod container;
 mod header;
 mod images;
 mod json;
+mod pictures;
+mod read;
 mod record;
 mod reject;
+mod rows;
 mod scan;
 mod sink;
 mod split;
 mod table;
+mod text;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 
 use rayon::ThreadPoolBuilder;
 
-use self::block::{Context, Parsed, parse};
-use self::images::ImageFolder;
+use self::container::{Container, Context, Parsed};
+use self::pictures::Pictures;
 use self::sink::Sink;
 use self::split::{Blocks, LIMITS, Limits};
 use crate::{Error, Observer, Result};
@@ -30,9 +38,10 @@ use crate::{Error, Observer, Result};
 pub use self::reject::Reason;
 
 /// Version of the pool file's schema.
-pub(crate) const POOL_VERSION: &str = "1";
+pub(crate) const POOL_VERSION: &str = "2";
 pub(crate) const VERSION_KEY: &str = "mllm_selector.pool_version";
 pub(crate) const FORMAT_KEY: &str = "mllm_selector.format";
+pub(crate) const INPUTS_KEY: &str = "mllm_selector.inputs";
 
 /// How the records of a pool stand in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,17 +72,62 @@ impl Format {
                 ))
             })
     }
+
+    /// Opens an input of this format.
+    fn open(self, path: &Path, limits: Limits) -> Result<Box<dyn Container>> {
+        match self {
+            Self::LlavaJson | Self::LlavaJsonl => Ok(Box::new(Blocks::open(path, self, limits)?)),
+        }
+    }
+}
+
+/// One file of a pool.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// The file.
+    pub path: PathBuf,
+    /// The source of all of its samples, whatever the records say.
+    pub source: Option<String>,
+}
+
+/// How closely images are looked at, each once however many samples show it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckImages {
+    /// Whether files are there.
+    None,
+    /// Their kind, size and completeness too, from their first and last bytes.
+    Header,
+    /// Whether they can be decoded too.
+    Decode,
+}
+
+impl CheckImages {
+    /// Reads a name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "none" => Ok(Self::None),
+            "header" => Ok(Self::Header),
+            "decode" => Ok(Self::Decode),
+            _ => Err(Error::Argument(format!(
+                "check_images: '{name}' is not one of header, decode, none"
+            ))),
+        }
+    }
 }
 
 /// What to read and where to write.
 #[derive(Debug, Clone)]
 pub struct IngestOptions {
-    /// The input.
-    pub pool: PathBuf,
-    /// How its records stand in it.
+    /// The inputs, in the order in which their samples stand in the pool.
+    pub inputs: Vec<Input>,
+    /// How the records stand in each of them.
     pub format: Format,
     /// Folder that image paths are relative to; may be missing if no record names an image.
     pub images: Option<PathBuf>,
+    /// How closely each image is looked at.
+    pub check_images: CheckImages,
+    /// Images of more pixels are set aside.
+    pub max_image_pixels: u64,
     /// Source of records that name none.
     pub source: Option<String>,
     /// Threads that parse; all processors if None.
@@ -101,7 +155,7 @@ pub struct Summary {
     pub images: u64,
     /// Samples by source.
     pub sources: BTreeMap<String, u64>,
-    /// Size of the input.
+    /// Size of the inputs.
     pub bytes: u64,
 }
 
@@ -111,57 +165,74 @@ pub struct Summary {
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] if the input or the images folder cannot be what is meant, or a record names an image
-/// and there is no folder; [`Error::Pool`] with the byte offset if the input is not JSON, is cut off or holds
-/// no record, and, naming the file of rejected records, which is kept, if more than half are rejected.
+/// [`Error::Argument`] if an input or the images folder cannot be what is meant, or a record names an image
+/// and there is no folder; [`Error::Pool`] with the byte offset if an input is not JSON or is cut off, if the
+/// inputs hold no record, and, naming the file of rejected records, which is kept, if more than half are
+/// rejected.
 pub fn ingest(options: &IngestOptions, observer: &Observer) -> Result<Summary> {
     ingest_within(options, LIMITS, observer)
 }
 
 fn ingest_within(options: &IngestOptions, limits: Limits, observer: &Observer) -> Result<Summary> {
-    let mut blocks = Blocks::open(&options.pool, options.format, limits)?;
-    let bytes = blocks.size()?;
+    let open = |input: &Input| options.format.open(&input.path, limits);
+    ingest_opened(options, open, observer)
+}
+
+/// Reads inputs whatever they are opened with.
+fn ingest_opened(
+    options: &IngestOptions,
+    mut open: impl FnMut(&Input) -> Result<Box<dyn Container>>,
+    observer: &Observer,
+) -> Result<Summary> {
+    let sizes: Vec<u64> = options
+        .inputs
+        .iter()
+        .map(container::check_file)
+        .collect::<Result<_>>()?;
+    let bytes: u64 = sizes.iter().sum();
     observer.expect(bytes);
-    let context = Context {
-        path: &options.pool,
-        format: options.format,
-        images: options
-            .images
-            .as_deref()
-            .map(ImageFolder::open)
-            .transpose()?,
-        source: options.source.as_deref(),
-        stem: options
-            .pool
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-    };
+    let images = Pictures::open(options)?;
+    let schema = Arc::new(table::schema(options.format, &options.inputs)?);
     let workers = ThreadPoolBuilder::new()
         .num_threads(options.threads.unwrap_or_else(default_threads))
         .build()
         .map_err(|error| Error::Argument(format!("threads: cannot start them: {error}")))?;
-    let mut sink = Sink::create(options)?;
+    let mut sink = Sink::create(options, &schema)?;
     // Two blocks wait, so that no worker stands idle while this thread reads and writes.
     let in_flight = workers.current_num_threads() + 2;
+    let mut first_record = 0;
     workers.in_place_scope(|scope| {
         let mut queue = Queue::with_capacity(in_flight);
-        let end = loop {
-            let block = match blocks.next(observer) {
-                Ok(Some(block)) => block,
-                Ok(None) => break Ok(()),
-                Err(fault) => break Err(fault),
-            };
-            if queue.len() == in_flight {
-                collect(&mut queue, &mut sink, observer)?;
+        let mut read = |file: usize| -> Result<()> {
+            let input = &options.inputs[file];
+            let context = Arc::new(Context {
+                path: &input.path,
+                shown: input.path.display().to_string().into(),
+                file: file as u32,
+                format: options.format,
+                schema: Arc::clone(&schema),
+                images: &images,
+                input_source: input.source.as_deref(),
+                source: options.source.as_deref(),
+                stem: container::stem(&input.path),
+                first_record,
+            });
+            let mut container = open(input)?;
+            while let Some(block) = container.next(observer)? {
+                if queue.len() == in_flight {
+                    collect(&mut queue, &mut sink, observer)?;
+                }
+                first_record += block.records();
+                let (sender, receiver) = mpsc::sync_channel(1);
+                queue.push_back((receiver, block.advance()));
+                let context = Arc::clone(&context);
+                // The receiver is gone only if this call has failed; then nobody wants the rows.
+                scope.spawn(move |_| drop(sender.send(block.parse(&context))));
             }
-            let (sender, receiver) = mpsc::sync_channel(1);
-            queue.push_back((receiver, block.advance));
-            let context = &context;
-            // The receiver is gone only if this call has failed; then nobody wants the rows.
-            scope.spawn(move |_| drop(sender.send(parse(&block, context))));
+            Ok(())
         };
-        // The rows before a fault of the file may hold an earlier one, which is the one to report.
+        let end = (0..options.inputs.len()).try_for_each(&mut read);
+        // The rows before a fault of an input may hold an earlier one, which is the one to report.
         while !queue.is_empty() {
             observer.check()?;
             collect(&mut queue, &mut sink, observer)?;
@@ -210,9 +281,14 @@ mod tests {
 
     fn options(folder: &Path, threads: usize) -> IngestOptions {
         IngestOptions {
-            pool: folder.join("pool.jsonl"),
+            inputs: vec![Input {
+                path: folder.join("pool.jsonl"),
+                source: None,
+            }],
             format: Format::LlavaJsonl,
             images: None,
+            check_images: CheckImages::Header,
+            max_image_pixels: 1000,
             source: None,
             threads: Some(threads),
             out: folder.join(format!("{threads}.arrow")),
@@ -279,7 +355,7 @@ mod tests {
         let text = format!("[{}] x", records.join(","));
         let mut options = options(folder.path(), 2);
         options.format = Format::LlavaJson;
-        fs::write(&options.pool, &text).unwrap();
+        fs::write(&options.inputs[0].path, &text).unwrap();
         let found = ingest_within(&options, SMALL, &Observer::default())
             .unwrap_err()
             .to_string();

@@ -1,12 +1,11 @@
-//! One LLaVA record: what it says, and the rules that it must keep.
+//! One record: what it says, and the rules that it must keep.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use memchr::memmem;
 
-use super::images::{ImageFolder, ImageKey};
-use super::json::{Cursor, Fault, MAX_DEPTH, kind};
+use super::images::{ImageKey, key};
 use super::reject::{Reason, Rejection, shown};
 
 const IMAGE_MARK: &str = "<image>";
@@ -56,16 +55,54 @@ pub(super) struct Sample<'a> {
     pub(super) id: Option<Cow<'a, str>>,
     pub(super) source: Option<Cow<'a, str>>,
     pub(super) turns: Vec<(Role, Cow<'a, str>)>,
-    pub(super) images: Vec<(Cow<'a, str>, ImageKey)>,
+    pub(super) images: Vec<Picture<'a>>,
+}
+
+/// Where an image is.
+#[derive(Debug)]
+#[expect(
+    dead_code,
+    reason = "containers that carry their images make the last two"
+)]
+pub(super) enum Picture<'a> {
+    /// A file of the images folder. The key is set once it is known to be there.
+    Path(Cow<'a, str>, ImageKey),
+    /// The encoded image itself.
+    Bytes {
+        name: Option<Cow<'a, str>>,
+        bytes: Cow<'a, [u8]>,
+    },
+    /// Bytes of the record's own input file.
+    Range {
+        name: Option<Cow<'a, str>>,
+        offset: u64,
+        length: u64,
+    },
+}
+
+impl<'a> Picture<'a> {
+    /// A path as the record gives it.
+    pub(super) fn path(path: Cow<'a, str>) -> Self {
+        Self::Path(path, ImageKey::default())
+    }
+
+    /// Returns what tells this image from others, in input `file`.
+    pub(super) fn key(&self, file: u32) -> ImageKey {
+        match self {
+            Self::Path(_, key) => *key,
+            Self::Bytes { bytes, .. } => key(bytes),
+            Self::Range { offset, .. } => {
+                key([u64::from(file), *offset].map(u64::to_le_bytes).concat())
+            }
+        }
+    }
 }
 
 /// Why a record does not become a sample.
 #[derive(Debug)]
 pub(super) enum Refusal {
     Rejected(Rejection),
-    /// The text is not JSON.
-    NotJson(Fault),
-    /// It names an image, but there is no images folder.
+    /// It names an image file, but there is no images folder.
     NeedsImages(String),
 }
 
@@ -73,44 +110,6 @@ impl From<Rejection> for Refusal {
     fn from(rejection: Rejection) -> Self {
         Self::Rejected(rejection)
     }
-}
-
-/// Reads a record and checks it against the rules, the first broken one first.
-pub(super) fn read<'a>(
-    bytes: &'a [u8],
-    images: Option<&ImageFolder>,
-) -> Result<Sample<'a>, Refusal> {
-    let text = simdutf8::compat::from_utf8(bytes).map_err(|error| {
-        let at = error.valid_up_to();
-        Rejection::new(
-            Reason::BrokenUtf8,
-            None,
-            format!("byte {at} of the record is not UTF-8"),
-        )
-    })?;
-    let mut cursor = Cursor::new(text);
-    let first = cursor.peek();
-    if first != Some(b'{') {
-        pass(&mut cursor).map_err(Refusal::NotJson)?;
-        let detail = format!("the record is {}, not an object", kind(first));
-        return Err(Rejection::new(Reason::NotAnObject, None, detail).into());
-    }
-    let draft = Draft::parse(&mut cursor).map_err(Refusal::NotJson)?;
-    if cursor.lone_surrogate {
-        let detail = "a '\\u' escape is half of a surrogate pair".into();
-        return Err(Rejection::new(Reason::BrokenUtf8, None, detail).into());
-    }
-    let id = draft.id.clone();
-    if cursor.too_deep {
-        let detail = format!("the record is nested deeper than {MAX_DEPTH} levels");
-        return Err(Rejection::new(Reason::InvalidJson, id, detail).into());
-    }
-    draft.check(images).map_err(|refusal| refusal.with_id(id))
-}
-
-fn pass(cursor: &mut Cursor<'_>) -> Result<(), Fault> {
-    cursor.skip()?;
-    cursor.end()
 }
 
 impl Refusal {
@@ -124,38 +123,38 @@ impl Refusal {
 
 /// A record's known fields as they are; of a repeated one the last counts.
 #[derive(Default)]
-struct Draft<'a> {
-    id: Option<Cow<'a, str>>,
-    source: Option<Cow<'a, str>>,
-    image: Images<'a>,
-    images: Images<'a>,
-    conversations: Conversations<'a>,
+pub(super) struct Draft<'a> {
+    pub(super) id: Option<Cow<'a, str>>,
+    pub(super) source: Option<Cow<'a, str>>,
+    pub(super) image: Images<'a>,
+    pub(super) images: Images<'a>,
+    pub(super) conversations: Conversations<'a>,
 }
 
 #[derive(Default)]
-enum Images<'a> {
+pub(super) enum Images<'a> {
     #[default]
     None,
-    Paths(Vec<Cow<'a, str>>),
+    Given(Vec<Picture<'a>>),
     Wrong(&'static str),
 }
 
 #[derive(Default)]
-enum Conversations<'a> {
+pub(super) enum Conversations<'a> {
     #[default]
     Absent,
     NotAList(&'static str),
     Turns(Vec<Turn<'a>>),
 }
 
-enum Turn<'a> {
+pub(super) enum Turn<'a> {
     NotAnObject(&'static str),
     Fields { role: Field<'a>, content: Field<'a> },
 }
 
 /// A field that should be a string.
 #[derive(Default)]
-enum Field<'a> {
+pub(super) enum Field<'a> {
     #[default]
     Absent,
     NotAString(&'static str),
@@ -163,45 +162,42 @@ enum Field<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn parse(cursor: &mut Cursor<'a>) -> Result<Self, Fault> {
-        let mut draft = Self::default();
-        cursor.object(|cursor, key| {
-            match key.as_ref() {
-                "id" => draft.id = parse_id(cursor)?,
-                "source" => {
-                    draft.source = parse_field(cursor)?
-                        .text()
-                        .filter(|source| !source.is_empty())
-                }
-                "image" => draft.image = parse_images(cursor)?,
-                "images" => draft.images = parse_images(cursor)?,
-                "conversations" => draft.conversations = parse_conversations(cursor)?,
-                _ => cursor.skip()?,
-            }
-            Ok(())
-        })?;
-        cursor.end()?;
-        Ok(draft)
+    /// Checks the record against the rules, the first broken one first; `check_image` last, for each image.
+    pub(super) fn check(
+        mut self,
+        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
+    ) -> Result<Sample<'a>, Refusal> {
+        let id = self.id.take();
+        match self.check_fields(check_image) {
+            Ok(sample) => Ok(Sample { id, ..sample }),
+            Err(refusal) => Err(refusal.with_id(id)),
+        }
     }
 
-    fn check(self, images: Option<&ImageFolder>) -> Result<Sample<'a>, Refusal> {
+    fn check_fields(
+        self,
+        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
+    ) -> Result<Sample<'a>, Refusal> {
         let turns = check_turns(self.conversations)?;
         let images_field = match self.image {
             Images::None => self.images,
             given => given,
         };
-        let paths = match images_field {
+        let pictures = match images_field {
             Images::None => Vec::new(),
-            Images::Paths(paths) => paths,
+            Images::Given(pictures) => pictures,
             Images::Wrong(what) => {
                 let detail = format!("the image is {what}; it must be a path or a list of paths");
                 return Err(Rejection::new(Reason::ImageMissing, None, detail).into());
             }
         };
-        check_marks(&turns, paths.len())?;
-        let images = check_images(paths, images)?;
+        check_marks(&turns, pictures.len())?;
+        let images = pictures
+            .into_iter()
+            .map(check_image)
+            .collect::<Result<_, _>>()?;
         Ok(Sample {
-            id: self.id,
+            id: None,
             source: self.source,
             turns,
             images,
@@ -209,106 +205,15 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// A string or a whole number; anything else is no id.
-fn parse_id<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
-    match cursor.peek() {
-        Some(b'"') => Ok(Some(cursor.string()?).filter(|id| !id.is_empty())),
-        Some(b'-' | b'0'..=b'9') => {
-            let number = cursor.number()?;
-            let is_whole = number
-                .bytes()
-                .skip(usize::from(number.starts_with('-')))
-                .all(|b| b.is_ascii_digit());
-            Ok(is_whole.then_some(Cow::Borrowed(number)))
-        }
-        _ => cursor.skip().map(|()| None),
-    }
-}
-
-fn parse_field<'a>(cursor: &mut Cursor<'a>) -> Result<Field<'a>, Fault> {
-    let first = cursor.peek();
-    if first == Some(b'"') {
-        return Ok(Field::Text(cursor.string()?));
-    }
-    cursor.skip()?;
-    Ok(Field::NotAString(kind(first)))
-}
-
-/// A path, a list of paths, or nothing (null, an empty string or an empty list).
-fn parse_images<'a>(cursor: &mut Cursor<'a>) -> Result<Images<'a>, Fault> {
-    let first = cursor.peek();
-    if first != Some(b'[') {
-        return Ok(match parse_field(cursor)? {
-            Field::Text(path) if path.is_empty() => Images::None,
-            Field::Text(path) => Images::Paths(vec![path]),
-            Field::NotAString("null") | Field::Absent => Images::None,
-            Field::NotAString(what) => Images::Wrong(what),
-        });
-    }
-    let mut paths = Vec::new();
-    let mut wrong = None;
-    cursor.array(|cursor| {
-        match parse_field(cursor)? {
-            Field::Text(path) => paths.push(path),
-            Field::NotAString(what) => wrong = wrong.or(Some(what)),
-            Field::Absent => {}
-        }
-        Ok(())
-    })?;
-    Ok(match wrong {
-        Some(what) => Images::Wrong(what),
-        None if paths.is_empty() => Images::None,
-        None => Images::Paths(paths),
-    })
-}
-
-fn parse_conversations<'a>(cursor: &mut Cursor<'a>) -> Result<Conversations<'a>, Fault> {
-    let first = cursor.peek();
-    if first != Some(b'[') {
-        cursor.skip()?;
-        return Ok(Conversations::NotAList(kind(first)));
-    }
-    let mut turns = Vec::with_capacity(4);
-    cursor.array(|cursor| {
-        turns.push(parse_turn(cursor)?);
-        Ok(())
-    })?;
-    Ok(Conversations::Turns(turns))
-}
-
-/// LLaVA's `from` and `value`, or `role` and `content`.
-fn parse_turn<'a>(cursor: &mut Cursor<'a>) -> Result<Turn<'a>, Fault> {
-    let first = cursor.peek();
-    if first != Some(b'{') {
-        cursor.skip()?;
-        return Ok(Turn::NotAnObject(kind(first)));
-    }
-    let (mut from, mut role, mut value, mut content) = Default::default();
-    cursor.object(|cursor, key| {
-        match key.as_ref() {
-            "from" => from = parse_field(cursor)?,
-            "role" => role = parse_field(cursor)?,
-            "value" => value = parse_field(cursor)?,
-            "content" => content = parse_field(cursor)?,
-            _ => cursor.skip()?,
-        }
-        Ok(())
-    })?;
-    Ok(Turn::Fields {
-        role: from.or(role),
-        content: value.or(content),
-    })
-}
-
 impl<'a> Field<'a> {
-    fn or(self, other: Self) -> Self {
+    pub(super) fn or(self, other: Self) -> Self {
         match self {
             Self::Absent => other,
             given => given,
         }
     }
 
-    fn text(self) -> Option<Cow<'a, str>> {
+    pub(super) fn text(self) -> Option<Cow<'a, str>> {
         match self {
             Self::Text(text) => Some(text),
             Self::Absent | Self::NotAString(_) => None,
@@ -394,18 +299,4 @@ fn check_marks(turns: &[(Role, Cow<'_, str>)], images: usize) -> Result<(), Reje
         format!("{asked} {IMAGE_MARK} marks for {images} images")
     };
     Err(Rejection::new(Reason::ImageMarks, None, detail))
-}
-
-fn check_images<'a>(
-    paths: Vec<Cow<'a, str>>,
-    folder: Option<&ImageFolder>,
-) -> Result<Vec<(Cow<'a, str>, ImageKey)>, Refusal> {
-    let Some(first) = paths.first() else {
-        return Ok(Vec::new());
-    };
-    let Some(folder) = folder else {
-        return Err(Refusal::NeedsImages(shown(first)));
-    };
-    let resolve = |path| folder.resolve(path).map_err(Refusal::Rejected);
-    paths.into_iter().map(resolve).collect()
 }

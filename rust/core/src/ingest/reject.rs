@@ -1,6 +1,7 @@
 //! Why a record is set aside.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -30,6 +31,18 @@ pub enum Reason {
     ImageOutside,
     /// An image that is not a file of the images folder.
     ImageMissing,
+    /// An image file that the system does not let be read.
+    ImageUnreadable,
+    /// An image without a single byte.
+    ImageEmpty,
+    /// An image of no known kind.
+    ImageUnknown,
+    /// An image whose header, or with `--check-images decode` picture, is wrong.
+    ImageDamaged,
+    /// An image of more pixels than allowed.
+    ImageTooLarge,
+    /// An image that ends too early.
+    ImageCutOff,
     /// An id that an earlier sample has.
     DuplicateId,
 }
@@ -48,6 +61,12 @@ impl Reason {
             Self::ImageMarks => "image-marks",
             Self::ImageOutside => "image-outside",
             Self::ImageMissing => "image-missing",
+            Self::ImageUnreadable => "image-unreadable",
+            Self::ImageEmpty => "image-empty",
+            Self::ImageUnknown => "image-unknown",
+            Self::ImageDamaged => "image-damaged",
+            Self::ImageTooLarge => "image-too-large",
+            Self::ImageCutOff => "image-cut-off",
             Self::DuplicateId => "duplicate-id",
         }
     }
@@ -77,7 +96,7 @@ impl Rejection {
         }
     }
 
-    pub(super) fn at(self, place: Place) -> Rejected {
+    pub(super) fn at(self, input: &Arc<str>, place: Place) -> Rejected {
         let Place {
             record,
             offset,
@@ -86,6 +105,7 @@ impl Rejection {
         let Self { reason, id, detail } = self;
         Rejected {
             id,
+            input: Arc::clone(input),
             record,
             offset,
             length,
@@ -99,6 +119,7 @@ impl Rejection {
 #[derive(Debug, Serialize)]
 pub(super) struct Rejected {
     pub(super) id: Option<String>,
+    pub(super) input: Arc<str>,
     pub(super) record: u64,
     pub(super) offset: u64,
     pub(super) length: u64,

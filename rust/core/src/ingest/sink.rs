@@ -4,22 +4,24 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::{BooleanArray, LargeStringArray};
 use arrow_ipc::writer::FileWriter;
-use arrow_schema::ArrowError;
+use arrow_schema::{ArrowError, Schema};
 use arrow_select::filter::filter_record_batch;
 
-use super::block::{Facts, Parsed};
+use super::container::{self, Facts, Parsed};
 use super::images::ImageKey;
 use super::reject::{Reason, Rejected, Rejection, shown};
-use super::{IngestOptions, Summary, table};
+use super::{IngestOptions, Summary};
 use crate::files::WholeFile;
 use crate::{Error, Result};
 
 pub(super) struct Sink {
-    input: PathBuf,
+    /// The inputs in words.
+    input: String,
     pool_path: PathBuf,
     rejected_path: PathBuf,
     pool: FileWriter<WholeFile>,
@@ -32,13 +34,12 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    pub(super) fn create(options: &IngestOptions) -> Result<Self> {
+    pub(super) fn create(options: &IngestOptions, schema: &Schema) -> Result<Self> {
         let rejected = WholeFile::create(&options.rejected)?;
-        let schema = table::schema(options.format);
-        let pool = FileWriter::try_new(WholeFile::create(&options.out)?, &schema)
+        let pool = FileWriter::try_new(WholeFile::create(&options.out)?, schema)
             .map_err(|error| arrow_error(error, options.out.clone()))?;
         Ok(Self {
-            input: options.pool.clone(),
+            input: container::shown(&options.inputs),
             pool_path: options.out.clone(),
             rejected_path: options.rejected.clone(),
             pool,
@@ -56,11 +57,12 @@ impl Sink {
             mut rows,
             mut facts,
             mut rejected,
+            input,
         } = parsed;
         let is_new: Vec<bool> = facts.iter().map(|row| self.ids.insert(row.id)).collect();
         if is_new.contains(&false) {
             let ids = rows.column(0).as_string::<i64>();
-            rejected.extend(duplicates(&facts, ids, &is_new));
+            rejected.extend(duplicates(&input, &facts, ids, &is_new));
             rejected.sort_by_key(|record| record.record);
             let mut keep = is_new.iter();
             facts.retain(|_| keep.next() == Some(&true));
@@ -87,7 +89,7 @@ impl Sink {
         if records == 0 {
             return Err(Error::Pool(format!(
                 "{}: the pool holds no samples",
-                self.input.display()
+                self.input
             )));
         }
         if rejected * 2 > records {
@@ -143,7 +145,7 @@ impl Sink {
         counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         let mut text = format!(
             "{}: {rejected} of {records} records were rejected, more than half; the commonest reasons:",
-            self.input.display()
+            self.input
         );
         for (reason, count) in counts.into_iter().take(3) {
             let Rejected {
@@ -165,13 +167,18 @@ impl Sink {
     }
 }
 
-fn duplicates(facts: &[Facts], ids: &LargeStringArray, is_new: &[bool]) -> Vec<Rejected> {
+fn duplicates(
+    input: &Arc<str>,
+    facts: &[Facts],
+    ids: &LargeStringArray,
+    is_new: &[bool],
+) -> Vec<Rejected> {
     let repeated = facts.iter().enumerate().filter(|(row, _)| !is_new[*row]);
     repeated
         .map(|(row, facts)| {
             let id = ids.value(row);
             let detail = format!("an earlier sample has the id '{}'", shown(id));
-            Rejection::new(Reason::DuplicateId, Some(id.into()), detail).at(facts.place)
+            Rejection::new(Reason::DuplicateId, Some(id.into()), detail).at(input, facts.place)
         })
         .collect()
 }

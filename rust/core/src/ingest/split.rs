@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use super::Format;
+use super::container::{self, Container};
 use super::scan::Scanner;
 use crate::{Error, Observer, Result};
 
@@ -107,18 +108,10 @@ impl Blocks {
         })
     }
 
-    /// Returns the file's size in bytes now.
-    pub(super) fn size(&self) -> Result<u64> {
-        match self.file.metadata() {
-            Ok(metadata) => Ok(metadata.len()),
-            Err(source) => Err(Error::io("read", &self.path, source)),
-        }
-    }
-
     /// Returns the next block, or None after the last.
     ///
     /// What was read before a fault goes out first, for its own faults come earlier in the file.
-    pub(super) fn next(&mut self, observer: &Observer) -> Result<Option<Block>> {
+    fn next_block(&mut self, observer: &Observer) -> Result<Option<Block>> {
         loop {
             observer.check()?;
             if let Some(records) = self.full_block() {
@@ -200,24 +193,15 @@ impl Blocks {
     }
 }
 
-/// Opens a regular file and passes a UTF-8 byte order mark; returns the file and its position.
+impl Container for Blocks {
+    fn next(&mut self, observer: &Observer) -> Result<Option<Box<dyn container::Block>>> {
+        let block = self.next_block(observer)?;
+        Ok(block.map(|block| Box::new(block) as Box<dyn container::Block>))
+    }
+}
+
+/// Opens a file and passes a UTF-8 byte order mark; returns the file and its position.
 fn open_text(path: &Path) -> Result<(File, u64)> {
-    let shown = path.display();
-    let advice = "name the pool's file, a LLaVA JSON array or JSON lines";
-    let wrong = |what: &str| Error::Argument(format!("{shown}: {what}; {advice}"));
-    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => wrong("there is no such file"),
-        _ => Error::io("open", path, source),
-    })?;
-    if metadata.is_dir() {
-        return Err(wrong("this is a folder"));
-    }
-    if !metadata.is_file() {
-        return Err(wrong("this is not a regular file"));
-    }
-    if metadata.len() == 0 {
-        return Err(Error::Pool(format!("{shown}: the file is empty; {advice}")));
-    }
     let mut file = File::open(path).map_err(|source| Error::io("open", path, source))?;
     let mut mark = [0; 3];
     let read = read_full(&mut file, &mut mark).map_err(|source| Error::io("read", path, source))?;
@@ -260,7 +244,7 @@ mod tests {
         let mut blocks = Blocks::open(file.path(), format, limits)?;
         let observer = Observer::default();
         let mut found = Vec::new();
-        while let Some(block) = blocks.next(&observer)? {
+        while let Some(block) = blocks.next_block(&observer)? {
             assert!(!block.places.is_empty() && block.places.len() <= limits.block_records);
             let kept = block
                 .places
@@ -371,7 +355,6 @@ mod tests {
     #[test]
     fn faults_of_an_array_name_the_byte_and_the_record() {
         for (text, expected) in [
-            ("", "the file is empty"),
             (" \n", "nothing but white space"),
             ("PAR1", "byte 0: this is not JSON: found 'P'"),
             ("\u{feff} x", "byte 4: this is not JSON: found 'x'"),

@@ -1,59 +1,43 @@
 //! The columns of `pool.arrow`.
 
 use std::collections::HashMap;
+use std::path;
 use std::sync::Arc;
 
-use arrow_array::builder::{LargeStringBuilder, StringBuilder};
-use arrow_array::{
-    Array, ArrayRef, LargeBinaryArray, LargeListArray, RecordBatch, StructArray, UInt64Array,
-};
+use arrow_array::builder::{LargeBinaryBuilder, LargeStringBuilder, StringBuilder, UInt64Builder};
+use arrow_array::{ArrayRef, LargeListArray, RecordBatch, StructArray, UInt32Array, UInt64Array};
 use arrow_buffer::OffsetBuffer;
-use arrow_schema::{DataType, Field, Fields, Schema};
+use arrow_schema::{Fields, Schema};
+use serde_json::{Value, json};
 
-use super::record::Sample;
+use super::container::Context;
+use super::record::{Picture, Sample};
 use super::split::Place;
-use super::{FORMAT_KEY, Format, POOL_VERSION, VERSION_KEY};
+use super::{FORMAT_KEY, Format, INPUTS_KEY, Input, POOL_VERSION, VERSION_KEY};
+use crate::pool::schema::{image_fields, item, message_fields, pool_columns};
+use crate::{Error, Result};
 
 /// Returns the schema of a pool file.
-pub(super) fn schema(format: Format) -> Schema {
-    let columns = vec![
-        Field::new("id", DataType::LargeUtf8, false),
-        Field::new("source", DataType::LargeUtf8, false),
-        Field::new(
-            "messages",
-            DataType::LargeList(item(message_fields())),
-            false,
-        ),
-        Field::new("images", DataType::LargeList(item(image_fields())), false),
-        Field::new("offset", DataType::UInt64, false),
-        Field::new("length", DataType::UInt64, false),
-    ];
-    let metadata = [(VERSION_KEY, POOL_VERSION), (FORMAT_KEY, format.name())];
-    let metadata: HashMap<_, _> = metadata
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect();
-    Schema::new_with_metadata(columns, metadata)
-}
-
-fn message_fields() -> Fields {
-    vec![
-        Field::new("role", DataType::Utf8, false),
-        Field::new("content", DataType::LargeUtf8, false),
+pub(super) fn schema(format: Format, inputs: &[Input]) -> Result<Schema> {
+    let metadata: HashMap<_, _> = [
+        (VERSION_KEY, POOL_VERSION.to_owned()),
+        (FORMAT_KEY, format.name().to_owned()),
+        (INPUTS_KEY, listed(inputs)?),
     ]
-    .into()
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    Ok(Schema::new_with_metadata(pool_columns(), metadata))
 }
 
-fn image_fields() -> Fields {
-    vec![
-        Field::new("path", DataType::LargeUtf8, true),
-        Field::new("bytes", DataType::LargeBinary, true),
-    ]
-    .into()
-}
-
-fn item(fields: Fields) -> Arc<Field> {
-    Arc::new(Field::new("item", DataType::Struct(fields), false))
+/// Writes the inputs as JSON: absolute paths, for a later call may run in another folder.
+fn listed(inputs: &[Input]) -> Result<String> {
+    let entry = |input: &Input| {
+        let path = &input.path;
+        let absolute = path::absolute(path).map_err(|source| Error::io("find", path, source))?;
+        Ok(json!({ "path": absolute.to_string_lossy(), "source": input.source }))
+    };
+    let entries: Vec<Value> = inputs.iter().map(entry).collect::<Result<_>>()?;
+    Ok(Value::from(entries).to_string())
 }
 
 /// Rows of one record batch, growing.
@@ -63,7 +47,7 @@ pub(super) struct Columns {
     roles: StringBuilder,
     contents: LargeStringBuilder,
     turns_per_row: Vec<usize>,
-    image_paths: LargeStringBuilder,
+    images: ImageColumns,
     images_per_row: Vec<usize>,
     offsets: Vec<u64>,
     lengths: Vec<u64>,
@@ -78,7 +62,7 @@ impl Columns {
             roles: StringBuilder::new(),
             contents: LargeStringBuilder::with_capacity(rows * 2, bytes),
             turns_per_row: Vec::with_capacity(rows),
-            image_paths: LargeStringBuilder::new(),
+            images: ImageColumns::default(),
             images_per_row: Vec::with_capacity(rows),
             offsets: Vec::with_capacity(rows),
             lengths: Vec::with_capacity(rows),
@@ -93,32 +77,68 @@ impl Columns {
             self.contents.append_value(content);
         }
         self.turns_per_row.push(sample.turns.len());
-        for (path, _) in &sample.images {
-            self.image_paths.append_value(path);
+        for image in &sample.images {
+            self.images.push(image);
         }
         self.images_per_row.push(sample.images.len());
         self.offsets.push(place.offset);
         self.lengths.push(place.length);
     }
 
-    pub(super) fn finish(mut self, format: Format) -> RecordBatch {
+    pub(super) fn finish(mut self, context: &Context<'_>) -> RecordBatch {
         let messages: Vec<ArrayRef> = vec![
             Arc::new(self.roles.finish()),
             Arc::new(self.contents.finish()),
         ];
-        let paths = self.image_paths.finish();
-        let no_bytes = LargeBinaryArray::new_null(paths.len());
-        let images: Vec<ArrayRef> = vec![Arc::new(paths), Arc::new(no_bytes)];
+        let images = self.images.finish();
+        let rows = self.offsets.len();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.id.finish()),
             Arc::new(self.source.finish()),
             Arc::new(list(message_fields(), messages, self.turns_per_row)),
             Arc::new(list(image_fields(), images, self.images_per_row)),
+            Arc::new(UInt32Array::from(vec![context.file; rows])),
             Arc::new(UInt64Array::from(self.offsets)),
             Arc::new(UInt64Array::from(self.lengths)),
         ];
-        RecordBatch::try_new(Arc::new(schema(format)), columns)
+        RecordBatch::try_new(Arc::clone(&context.schema), columns)
             .expect("the columns are built to the schema and have one entry a row")
+    }
+}
+
+/// The images of all rows, one after another.
+#[derive(Default)]
+struct ImageColumns {
+    path: LargeStringBuilder,
+    bytes: LargeBinaryBuilder,
+    offset: UInt64Builder,
+    length: UInt64Builder,
+}
+
+impl ImageColumns {
+    fn push(&mut self, image: &Picture<'_>) {
+        let (path, bytes, range) = match image {
+            Picture::Path(path, _) => (Some(path.as_ref()), None, None),
+            Picture::Bytes { name, bytes } => (name.as_deref(), Some(bytes.as_ref()), None),
+            Picture::Range {
+                name,
+                offset,
+                length,
+            } => (name.as_deref(), None, Some((*offset, *length))),
+        };
+        self.path.append_option(path);
+        self.bytes.append_option(bytes);
+        self.offset.append_option(range.map(|(offset, _)| offset));
+        self.length.append_option(range.map(|(_, length)| length));
+    }
+
+    fn finish(&mut self) -> Vec<ArrayRef> {
+        vec![
+            Arc::new(self.path.finish()),
+            Arc::new(self.bytes.finish()),
+            Arc::new(self.offset.finish()),
+            Arc::new(self.length.finish()),
+        ]
     }
 }
 

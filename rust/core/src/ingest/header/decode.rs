@@ -1,6 +1,8 @@
 //! Decodes the picture, for pools whose files may be damaged inside.
 
-use std::io::{BufRead, Seek};
+use std::fs::File;
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::error::ImageError;
@@ -39,5 +41,47 @@ fn format(kind: Kind) -> ImageFormat {
         Kind::Webp => ImageFormat::WebP,
         Kind::Bmp => ImageFormat::Bmp,
         Kind::Tiff => ImageFormat::Tiff,
+    }
+}
+
+/// A part of a file, read as if it were a file.
+pub(super) struct Section<'a> {
+    file: &'a File,
+    offset: u64,
+    length: u64,
+    position: u64,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn new(file: &'a File, offset: u64, length: u64) -> Self {
+        Self {
+            file,
+            offset,
+            length,
+            position: 0,
+        }
+    }
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let rest = usize::try_from(self.length.saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let room = into.len().min(rest);
+        let at = self.offset.saturating_add(self.position);
+        let read = self.file.read_at(&mut into[..room], at)?;
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Section<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.length.checked_add_signed(by),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+        };
+        self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
     }
 }

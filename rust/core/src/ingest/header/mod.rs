@@ -13,13 +13,13 @@ mod tiff;
 mod webp;
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Cursor};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use self::decode::decode;
-use self::reader::{Reader, Stop};
+use self::decode::{Section, decode};
+use self::reader::{Part, Reader, Stop};
 
 /// The formats that are known by their first bytes; the file's name does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,21 @@ pub(super) fn check_file(path: &Path, rules: &Rules) -> Result<Header> {
     let header = read(Reader::new(&file, metadata.len()), rules)?;
     if rules.decode {
         decode(BufReader::new(file), &header)?;
+    }
+    Ok(header)
+}
+
+/// Checks an image that is a part of a regular file.
+pub(super) fn check_range(path: &Path, offset: u64, length: u64, rules: &Rules) -> Result<Header> {
+    let file = File::open(path).map_err(unreadable)?;
+    let part = Part {
+        file: &file,
+        offset,
+    };
+    let header = read(Reader::new(&part, length), rules)?;
+    if rules.decode {
+        let section = Section::new(&file, offset, length);
+        decode(BufReader::new(section), &header)?;
     }
     Ok(header)
 }

@@ -15,6 +15,21 @@ impl Source for File {
     }
 }
 
+/// An image that is a part of a larger file.
+pub(super) struct Part<'a> {
+    pub(super) file: &'a File,
+    pub(super) offset: u64,
+}
+
+impl Source for Part<'_> {
+    fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
+        match self.offset.checked_add(at) {
+            Some(at) => FileExt::read_at(self.file, into, at),
+            None => Ok(0),
+        }
+    }
+}
+
 impl Source for &[u8] {
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
         let rest = usize::try_from(at).ok().and_then(|at| self.get(at..));
@@ -105,9 +120,8 @@ impl<'a> Reader<'a> {
     /// Returns the bytes from `at` on, as many as the window holds; none at the end.
     pub(super) fn window(&mut self, at: u64, bytes: usize) -> Step<Vec<u8>> {
         let mut found = vec![0; bytes];
-        let read = read_full(self.source, &mut found, at)
+        self.read(&mut found, at)
             .map_err(|error| Stop::Unreadable(error.kind()))?;
-        found.truncate(read);
         Ok(found)
     }
 
@@ -118,10 +132,19 @@ impl<'a> Reader<'a> {
     }
 
     fn fill(&mut self, at: u64) -> io::Result<()> {
-        self.window.resize(WINDOW, 0);
-        let read = read_full(self.source, &mut self.window, at)?;
-        self.window.truncate(read);
-        self.start = at;
+        let mut window = std::mem::take(&mut self.window);
+        window.resize(WINDOW, 0);
+        self.read(&mut window, at)?;
+        (self.window, self.start) = (window, at);
+        Ok(())
+    }
+
+    /// Reads from `at` to the end, as much as there is room for; cuts `into` to what was read.
+    fn read(&self, into: &mut Vec<u8>, at: u64) -> io::Result<()> {
+        let rest = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX);
+        into.truncate(rest);
+        let read = read_full(self.source, into, at)?;
+        into.truncate(read);
         Ok(())
     }
 }

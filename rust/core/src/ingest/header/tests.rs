@@ -40,7 +40,17 @@ fn check(bytes: &[u8]) -> Result<Header> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), bytes).unwrap();
     assert_eq!(check_file(file.path(), &RULES), found);
+    check_inside(bytes, &RULES, found);
     found
+}
+
+/// Puts the image into a larger file, with another one on either side.
+fn check_inside(bytes: &[u8], rules: &Rules, expected: Result<Header>) {
+    let other = encode(ImageFormat::Png, 3, 3);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), [&other, bytes, &other].concat()).unwrap();
+    let (offset, length) = (other.len() as u64, bytes.len() as u64);
+    assert_eq!(check_range(file.path(), offset, length, rules), expected);
 }
 
 #[test]
@@ -58,6 +68,7 @@ fn whole_images_of_every_kind_pass() {
             ..RULES
         };
         assert_eq!(check_bytes(&bytes, &decode), Ok(expected), "{kind}");
+        check_inside(&bytes, &decode, Ok(expected));
     }
 }
 
@@ -171,6 +182,7 @@ fn decoding_finds_what_the_header_does_not_show() {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), &bytes).unwrap();
     assert_eq!(check_file(file.path(), &decode), Err(expected));
+    check_inside(&bytes, &decode, Err(expected));
 }
 
 #[test]

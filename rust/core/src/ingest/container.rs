@@ -1,0 +1,118 @@
+//! What an input is made of: a container yields blocks of whole records, and a block parses itself.
+
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+
+use super::images::ImageKey;
+use super::pictures::Pictures;
+use super::reject::Rejected;
+use super::split::Place;
+use super::{Format, Input};
+use crate::{Error, Observer, Result};
+
+/// The records of one input, read once from its beginning to its end.
+pub(super) trait Container {
+    /// Returns the next block, or None after the last.
+    ///
+    /// Where blocks are cut must depend on the input alone. It looks at `observer` often; whatever it passes
+    /// over without a block it adds to the observer's progress.
+    fn next(&mut self, observer: &Observer) -> Result<Option<Box<dyn Block>>>;
+}
+
+/// Consecutive whole records of one input, parsed apart from all others and on another thread.
+pub(super) trait Block: Send {
+    /// Returns the number of records, good and bad.
+    fn records(&self) -> u64;
+
+    /// Returns the bytes of the input up to the end of this block that no earlier block has counted.
+    fn advance(&self) -> u64;
+
+    /// Parses and checks the records.
+    ///
+    /// # Errors
+    ///
+    /// The first fault that ends the whole run; whatever concerns one record alone is a rejected record.
+    fn parse(&self, context: &Context<'_>) -> Result<Parsed>;
+}
+
+/// What all records of one input share.
+pub(super) struct Context<'a> {
+    pub(super) path: &'a Path,
+    /// The path as rejected records show it.
+    pub(super) shown: Arc<str>,
+    /// The input's number among the inputs.
+    pub(super) file: u32,
+    pub(super) format: Format,
+    pub(super) schema: SchemaRef,
+    pub(super) images: &'a Pictures,
+    /// The source that the user gave to this input; it goes before the records' own.
+    pub(super) input_source: Option<&'a str>,
+    /// The source of records that name none.
+    pub(super) source: Option<&'a str>,
+    /// The input's name, the source of last resort.
+    pub(super) stem: String,
+    /// Records of the inputs before this one, which number records without an id.
+    pub(super) first_record: u64,
+}
+
+/// The samples and rejected records of a block, in order.
+pub(super) struct Parsed {
+    pub(super) rows: RecordBatch,
+    /// One entry a row of `rows`.
+    pub(super) facts: Vec<Facts>,
+    pub(super) rejected: Vec<Rejected>,
+    pub(super) input: Arc<str>,
+}
+
+/// What the summary and the search for duplicate ids need of a row.
+pub(super) struct Facts {
+    pub(super) place: Place,
+    pub(super) id: [u8; 16],
+    pub(super) answers: usize,
+    pub(super) images: Vec<ImageKey>,
+}
+
+/// Checks that an input is a regular file with content, and returns its size in bytes.
+pub(super) fn check_file(input: &Input) -> Result<u64> {
+    let path = &input.path;
+    let shown = path.display();
+    let advice = "name the pool's file, a LLaVA JSON array or JSON lines";
+    let wrong = |what: &str| Error::Argument(format!("{shown}: {what}; {advice}"));
+    let metadata: Metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => wrong("there is no such file"),
+        _ => Error::io("open", path, source),
+    })?;
+    if metadata.is_dir() {
+        return Err(wrong("this is a folder"));
+    }
+    if !metadata.is_file() {
+        return Err(wrong("this is not a regular file"));
+    }
+    if metadata.len() == 0 {
+        return Err(Error::Pool(format!("{shown}: the file is empty; {advice}")));
+    }
+    Ok(metadata.len())
+}
+
+/// Returns the name of a file without its suffix, as a source.
+pub(super) fn stem(path: &Path) -> String {
+    path.file_stem()
+        .map(|stem| stem.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Names the inputs in a message.
+pub(super) fn shown(inputs: &[Input]) -> String {
+    let first = inputs
+        .first()
+        .map_or(PathBuf::new(), |input| input.path.clone());
+    match inputs.len() {
+        0 | 1 => first.display().to_string(),
+        count => format!("{} and {} more", first.display(), count - 1),
+    }
+}
