@@ -45,6 +45,8 @@ class _Llava:
             out,
             rejected,
             images=options.images,
+            check_images=options.check_images,
+            max_image_pixels=options.max_image_pixels,
             source=options.source,
             threads=options.threads,
             progress=on_bytes,

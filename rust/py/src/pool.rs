@@ -18,7 +18,8 @@ use crate::call::{detached, to_python};
 const STREAM: &CStr = c"arrow_array_stream";
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PoolFile>()
+    module.add_class::<PoolFile>()?;
+    module.add_class::<PoolColumns>()
 }
 
 /// A memory-mapped pool file.
@@ -34,12 +35,6 @@ impl PoolFile {
 
     fn __len__(&self) -> usize {
         self.0.columns().rows() as usize
-    }
-
-    /// Returns the first row of each batch, then the number of rows.
-    #[getter]
-    fn starts(&self) -> Vec<u64> {
-        self.0.columns().starts().to_vec()
     }
 
     fn metadata(&self, key: &str) -> Option<&str> {
@@ -74,30 +69,39 @@ impl PoolFile {
         Ok(found)
     }
 
-    /// Returns some columns of some batches, all by default, as an Arrow stream that checks each batch.
-    #[pyo3(signature = (columns=None, batches=None))]
-    fn stream<'py>(
+    /// Returns some columns, or all.
+    #[pyo3(signature = (columns=None))]
+    fn select(&self, columns: Option<Vec<String>>) -> PyResult<PoolColumns> {
+        let file = self.0.columns();
+        let columns = columns.unwrap_or_else(|| {
+            let schema = file.schema();
+            let names = schema.fields().iter().map(|field| field.name().clone());
+            names.collect()
+        });
+        Ok(PoolColumns(file.select(&columns).map_err(to_python)?))
+    }
+}
+
+/// Some columns of a pool file, for whoever reads Arrow streams.
+#[pyclass(frozen, module = "mllm_selector._internal")]
+struct PoolColumns(ArrowFile);
+
+#[pymethods]
+impl PoolColumns {
+    /// Returns a stream that checks each batch as it is read; no other schema can be had.
+    #[pyo3(signature = (requested_schema=None))]
+    fn __arrow_c_stream__<'py>(
         &self,
         py: Python<'py>,
-        columns: Option<Vec<String>>,
-        batches: Option<(usize, usize)>,
+        requested_schema: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
-        let file = self.0.columns();
-        let columns = match columns {
-            Some(names) => names,
-            None => file
-                .schema()
-                .fields()
-                .iter()
-                .map(|field| field.name().clone())
-                .collect(),
+        drop(requested_schema);
+        let batches = Batches {
+            file: self.0.clone(),
+            indices: 0..self.0.batches(),
         };
-        let (first, end) = batches.unwrap_or((0, file.batches()));
-        let stream = Batches {
-            file: file.select(&columns).map_err(to_python)?,
-            indices: first..end.min(file.batches()),
-        };
-        PyCapsule::new_with_value(py, FFI_ArrowArrayStream::new(Box::new(stream)), STREAM)
+        let stream = FFI_ArrowArrayStream::new(Box::new(batches));
+        PyCapsule::new_with_value(py, stream, STREAM)
     }
 }
 

@@ -30,6 +30,7 @@ const TRAILER: usize = 10;
 ///
 /// Opening reads the footer and each batch's header; a batch's data is checked (offsets, UTF-8, lengths) when
 /// it is asked for, and only in the columns asked for.
+#[derive(Clone)]
 pub struct ArrowFile {
     path: PathBuf,
     map: Buffer,
@@ -38,7 +39,6 @@ pub struct ArrowFile {
     version: MetadataVersion,
     /// The columns asked for.
     projection: Vec<usize>,
-    decoder: FileDecoder,
     blocks: Arc<[Block]>,
     /// First row of each batch, then the number of rows.
     starts: Arc<[u64]>,
@@ -101,7 +101,6 @@ impl ArrowFile {
         Ok(Self {
             path: path.to_path_buf(),
             map,
-            decoder: decoder(&schema, footer.version(), &projection),
             version: footer.version(),
             schema,
             projection,
@@ -117,33 +116,20 @@ impl ArrowFile {
     /// [`Error::Argument`] if there is no such column.
     pub fn select(&self, columns: &[impl AsRef<str>]) -> Result<Self> {
         let find = |name: &str| {
-            let names = || {
-                self.schema
-                    .fields()
-                    .iter()
-                    .map(|field| field.name().as_str())
-            };
             self.schema.index_of(name).map_err(|_| {
-                let names: Vec<_> = names().collect();
-                Error::Argument(format!(
-                    "column '{name}' is not one of {}",
-                    names.join(", ")
-                ))
+                let fields = self.schema.fields().iter();
+                let names: Vec<_> = fields.map(|field| field.name().as_str()).collect();
+                let names = names.join(", ");
+                Error::Argument(format!("column '{name}' is not one of {names}"))
             })
         };
-        let projection: Vec<usize> = columns
+        let projection = columns
             .iter()
             .map(|name| find(name.as_ref()))
             .collect::<Result<_>>()?;
         Ok(Self {
-            path: self.path.clone(),
-            map: self.map.clone(),
-            schema: Arc::clone(&self.schema),
-            version: self.version,
-            decoder: decoder(&self.schema, self.version, &projection),
             projection,
-            blocks: Arc::clone(&self.blocks),
-            starts: Arc::clone(&self.starts),
+            ..self.clone()
         })
     }
 
@@ -192,7 +178,9 @@ impl ArrowFile {
         let block = &self.blocks[index];
         let length = block.metaDataLength() as usize + block.bodyLength() as usize;
         let bytes = self.map.slice_with_length(block.offset() as usize, length);
-        match self.decoder.read_record_batch(block, &bytes) {
+        let decoder = FileDecoder::new(Arc::clone(&self.schema), self.version)
+            .with_projection(self.projection.clone());
+        match decoder.read_record_batch(block, &bytes) {
             Ok(Some(batch)) => Ok(batch),
             Ok(None) => Err(self.damaged(index, "it holds no data")),
             Err(error) => Err(self.damaged(index, &text(error))),
@@ -224,10 +212,6 @@ impl ArrowFile {
             self.path.display()
         ))
     }
-}
-
-fn decoder(schema: &SchemaRef, version: MetadataVersion, projection: &[usize]) -> FileDecoder {
-    FileDecoder::new(Arc::clone(schema), version).with_projection(projection.to_vec())
 }
 
 fn map(path: &Path) -> Result<Buffer> {

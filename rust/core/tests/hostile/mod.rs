@@ -9,9 +9,9 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{Array, ArrayRef, RecordBatch};
-use arrow_schema::{DataType, Field, Fields};
-use mllm_selector_core::ingest::{Format, IngestOptions, ingest};
-use mllm_selector_core::pool::ArrowFile;
+use arrow_schema::{DataType, Field};
+use mllm_selector_core::ingest::{CheckImages, Format, IngestOptions, Input, ingest};
+use mllm_selector_core::pool::{ArrowFile, PoolFile};
 use mllm_selector_core::{Error, Observer};
 use serde::de::IgnoredAny;
 
@@ -19,33 +19,36 @@ use serde::de::IgnoredAny;
 ///
 /// An error or a pool must come of it; the pool must be whole, and the place of each row a JSON object, as
 /// an independent parser sees it.
-pub fn ingest_json(bytes: &[u8]) {
+pub(crate) fn ingest_json(bytes: &[u8]) {
     let folder = folder();
-    let options = IngestOptions {
-        pool: folder.path().join("pool"),
+    let mut options = IngestOptions {
+        inputs: vec![Input {
+            path: folder.path().join("pool"),
+            source: None,
+        }],
         format: Format::LlavaJson,
         images: Some(folder.path().to_path_buf()),
+        check_images: CheckImages::None,
+        max_image_pixels: 0,
         source: None,
         threads: Some(1),
         out: folder.path().join("pool.arrow"),
         rejected: folder.path().join("rejected.jsonl"),
     };
-    fs::write(&options.pool, bytes).unwrap();
+    fs::write(&options.inputs[0].path, bytes).unwrap();
     for format in [Format::LlavaJson, Format::LlavaJsonl] {
-        let options = IngestOptions {
-            format,
-            ..options.clone()
-        };
+        options.format = format;
         if let Ok(summary) = ingest(&options, &Observer::default()) {
-            let rows = check_places(&options.out, bytes);
-            assert_eq!(rows, summary.samples);
+            let pool = PoolFile::open(&options.out).unwrap();
+            assert!(read_pool(&pool));
+            assert_eq!(pool.columns().rows(), summary.samples);
+            check_places(&pool, bytes);
         }
     }
 }
 
-fn check_places(pool: &Path, input: &[u8]) -> u64 {
-    let columns = [("offset", DataType::UInt64), ("length", DataType::UInt64)];
-    let file = ArrowFile::open(pool, &columns).unwrap();
+fn check_places(pool: &PoolFile, input: &[u8]) {
+    let file = pool.columns().select(&["offset", "length"]).unwrap();
     for index in 0..file.batches() {
         let batch = file.batch(index).unwrap();
         let column = |index: usize| batch.column(index).as_primitive::<UInt64Type>().values();
@@ -55,20 +58,51 @@ fn check_places(pool: &Path, input: &[u8]) -> u64 {
             serde_json::from_slice::<IgnoredAny>(record).unwrap();
         }
     }
-    read_all(pool, &pool_columns()).unwrap()
 }
 
 /// Opens the bytes as a pool file and as a part of the scores, and looks at all there is in them.
-pub fn open_arrow(bytes: &[u8]) {
+pub(crate) fn open_arrow(bytes: &[u8]) {
     let folder = folder();
     let path = folder.path().join("file.arrow");
     fs::write(&path, bytes).unwrap();
-    let _ = read_all(&path, &pool_columns());
+    if let Ok(pool) = PoolFile::open(&path) {
+        read_pool(&pool);
+    }
     let _ = read_all(&path, &score_columns());
 }
 
+/// Reads a pool by columns and by rows, which must agree; says whether all of it is whole.
+pub(crate) fn read_pool(pool: &PoolFile) -> bool {
+    /// A damaged batch may claim any number of rows.
+    const MOST_ROWS: u64 = 100;
+    let columns = pool.columns();
+    let mut is_whole = true;
+    for index in 0..columns.batches() {
+        let (start, end) = (columns.starts()[index], columns.starts()[index + 1]);
+        let batch = columns.batch(index);
+        is_whole &= batch.is_ok();
+        for row in start..end.min(start + MOST_ROWS) {
+            match (&batch, pool.row(row)) {
+                (Ok(batch), Ok(found)) => {
+                    let at = (row - start) as usize;
+                    assert_eq!(found.id, batch.column(0).as_string::<i64>().value(at));
+                    assert_eq!(found.source, batch.column(1).as_string::<i64>().value(at));
+                    let turns = batch.column(2).as_list::<i64>().value_length(at);
+                    assert_eq!(found.messages.len() as i64, turns);
+                    let images = batch.column(3).as_list::<i64>().value_length(at);
+                    assert_eq!(found.images.len() as i64, images);
+                }
+                (Ok(_), Err(error)) => panic!("row {row} of a whole batch: {error}"),
+                (Err(_), _) => {}
+            }
+        }
+        batch.as_ref().map(look_at).ok();
+    }
+    is_whole
+}
+
 /// Opens a file and looks at every value of the columns.
-pub fn read_all(path: &Path, columns: &[(&str, DataType)]) -> Result<u64, Error> {
+pub(crate) fn read_all(path: &Path, columns: &[(&str, DataType)]) -> Result<u64, Error> {
     let file = ArrowFile::open(path, columns)?;
     let mut rows = 0;
     for index in 0..file.batches() {
@@ -110,29 +144,7 @@ fn touch(text: &str) {
     assert!(std::str::from_utf8(text.as_bytes()).is_ok());
 }
 
-pub fn pool_columns() -> Vec<(&'static str, DataType)> {
-    let messages = [
-        Field::new("role", DataType::Utf8, false),
-        Field::new("content", DataType::LargeUtf8, false),
-    ];
-    let images = [
-        Field::new("path", DataType::LargeUtf8, true),
-        Field::new("bytes", DataType::LargeBinary, true),
-    ];
-    let list = |fields: Fields| {
-        DataType::LargeList(Arc::new(Field::new("item", DataType::Struct(fields), false)))
-    };
-    vec![
-        ("id", DataType::LargeUtf8),
-        ("source", DataType::LargeUtf8),
-        ("messages", list(messages.into_iter().collect())),
-        ("images", list(images.into_iter().collect())),
-        ("offset", DataType::UInt64),
-        ("length", DataType::UInt64),
-    ]
-}
-
-pub fn score_columns() -> Vec<(&'static str, DataType)> {
+pub(crate) fn score_columns() -> Vec<(&'static str, DataType)> {
     let item = Arc::new(Field::new("item", DataType::Float16, false));
     vec![
         ("embedding", DataType::FixedSizeList(item, 4)),
