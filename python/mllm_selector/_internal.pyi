@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 # id, source, messages, images (path, bytes, offset and length), index of the input file.
-type PoolRow = tuple[
+PoolRow: TypeAlias = tuple[
     str,
     str,
     tuple[tuple[str, str], ...],

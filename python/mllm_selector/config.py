@@ -393,8 +393,8 @@ class IngestOptions(StageOptions):
     )
     check_images: str = option(
         "header",
-        help="How each image is looked at: its kind, size and end (header), the picture too (decode), or only "
-        "whether the file is there (none).",
+        help="How each image is looked at: its kind, size and end (header), the picture too (decode), or "
+        "only whether the file is there (none).",
         choices=("header", "decode", "none"),
     )
     max_image_pixels: int = option(

@@ -138,8 +138,9 @@ class Sample:
 class Pool:
     r"""A memory-mapped pool; nothing is read before it is asked for.
 
-    `open` reads the headers of the file's batches, a row costs what belongs to it, a column that column. Whatever
-    the file says of lengths and places is checked before it is followed. Any Arrow consumer takes a pool as it is.
+    `open` reads the headers of the file's batches; a row costs what belongs to it, a column that column.
+    Whatever the file says of lengths and places is checked before it is followed. Any Arrow consumer takes
+    a pool as it is.
 
     Attributes
     ----------
@@ -334,7 +335,7 @@ class Pool:
                 raise PoolError(str(error)) from error
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """Export all columns as an Arrow stream (the Arrow PyCapsule interface); no other schema can be had."""
+        """Export all columns as an Arrow stream (Arrow PyCapsule interface), in the pool's own schema."""
         return self._file.select().__arrow_c_stream__(requested_schema)
 
     def sources(self) -> tuple[NDArray[np.int32], list[str]]:

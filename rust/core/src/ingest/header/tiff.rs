@@ -8,6 +8,12 @@ const HEIGHT: u16 = 257;
 /// Strips, then tiles.
 const OFFSETS: [u16; 2] = [273, 324];
 const LENGTHS: [u16; 2] = [279, 325];
+/// Bytes of a value of each type, by the type's number; types 14 and 15 do not exist.
+const WIDTHS: [u64; 19] = [0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8];
+/// SHORT, LONG and LONG8.
+const UNSIGNED: [u64; 3] = [3, 4, 16];
+/// Tags are 16-bit numbers, each once.
+const MOST_TAGS: u64 = 1 << 16;
 /// Pieces whose place is checked at most.
 const MOST_PIECES: u64 = 1 << 16;
 
@@ -25,6 +31,7 @@ struct Tiff<'a, 'b> {
 /// A value or a list of them: how many bytes each has, how many there are, and where.
 #[derive(Clone, Copy)]
 struct Values {
+    is_number: bool,
     width: u64,
     count: u64,
     at: u64,
@@ -39,11 +46,9 @@ impl<'a, 'b> Tiff<'a, 'b> {
             is_big: head.contains(&43),
             directory: 0,
         };
-        tiff.directory = if tiff.is_big {
-            tiff.number(8, 8)?
-        } else {
-            tiff.number(4, 4)?
-        };
+        // In a BigTIFF, the size of a place stands before.
+        let word = tiff.word();
+        tiff.directory = tiff.number(word, word)?;
         Ok(tiff)
     }
 
@@ -51,10 +56,10 @@ impl<'a, 'b> Tiff<'a, 'b> {
         let (count_bytes, entry_bytes) = if self.is_big { (8, 20) } else { (2, 12) };
         let count = self.number(self.directory, count_bytes)?;
         let (mut width, mut height, mut offsets, mut lengths) = (None, None, None, None);
-        // Tags are 16-bit numbers, each once.
-        for index in 0..count.min(1 << 16) {
+        for index in 0..count.min(MOST_TAGS) {
             let entry = place(self.directory, count_bytes + index * entry_bytes)?;
             let tag = self.number(entry, 2)? as u16;
+            let values = self.values(entry)?;
             let slot = match tag {
                 WIDTH => &mut width,
                 HEIGHT => &mut height,
@@ -62,8 +67,14 @@ impl<'a, 'b> Tiff<'a, 'b> {
                 _ if LENGTHS.contains(&tag) => &mut lengths,
                 _ => continue,
             };
-            *slot = self.values(entry)?;
+            *slot = values.filter(|values| values.count > 0 && values.is_number);
         }
+        // Readers want to know of the next directory, too.
+        let end = place(
+            self.directory,
+            count_bytes + count.min(MOST_TAGS) * entry_bytes,
+        )?;
+        self.number(end, self.word())?;
         let missing = Stop::Wrong("its directory lacks the size or the place of the picture");
         let (Some(width), Some(height), Some(offsets)) = (width, height, offsets) else {
             return Err(missing);
@@ -93,25 +104,35 @@ impl<'a, 'b> Tiff<'a, 'b> {
         Ok(true)
     }
 
-    /// Reads an entry: type, count, and the values themselves where they fit, else their place.
+    /// Reads an entry: type, count, and the values themselves where they fit, else their place, which must lie in
+    /// the file.
     fn values(&mut self, entry: u64) -> Step<Option<Values>> {
-        let word = if self.is_big { 8 } else { 4 };
-        // SHORT, LONG, LONG8.
-        let width = match self.number(entry + 2, 2)? {
-            3 => 2,
-            4 => 4,
-            16 => 8,
-            _ => return Ok(None),
+        let kind = self.number(entry + 2, 2)?;
+        let Some(&width) = WIDTHS.get(kind as usize) else {
+            return Ok(None);
         };
-        let count = self.number(entry + 4, word)?;
-        let inline = entry + 4 + word;
-        let fits = count.saturating_mul(width) <= word;
-        let at = if fits {
+        let count = self.number(entry + 4, self.word())?;
+        let inline = entry + 4 + self.word();
+        let length = count.saturating_mul(width);
+        let at = if length <= self.word() {
             inline
         } else {
-            self.number(inline, word)?
+            self.number(inline, self.word())?
         };
-        Ok((count > 0).then_some(Values { width, count, at }))
+        if place(at, length)? > self.reader.len() {
+            return Err(Stop::End);
+        }
+        Ok(Some(Values {
+            is_number: UNSIGNED.contains(&kind),
+            width,
+            count,
+            at,
+        }))
+    }
+
+    /// Bytes of a place in the file.
+    fn word(&self) -> u64 {
+        if self.is_big { 8 } else { 4 }
     }
 
     fn value(&mut self, values: Values, index: u64) -> Step<u64> {
