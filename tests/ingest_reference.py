@@ -36,6 +36,7 @@ def reference(record: bytes, number: int, root: Path, seen: set[str], stem: str)
     turns = reference_turns(value.get("conversations"))
     if not any(role == "assistant" and content.strip() for role, content in turns):
         raise Rejected("no-answer")
+    check_order([role for role, _ in turns])
     paths = reference_paths(value)
     asked = sum(content.count("<image>") for role, content in turns if role != "assistant")
     answered = sum(content.count("<image>") for role, content in turns if role == "assistant")
@@ -75,6 +76,13 @@ def reference_turns(conversations: object) -> list[tuple[str, str]]:
             raise Rejected("bad-turn")
         turns.append((ROLES[role.lower()], content))
     return turns
+
+
+def check_order(roles: list[str]) -> None:
+    spoken = roles[1:] if roles[0] == "system" else roles
+    expected = ["user", "assistant"] * len(spoken)
+    if spoken != expected[: len(spoken)]:
+        raise Rejected("turn-order")
 
 
 def reference_paths(value: dict) -> list[str]:

@@ -29,6 +29,7 @@ LAYERS = [
     {"checks"},
     {"rundir", "resources"},
     {"artifacts", "config", "progress"},
+    {"values"},
     {"errors", "_internal"},
 ]
 

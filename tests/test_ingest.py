@@ -168,7 +168,8 @@ def test_source_comes_from_the_record_the_option_the_folder_or_the_file(image_fo
 
 def test_counts_say_what_the_pool_holds(image_folder, tmp_path):
     def turns(question, answers=1):
-        return [{"role": "user", "content": question}, *[{"role": "assistant", "content": "x"}] * answers]
+        more = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}] * (answers - 1)
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": "x"}, *more]
 
     records = [
         {"image": "a.png", "conversations": turns("<image>")},
@@ -181,6 +182,7 @@ def test_counts_say_what_the_pool_holds(image_folder, tmp_path):
     assert counts == {
         "samples": 4,
         "rejected": {},
+        "renamed": 0,
         "text_only": 1,
         "multi_image": 1,
         "multi_turn": 2,
@@ -197,7 +199,7 @@ WHOLE_FILE_FAULTS = {
     "not-json": (
         b"PAR1\x15\x04",
         PoolError,
-        "byte 0: this is not JSON: found 'P', but a LLaVA JSON array begins with '['",
+        "byte 0: this is not JSON: found 'P', but a JSON array begins with '['",
     ),
     "utf-16": (NO_TEXT, PoolError, "byte 0: this is not JSON: found byte 0xff"),
     "empty": (b"", PoolError, "the file is empty"),
@@ -286,7 +288,7 @@ def test_a_pool_that_is_mostly_bad_shows_why(tmp_path):
         run_ingest(json.dumps(records).encode(), "llava-json", tmp_path)
     lines = str(caught.value).splitlines()
     assert "7 of 9 records were rejected, more than half" in lines[0]
-    assert lines[1] == "  no-conversations: 4 records, e.g. record 4 (id '5'): 'conversations' is missing"
+    assert lines[1] == "  no-conversations: 4 records, e.g. record 4 (id '5'): the list of turns is missing"
     assert lines[2] == "  duplicate-id: 2 records, e.g. record 2 (id '1'): an earlier sample has the id '1'"
     assert lines[3] == "  not-an-object: 1 records, e.g. record 8: the record is a string, not an object"
     assert str(tmp_path / "rejected.jsonl") in lines[4]

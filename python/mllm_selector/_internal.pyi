@@ -29,6 +29,8 @@ class PoolColumns:
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
 def hash_file(path: str | PathLike[str]) -> str: ...
+def recognise(paths: Sequence[PathLike[str]]) -> str | None: ...
+def compression_suffix(paths: Sequence[PathLike[str]]) -> str: ...
 def ingest(
     inputs: list[tuple[PathLike[str], str | None]],
     pool_format: str,
@@ -39,6 +41,11 @@ def ingest(
     check_images: str = "header",
     max_image_pixels: int = 89_478_485,
     source: str | None = None,
+    columns: dict[str, str] | None = None,
+    turns_alternate: bool = True,
+    inserts_marks: bool | None = None,
+    renames_duplicates: bool = False,
+    strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]: ...

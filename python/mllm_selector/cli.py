@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mllm_selector import __version__, demo, doctor, pipeline
-from mllm_selector.config import Amount, Limits, StageOptions, cli_name
+from mllm_selector.config import Amount, Columns, Limits, StageOptions, cli_name
 from mllm_selector.errors import MllmSelectorError, UsageError
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
 from mllm_selector.rundir import RunDirectory
@@ -45,7 +45,9 @@ _EXAMPLES = {
         mllm-selector select pool.jsonl --images images/ --seed-model tuned/ --budget 50000 --run-dir run""",
     "ingest": """\
         mllm-selector ingest pool.json --images images/ --run-dir run
-        mllm-selector ingest ocr=ocr.jsonl chat='chats/*.jsonl' --images images/ --run-dir run""",
+        mllm-selector ingest ocr=ocr.jsonl chat='chats/*.jsonl' --images images/ --run-dir run
+        mllm-selector ingest dialogues.jsonl.gz --columns messages=dialogue,images=pics --images images/ \\
+            --run-dir run""",
     "seed": "mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% --run-dir run",
     "export": "mllm-selector export --precision float16 --run-dir run",
     "score": "mllm-selector score --device cuda --token-budget 32768 --run-dir run",
@@ -166,7 +168,7 @@ def _add_options(
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
             continue
-        if kind is Limits:
+        if kind in (Limits, Columns):
             group.add_argument(flag, action="append", metavar=field.metadata["metavar"], help=text)
             continue
         choices, metavar = field.metadata["choices"], field.metadata["metavar"]

@@ -194,9 +194,9 @@ def select(
     Parameters
     ----------
     pool : str, Path, sequence or mapping
-        The pool: LLaVA JSON (one array) or JSON lines. Several files of one format are one pool, in the order
-        given; a text may be a pattern such as ``data/*.jsonl``. A mapping gives all samples of an input the
-        source that is its key.
+        The pool: LLaVA, ShareGPT or messages as a JSON array or JSON lines, plain or compressed. Several
+        files of one format are one pool, in the order given; a text may be a pattern such as
+        ``data/*.jsonl``. A mapping gives all samples of an input the source that is its key.
     budget : str, int or float
         Samples to choose: a count (``5000``) or a share (``"10%"``, ``0.1``).
     run_dir : str or Path
@@ -240,7 +240,7 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
         for path in of_ingest.pool.paths:
             if not path.is_file():
                 kind = "is a folder" if path.is_dir() else "does not exist"
-                msg = f"pool: {path} {kind}; name a LLaVA JSON or JSON lines file"
+                msg = f"pool: {path} {kind}; name a file of JSON or JSON lines"
                 raise UsageError(msg)
         if of_ingest.images is not None and not of_ingest.images.is_dir():
             msg = (

@@ -7,6 +7,7 @@ module and never name a format.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from mllm_selector.config import IngestOptions, Inputs
 from mllm_selector.errors import PoolError, UsageError
-from mllm_selector.formats.llava import LlavaJson, LlavaJsonLines
+from mllm_selector.formats.llava import LLAVA_JSON, LLAVA_JSON_LINES
+from mllm_selector.formats.messages import MESSAGES_JSON, MESSAGES_JSON_LINES
+from mllm_selector.formats.sharegpt import SHAREGPT_JSON, SHAREGPT_JSON_LINES
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory, fingerprint
 
@@ -29,9 +32,8 @@ class PoolFormat(Protocol):
     def name(self) -> str:
         """Name in options and in the metadata of ``pool.arrow``."""
 
-    @property
-    def suffix(self) -> str:
-        """File suffix of a subset, with the dot."""
+    def suffix(self, inputs: Sequence[Path]) -> str:
+        """Return the file suffix of a subset of these inputs, with the dot."""
 
     def recognises(self, paths: Sequence[Path]) -> bool:
         """Say by their content whether all of these are of this format."""
@@ -45,7 +47,28 @@ class PoolFormat(Protocol):
         """Copy the records of `rows`, in that order, from the pool's `inputs` to `out`."""
 
 
-FORMATS: dict[str, PoolFormat] = {known.name: known for known in (LlavaJson(), LlavaJsonLines())}
+_OWN: tuple[PoolFormat, ...] = (
+    LLAVA_JSON,
+    LLAVA_JSON_LINES,
+    SHAREGPT_JSON,
+    SHAREGPT_JSON_LINES,
+    MESSAGES_JSON,
+    MESSAGES_JSON_LINES,
+)
+
+ENTRY_POINTS = "mllm_selector.formats"
+"""Group of entry points that name more formats: objects with what `PoolFormat` asks for."""
+
+
+def _registry() -> dict[str, PoolFormat]:
+    formats: dict[str, PoolFormat] = {known.name: known for known in _OWN}
+    for entry in entry_points(group=ENTRY_POINTS):
+        known = entry.load()
+        formats[known.name] = known
+    return formats
+
+
+FORMATS = _registry()
 
 
 def find(options: IngestOptions) -> PoolFormat:
@@ -56,9 +79,12 @@ def find(options: IngestOptions) -> PoolFormat:
     Raises
     ------
     UsageError
-        If the inputs are of several formats.
+        If there is no such format, or the inputs are of several.
     """
     if options.format != "auto":
+        if options.format not in FORMATS:
+            msg = f"--format: {options.format!r} is not one of auto, {', '.join(FORMATS)}"
+            raise UsageError(msg)
         return FORMATS[options.format]
     paths = options.pool.paths
     found = _recognised(paths)
@@ -80,7 +106,7 @@ def _recognised(paths: Sequence[Path]) -> PoolFormat | None:
 
 def subset_suffix(run: RunDirectory) -> str:
     """Return the file suffix of a subset of the run's pool, such as ``.json``."""
-    return _of(run).suffix
+    return _of(run).suffix(Inputs.parse(run.need("ingest").options["pool"]).paths)
 
 
 def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -> None:

@@ -33,6 +33,7 @@ REJECTED = {
     "invalid-json": "The record is not valid JSON",
     "no-conversations": "There is no conversation",
     "bad-turn": "A turn cannot be read",
+    "turn-order": "Questions and answers do not alternate",
     "no-answer": "There is no answer to learn from",
     "image-missing": "The image file is missing",
     "image-outside": "The image path leaves the images folder",

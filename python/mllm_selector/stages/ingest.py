@@ -27,16 +27,18 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
     Returns
     -------
     dict
-        ``samples``; ``rejected``, records by reason; ``text_only``, ``multi_image`` and ``multi_turn``,
-        samples without an image, with several, and with several answers; ``images``, distinct ones;
-        ``sources``, samples by source; ``bytes`` and ``format`` of the inputs.
+        ``samples``; ``rejected``, records by reason; ``renamed``, samples with a new id; ``text_only``,
+        ``multi_image`` and ``multi_turn``, samples without an image, with several, and with several
+        answers; ``images``, distinct ones; ``sources``, samples by source; ``bytes`` and ``format`` of the
+        inputs.
 
     Raises
     ------
     UsageError
         If the pool or the images folder is not there, or images are named but no folder is given.
     PoolError
-        If the pool is not in the format, is damaged or empty, or more than half of it is rejected.
+        If the pool is not in the format, is damaged or empty, more than half of it is rejected, or, where
+        `IngestOptions.strict` is set, anything is.
     """
     pool_format = formats.find(options)
     total = sum(path.stat().st_size for path in options.pool.paths if path.is_file())
@@ -50,6 +52,8 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
 def _summary(counts: dict[str, Any]) -> str:
     sources = len(counts["sources"])
     text = f"{counts['samples']:,} samples from {sources} source{'s' * (sources != 1)}"
+    if counts["renamed"]:
+        text += f"; {counts['renamed']:,} with an id taken before, renamed"
     rejected: dict[str, int] = counts["rejected"]
     if not rejected:
         return text

@@ -72,6 +72,20 @@ impl Drop for WholeFile {
     }
 }
 
+/// Opens a file without a name beside `path`: it takes disk only as long as it is open.
+pub(crate) fn unnamed(path: &Path) -> Result<File> {
+    let name = format!(".mllm-selector.{}.tmp", std::process::id());
+    let temporary = folder_of(path).join(name);
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&temporary)
+        .and_then(|file| fs::remove_file(&temporary).map(|()| file))
+        .map_err(|source| Error::io("create", temporary, source))
+}
+
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -3,6 +3,7 @@
 //! Data flows from [`ingest`] (the user's file to an Arrow pool) through [`pool`] (memory-mapped reading)
 //! to the selection algorithms. Nothing here prints, reads the environment or owns a global thread pool.
 
+mod compression;
 mod dedup;
 mod error;
 mod facility;
@@ -21,6 +22,7 @@ mod rng;
 mod sampling;
 pub mod writeback;
 
+pub use compression::Compression;
 pub use dedup::near_duplicates;
 pub use error::{Error, Result};
 pub use facility::{

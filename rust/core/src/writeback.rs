@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,9 @@ use arrow_array::types::{UInt32Type, UInt64Type};
 use arrow_array::{UInt32Array, UInt64Array};
 use arrow_schema::DataType;
 
-use crate::files::WholeFile;
-use crate::ingest::{FORMAT_KEY, Format, POOL_VERSION, VERSION_KEY};
+use crate::compression::{Compression, Encoder, TextFile};
+use crate::files::unnamed;
+use crate::ingest::{FORMAT_KEY, Format, Framing, POOL_VERSION, VERSION_KEY};
 use crate::pool::ArrowFile;
 use crate::{Error, Observer, Result};
 
@@ -21,8 +22,8 @@ const PIECE: usize = 1 << 18;
 
 /// Copies the records of some rows of a pool from its inputs to a new file of the same format.
 ///
-/// `inputs` are the pool's, in its order, wherever they lie now.
-/// `rows` may come in any order, which is kept. The file is whole or absent. Progress is in records.
+/// `inputs` are the pool's, in its order, wherever they lie now. If all are compressed in one way, so is the
+/// new file. `rows` may come in any order, which is kept. The file is whole or absent. Progress is in records.
 ///
 /// # Errors
 ///
@@ -35,47 +36,68 @@ pub fn write_subset(
     out: &Path,
     observer: &Observer,
 ) -> Result<()> {
-    let places = Places::open(pool)?;
-    let inputs: Vec<Records> = inputs
+    let pool = Places::open(pool)?;
+    let mut places: Vec<Place> = rows
         .iter()
-        .map(|path| Records::open(path))
+        .map(|&row| pool.of(row, inputs.len()))
         .collect::<Result<_>>()?;
-    if inputs.iter().any(|input| is_same_file(input.path, out)) {
+    if inputs.iter().any(|input| is_same_file(input, out)) {
         let out = out.display();
         return Err(Error::Argument(format!(
             "{out} is the pool itself; name another file for the subset"
         )));
     }
     observer.expect(rows.len() as u64);
-    let frame = Frame::of(places.format);
-    let mut file = WholeFile::create(out)?;
+    let compressions = compressions(inputs)?;
     let mut buffer = vec![0; PIECE];
-    put(&mut file, frame.open)?;
-    for (index, &row) in rows.iter().enumerate() {
+    let mut sources = Vec::with_capacity(inputs.len());
+    for (file, path) in inputs.iter().enumerate() {
+        sources.push(match compressions[file] {
+            Compression::Plain => Records::open(path)?,
+            Compression::Gzip | Compression::Zstd => {
+                extract(path, file as u32, &mut places, out, &mut buffer, observer)?
+            }
+        });
+    }
+    let frame = Frame::of(pool.format);
+    let mut subset = Encoder::create(out, common(&compressions))?;
+    let put = |subset: &mut Encoder, bytes: &[u8]| {
+        let written = subset.write_all(bytes);
+        written.map_err(|source| Error::io("write", out, source))
+    };
+    put(&mut subset, frame.open)?;
+    let mut before = frame.before_first;
+    for place in &places {
         observer.check()?;
-        put(
-            &mut file,
-            if index == 0 {
-                frame.before_first
-            } else {
-                frame.before_next
-            },
-        )?;
-        let place = places.of(row)?;
-        let input = inputs.get(place.file as usize).ok_or_else(|| {
-            Error::Pool(format!(
-                "{}: row {row} is of input {}, but there are {}; ingest again",
-                pool.display(),
-                place.file,
-                inputs.len()
-            ))
-        })?;
-        input.copy(row, place, &mut buffer, &mut file)?;
-        put(&mut file, frame.after_each)?;
+        put(&mut subset, before)?;
+        before = frame.before_next;
+        let copy = |piece: &[u8]| put(&mut subset, piece);
+        sources[place.file as usize].copy(place, &mut buffer, copy)?;
+        put(&mut subset, frame.after_each)?;
         observer.advance(1);
     }
-    put(&mut file, frame.close)?;
-    file.commit()
+    put(&mut subset, frame.close)?;
+    subset.commit(out)
+}
+
+/// Returns how a subset of some inputs is compressed: as they all are, else not at all.
+///
+/// # Errors
+///
+/// [`Error::Io`] if an input cannot be read.
+pub fn common_compression(inputs: &[PathBuf]) -> Result<Compression> {
+    Ok(common(&compressions(inputs)?))
+}
+
+fn compressions(inputs: &[PathBuf]) -> Result<Vec<Compression>> {
+    inputs.iter().map(|path| Compression::of(path)).collect()
+}
+
+fn common(compressions: &[Compression]) -> Compression {
+    match compressions {
+        [first, rest @ ..] if rest.iter().all(|other| other == first) => *first,
+        _ => Compression::Plain,
+    }
 }
 
 /// What stands around the records.
@@ -89,15 +111,16 @@ struct Frame {
 
 impl Frame {
     fn of(format: Format) -> Self {
-        match format {
-            Format::LlavaJson => Self {
+        let Format::Text(_, framing) = format;
+        match framing {
+            Framing::Array => Self {
                 open: b"[",
                 before_first: b"\n",
                 before_next: b",\n",
                 after_each: b"",
                 close: b"\n]\n",
             },
-            Format::LlavaJsonl => Self {
+            Framing::Lines => Self {
                 open: b"",
                 before_first: b"",
                 before_next: b"",
@@ -108,10 +131,6 @@ impl Frame {
     }
 }
 
-fn put(file: &mut WholeFile, bytes: &[u8]) -> Result<()> {
-    file.write_all(bytes).map_err(|source| file.error(source))
-}
-
 fn is_same_file(one: &Path, other: &Path) -> bool {
     match (one.canonicalize(), other.canonicalize()) {
         (Ok(one), Ok(other)) => one == other,
@@ -119,9 +138,10 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Where a record stands: the input's number, byte offset and length.
+/// Where the record of a row stands: the input's number, byte offset and length.
 #[derive(Clone, Copy)]
 struct Place {
+    row: u64,
     file: u32,
     offset: u64,
     length: u64,
@@ -129,6 +149,7 @@ struct Place {
 
 /// The places of a pool's rows in the inputs.
 struct Places {
+    path: PathBuf,
     file: ArrowFile,
     format: Format,
     /// Columns of the batches asked for so far, backed by the mapped file.
@@ -151,18 +172,19 @@ impl Places {
         let (Some(POOL_VERSION), Some(format)) = (file.metadata(VERSION_KEY), format) else {
             let pool = pool.display();
             return Err(Error::Pool(format!(
-                "{pool} is not a pool of version {POOL_VERSION} read from LLaVA JSON; ingest again"
+                "{pool} is not a pool of version {POOL_VERSION} read from JSON; ingest again"
             )));
         };
         let batches = (0..file.batches()).map(|_| OnceCell::new()).collect();
         Ok(Self {
+            path: pool.to_path_buf(),
             file,
             format,
             batches,
         })
     }
 
-    fn of(&self, row: u64) -> Result<Place> {
+    fn of(&self, row: u64, inputs: usize) -> Result<Place> {
         let (index, position) = self.file.locate(row).ok_or_else(|| {
             Error::Argument(format!(
                 "rows: {row} is not in the pool of {} samples",
@@ -178,15 +200,23 @@ impl Places {
             let _ = cell.set((files, column(1), column(2)));
         }
         let (files, offsets, lengths) = cell.get().expect("the batch has just been read");
+        let file = files.value(position);
+        if file as usize >= inputs {
+            return Err(Error::Pool(format!(
+                "{}: row {row} is of input {file}, but there are only {inputs}; ingest again",
+                self.path.display()
+            )));
+        }
         Ok(Place {
-            file: files.value(position),
+            row,
+            file,
             offset: offsets.value(position),
             length: lengths.value(position),
         })
     }
 }
 
-/// One input.
+/// One input, or what has been taken from it.
 struct Records<'a> {
     path: &'a Path,
     file: File,
@@ -206,41 +236,105 @@ impl<'a> Records<'a> {
         })
     }
 
-    /// Copies a record piece by piece.
+    /// Hands a record over piece by piece.
     fn copy(
         &self,
-        row: u64,
-        Place { offset, length, .. }: Place,
+        place: &Place,
         buffer: &mut [u8],
-        out: &mut WholeFile,
+        mut put: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
+        let Place { offset, length, .. } = *place;
         let end = offset
             .checked_add(length)
             .filter(|&end| end <= self.size && length >= 2);
-        let end = end.ok_or_else(|| self.changed(row, "lies outside of the file"))?;
+        let end = end.ok_or_else(|| outside(self.path, place))?;
         let mut at = offset;
         while at < end {
             let piece = &mut buffer[..(end - at).min(PIECE as u64) as usize];
             self.file
                 .read_exact_at(piece, at)
                 .map_err(|source| match source.kind() {
-                    ErrorKind::UnexpectedEof => self.changed(row, "lies outside of the file"),
+                    ErrorKind::UnexpectedEof => outside(self.path, place),
                     _ => Error::io("read", self.path, source),
                 })?;
             let begins_wrong = at == offset && !piece.starts_with(b"{");
             at += piece.len() as u64;
             if begins_wrong || (at == end && !piece.ends_with(b"}")) {
-                return Err(self.changed(row, "is not an object"));
+                return Err(changed(self.path, place, "is not an object"));
             }
-            put(out, piece)?;
+            put(piece)?;
         }
         Ok(())
     }
+}
 
-    fn changed(&self, row: u64, what: &str) -> Error {
-        let path = self.path.display();
-        Error::Pool(format!(
-            "{path}: the record of row {row} {what}: the file has changed since it was ingested; ingest again"
-        ))
+/// Reads a compressed input once and lays the chosen records into a file without a name, from where they can be
+/// copied in any order; moves their places there.
+fn extract<'a>(
+    path: &'a Path,
+    file: u32,
+    places: &mut [Place],
+    out: &Path,
+    buffer: &mut [u8],
+    observer: &Observer,
+) -> Result<Records<'a>> {
+    let mut order: Vec<usize> = (0..places.len())
+        .filter(|&index| places[index].file == file)
+        .collect();
+    order.sort_unstable_by_key(|&index| (places[index].offset, places[index].length));
+    let mut text = TextFile::open(path)?;
+    let mut kept = BufWriter::with_capacity(1 << 20, unnamed(out)?);
+    let write_error = |source| Error::io("write", out, source);
+    // Up to where the text has been read, and the file written.
+    let (mut read, mut size) = (0, 0);
+    let mut last: Option<(Place, u64)> = None;
+    for index in order {
+        let place = places[index];
+        if let Some((same, start)) = last
+            && (same.offset, same.length) == (place.offset, place.length)
+        {
+            places[index].offset = start;
+            continue;
+        }
+        let Some(mut before) = place.offset.checked_sub(read) else {
+            return Err(changed(path, &place, "begins inside another"));
+        };
+        while before > 0 {
+            observer.check()?;
+            let piece = text.read(&mut buffer[..before.min(PIECE as u64) as usize])?;
+            if piece == 0 {
+                return Err(outside(path, &place));
+            }
+            before -= piece as u64;
+        }
+        let start = size;
+        let mut left = place.length;
+        while left > 0 {
+            let piece = &mut buffer[..left.min(PIECE as u64) as usize];
+            if text.read(piece)? < piece.len() {
+                return Err(outside(path, &place));
+            }
+            kept.write_all(piece).map_err(write_error)?;
+            left -= piece.len() as u64;
+        }
+        size += place.length;
+        read = place.offset + place.length;
+        last = Some((place, start));
+        places[index].offset = start;
     }
+    let file = kept
+        .into_inner()
+        .map_err(|error| write_error(error.into_error()))?;
+    Ok(Records { path, file, size })
+}
+
+fn outside(path: &Path, place: &Place) -> Error {
+    changed(path, place, "lies outside of the file")
+}
+
+fn changed(path: &Path, place: &Place, what: &str) -> Error {
+    let (path, row) = (path.display(), place.row);
+    Error::Pool(format!(
+        "{path}: the record of row {row} {what}: the file has changed since it was ingested; ingest again"
+    ))
 }

@@ -54,13 +54,12 @@ fn change() -> impl Strategy<Value = Change> {
         ])
         .prop_map(|text| text.as_bytes().to_vec()),
     ];
-    let at = any::<Index>();
+    let at = any::<Index>;
     prop_oneof![
-        (at, bytes.clone()).prop_map(|(at, bytes)| Change::Put(at, bytes)),
-        (at, bytes).prop_map(|(at, bytes)| Change::Insert(at, bytes)),
-        (at, 1..60_usize).prop_map(|(at, count)| Change::Remove(at, count)),
-        (at, any::<Index>(), 1..60_usize)
-            .prop_map(|(from, to, count)| Change::Copy(from, to, count)),
+        (at(), bytes.clone()).prop_map(|(at(), bytes)| Change::Put(at(), bytes)),
+        (at(), bytes).prop_map(|(at(), bytes)| Change::Insert(at(), bytes)),
+        (at(), 1..60_usize).prop_map(|(at(), count)| Change::Remove(at(), count)),
+        (at(), at(), 1..60_usize).prop_map(|(from, to, count)| Change::Copy(from, to, count)),
     ]
 }
 

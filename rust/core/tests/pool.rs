@@ -16,7 +16,7 @@ use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field};
 use half::f16;
 use hostile::{read_all, read_pool, score_columns};
-use mllm_selector_core::ingest::{CheckImages, Format, IngestOptions, Input, ingest};
+use mllm_selector_core::ingest::{Dialect, Format, Framing, IngestOptions, Input, ingest};
 use mllm_selector_core::pool::{ArrowFile, PoolFile};
 use mllm_selector_core::{Error, Observer};
 use proptest::prelude::*;
@@ -62,18 +62,16 @@ fn write_pool(folder: &Path) -> PathBuf {
     let line = r#"{"conversations":[{"from":"human","value":"é?"},{"from":"gpt","value":"a"}]}"#;
     fs::write(&input, [line; 5].join("\n")).unwrap();
     let options = IngestOptions {
-        inputs: vec![Input {
-            path: input,
-            source: None,
-        }],
-        format: Format::LlavaJsonl,
-        images: None,
-        check_images: CheckImages::Header,
-        max_image_pixels: 1000,
-        source: None,
         threads: Some(1),
-        out: folder.join("pool.arrow"),
-        rejected: folder.join("rejected.jsonl"),
+        ..IngestOptions::new(
+            vec![Input {
+                path: input,
+                source: None,
+            }],
+            Format::Text(Dialect::Llava, Framing::Lines),
+            folder.join("pool.arrow"),
+            folder.join("rejected.jsonl"),
+        )
     };
     ingest(&options, &Observer::default()).unwrap();
     options.out

@@ -1,8 +1,10 @@
 //! Bindings of ingest, pool reading and write-back.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use mllm_selector_core as core;
+use mllm_selector_core::Compression;
 use mllm_selector_core::ingest::{CheckImages, Format, IngestOptions, Input, Summary};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
@@ -13,6 +15,8 @@ use crate::call::{detached, observed};
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hash_file, module)?)?;
     module.add_function(wrap_pyfunction!(ingest, module)?)?;
+    module.add_function(wrap_pyfunction!(recognise, module)?)?;
+    module.add_function(wrap_pyfunction!(compression_suffix, module)?)?;
     module.add_function(wrap_pyfunction!(write_subset, module)?)
 }
 
@@ -22,7 +26,29 @@ fn hash_file(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 }
 
 #[pyfunction]
-#[pyo3(signature = (inputs, pool_format, out, rejected, *, images=None, check_images="header", max_image_pixels=89_478_485, source=None, threads=None, progress=None))]
+fn recognise(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Option<&'static str>> {
+    detached(
+        py,
+        || Ok(core::ingest::recognise(&paths)?.map(Format::name)),
+    )
+}
+
+#[pyfunction]
+fn compression_suffix(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<&'static str> {
+    let compression = detached(py, || core::writeback::common_compression(&paths))?;
+    Ok(match compression {
+        Compression::Plain => "",
+        Compression::Gzip => ".gz",
+        Compression::Zstd => ".zst",
+    })
+}
+
+#[pyfunction]
+#[pyo3(signature = (
+    inputs, pool_format, out, rejected, *, images=None, check_images="header",
+    max_image_pixels=89_478_485, source=None, columns=None, turns_alternate=true, inserts_marks=None,
+    renames_duplicates=false, strict=false, threads=None, progress=None
+))]
 // One argument an option, so that Python names them.
 #[allow(clippy::too_many_arguments)]
 fn ingest<'py>(
@@ -35,6 +61,11 @@ fn ingest<'py>(
     check_images: &str,
     max_image_pixels: u64,
     source: Option<String>,
+    columns: Option<BTreeMap<String, String>>,
+    turns_alternate: bool,
+    inserts_marks: Option<bool>,
+    renames_duplicates: bool,
+    strict: bool,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
@@ -46,15 +77,17 @@ fn ingest<'py>(
     let summary = observed(py, progress.as_ref(), move |observer| {
         let format = Format::from_name(&name)?;
         let options = IngestOptions {
-            inputs,
-            format,
             images,
             check_images: CheckImages::from_name(&check_images)?,
             max_image_pixels,
             source,
+            columns: columns.unwrap_or_default(),
+            turns_alternate,
+            inserts_marks,
+            renames_duplicates,
+            strict,
             threads,
-            out,
-            rejected,
+            ..IngestOptions::new(inputs, format, out, rejected)
         };
         core::ingest::ingest(&options, observer)
     })?;
@@ -69,6 +102,7 @@ fn as_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDic
     let counts = PyDict::new(py);
     counts.set_item("samples", summary.samples)?;
     counts.set_item("rejected", rejected)?;
+    counts.set_item("renamed", summary.renamed)?;
     counts.set_item("text_only", summary.text_only)?;
     counts.set_item("multi_image", summary.multi_image)?;
     counts.set_item("multi_turn", summary.multi_turn)?;

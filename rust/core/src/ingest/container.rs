@@ -8,11 +8,13 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 
+use super::Input;
+use super::format::{Format, Names};
+use super::image_checks::ImageChecks;
 use super::images::ImageKey;
-use super::pictures::Pictures;
+use super::record::Rules;
 use super::reject::Rejected;
 use super::split::Place;
-use super::{Format, Input};
 use crate::{Error, Observer, Result};
 
 /// The records of one input, read once from its beginning to its end.
@@ -43,13 +45,15 @@ pub(super) trait Block: Send {
 /// What all records of one input share.
 pub(super) struct Context<'a> {
     pub(super) path: &'a Path,
-    /// The path as rejected records show it.
+    /// The input's path as messages show it.
     pub(super) shown: Arc<str>,
     /// The input's number among the inputs.
     pub(super) file: u32,
     pub(super) format: Format,
+    pub(super) names: &'a Names,
+    pub(super) rules: Rules,
     pub(super) schema: SchemaRef,
-    pub(super) images: &'a Pictures,
+    pub(super) images: &'a ImageChecks,
     /// The source that the user gave to this input; it goes before the records' own.
     pub(super) input_source: Option<&'a str>,
     /// The source of records that name none.
@@ -81,7 +85,7 @@ pub(super) struct Facts {
 pub(super) fn check_file(input: &Input) -> Result<u64> {
     let path = &input.path;
     let shown = path.display();
-    let advice = "name the pool's file, a LLaVA JSON array or JSON lines";
+    let advice = "name the pool's file, a JSON array or JSON lines";
     let wrong = |what: &str| Error::Argument(format!("{shown}: {what}; {advice}"));
     let metadata: Metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => wrong("there is no such file"),

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::header::{self, Fault, Rules};
-use super::pictures::reason;
+use super::image_checks::reason;
 use super::reject::{Reason, Rejection, shown};
 use crate::{Error, Result};
 
@@ -77,6 +77,10 @@ impl ImageFolder {
         &self,
         path: Cow<'a, str>,
     ) -> std::result::Result<(Cow<'a, str>, ImageKey), Rejection> {
+        let path = match self.inside(&path) {
+            Some(relative) => Cow::Owned(relative.to_owned()),
+            None => path,
+        };
         let path_key = key(path.as_bytes());
         let verdict = self
             .files
@@ -118,6 +122,14 @@ impl ImageFolder {
 
     fn faults(&self) -> MutexGuard<'_, HashMap<ImageKey, Fault>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Strips the folder from an absolute path that lies in it.
+    fn inside<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let relative = [&self.root, &self.real]
+            .into_iter()
+            .find_map(|root| Path::new(path).strip_prefix(root).ok())?;
+        relative.to_str().filter(|_| Path::new(path).is_absolute())
     }
 
     fn examine(&self, path: &str) -> Verdict {
@@ -258,7 +270,7 @@ mod tests {
             ("a/../../secret.png", Err(Reason::ImageOutside)),
             ("parent/secret.png", Err(Reason::ImageOutside)),
             ("out.png", Err(Reason::ImageOutside)),
-            (absolute.as_str(), Err(Reason::ImageOutside)),
+            (absolute.as_str(), Ok("x.png")),
             ("/dev/null", Err(Reason::ImageOutside)),
             ("nothing.png", Err(Reason::ImageMissing)),
             ("x.png/more.png", Err(Reason::ImageMissing)),

@@ -2,18 +2,21 @@
 //!
 //! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
 //! [`scan`]). The blocks are parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is
-//! checked against the rules ([`record`], [`pictures`], [`images`], [`header`]) and becomes columns ([`rows`], [`table`]); these are
+//! checked against the rules ([`record`], [`image_checks`], [`images`], [`header`]) and becomes columns ([`rows`], [`table`]); these are
 //! written in order ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
 //!
 //! Another kind of input is another [`container::Container`], opened in [`Format::open`]: it cuts its input
 //! into blocks, whose `parse` makes a [`record::Draft`] of each record and hands it to [`rows::Rows`].
 
 mod container;
+mod format;
 mod header;
+mod image_checks;
 mod images;
 mod json;
-mod pictures;
+mod picture;
 mod read;
+mod recognise;
 mod record;
 mod reject;
 mod rows;
@@ -22,19 +25,24 @@ mod sink;
 mod split;
 mod table;
 mod text;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use rayon::ThreadPoolBuilder;
 
 use self::container::{Container, Context, Parsed};
-use self::pictures::Pictures;
+use self::format::Names;
+use self::image_checks::ImageChecks;
+use self::record::Rules;
 use self::sink::Sink;
-use self::split::{Blocks, LIMITS, Limits};
+use self::split::{LIMITS, Limits};
 use crate::{Error, Observer, Result};
 
+pub use self::format::{Dialect, Format, Framing};
+pub use self::recognise::recognise;
 pub use self::reject::Reason;
 
 /// Version of the pool file's schema.
@@ -43,43 +51,8 @@ pub(crate) const VERSION_KEY: &str = "mllm_selector.pool_version";
 pub(crate) const FORMAT_KEY: &str = "mllm_selector.format";
 pub(crate) const INPUTS_KEY: &str = "mllm_selector.inputs";
 
-/// How the records of a pool stand in its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON array of records.
-    LlavaJson,
-    /// A record a line.
-    LlavaJsonl,
-}
-
-impl Format {
-    /// The name in options and in the pool file's metadata.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::LlavaJson => "llava-json",
-            Self::LlavaJsonl => "llava-jsonl",
-        }
-    }
-
-    /// Reads a name.
-    pub fn from_name(name: &str) -> Result<Self> {
-        [Self::LlavaJson, Self::LlavaJsonl]
-            .into_iter()
-            .find(|format| format.name() == name)
-            .ok_or_else(|| {
-                Error::Argument(format!(
-                    "format: '{name}' is not one of llava-json, llava-jsonl"
-                ))
-            })
-    }
-
-    /// Opens an input of this format.
-    fn open(self, path: &Path, limits: Limits) -> Result<Box<dyn Container>> {
-        match self {
-            Self::LlavaJson | Self::LlavaJsonl => Ok(Box::new(Blocks::open(path, self, limits)?)),
-        }
-    }
-}
+/// Pixels of an image that scoring takes at most: 256 MB as RGB.
+const MAX_IMAGE_PIXELS: u64 = 89_478_485;
 
 /// One file of a pool.
 #[derive(Debug, Clone)]
@@ -130,12 +103,46 @@ pub struct IngestOptions {
     pub max_image_pixels: u64,
     /// Source of records that name none.
     pub source: Option<String>,
+    /// Names of fields that are not the format's own: `messages`, `images`, `id`, `source`, `system`, `role` and
+    /// `content` to the name in the records.
+    pub columns: BTreeMap<String, String>,
+    /// Whether questions and answers must alternate.
+    pub turns_alternate: bool,
+    /// Whether images of a record without any mark are put before its first question; if not, it is rejected.
+    /// None does what the frameworks do that read the format.
+    pub inserts_marks: Option<bool>,
+    /// Whether a sample with the id of an earlier one gets another; if not, it is rejected.
+    pub renames_duplicates: bool,
+    /// Whether the first rejected record is an error.
+    pub strict: bool,
     /// Threads that parse; all processors if None.
     pub threads: Option<usize>,
     /// The pool file to write.
     pub out: PathBuf,
     /// The file of rejected records to write, JSON lines.
     pub rejected: PathBuf,
+}
+
+impl IngestOptions {
+    /// Options with their defaults.
+    pub fn new(inputs: Vec<Input>, format: Format, out: PathBuf, rejected: PathBuf) -> Self {
+        Self {
+            inputs,
+            format,
+            images: None,
+            check_images: CheckImages::Header,
+            max_image_pixels: MAX_IMAGE_PIXELS,
+            source: None,
+            columns: BTreeMap::new(),
+            turns_alternate: true,
+            inserts_marks: None,
+            renames_duplicates: false,
+            strict: false,
+            threads: None,
+            out,
+            rejected,
+        }
+    }
 }
 
 /// What a pool holds.
@@ -145,6 +152,8 @@ pub struct Summary {
     pub samples: u64,
     /// Records set aside, by reason.
     pub rejected: BTreeMap<Reason, u64>,
+    /// Samples that got another id than their record's.
+    pub renamed: u64,
     /// Samples without an image, with several images, and with several assistant turns.
     pub text_only: u64,
     /// See `text_only`.
@@ -167,8 +176,8 @@ pub struct Summary {
 ///
 /// [`Error::Argument`] if an input or the images folder cannot be what is meant, or a record names an image
 /// and there is no folder; [`Error::Pool`] with the byte offset if an input is not JSON or is cut off, if the
-/// inputs hold no record, and, naming the file of rejected records, which is kept, if more than half are
-/// rejected.
+/// inputs hold no record, if one is rejected and none may be, and, naming the file of rejected records, which
+/// is kept, if more than half are rejected.
 pub fn ingest(options: &IngestOptions, observer: &Observer) -> Result<Summary> {
     ingest_within(options, LIMITS, observer)
 }
@@ -191,7 +200,14 @@ fn ingest_opened(
         .collect::<Result<_>>()?;
     let bytes: u64 = sizes.iter().sum();
     observer.expect(bytes);
-    let images = Pictures::open(options)?;
+    let images = ImageChecks::open(options)?;
+    let names = Names::new(options.format, &options.columns)?;
+    let rules = Rules {
+        turns_alternate: options.turns_alternate,
+        inserts_marks: options
+            .inserts_marks
+            .unwrap_or(options.format.shows_unmarked_images_first()),
+    };
     let schema = Arc::new(table::schema(options.format, &options.inputs)?);
     let workers = ThreadPoolBuilder::new()
         .num_threads(options.threads.unwrap_or_else(default_threads))
@@ -210,6 +226,8 @@ fn ingest_opened(
                 shown: input.path.display().to_string().into(),
                 file: file as u32,
                 format: options.format,
+                names: &names,
+                rules,
                 schema: Arc::clone(&schema),
                 images: &images,
                 input_source: input.source.as_deref(),
@@ -281,18 +299,16 @@ mod tests {
 
     fn options(folder: &Path, threads: usize) -> IngestOptions {
         IngestOptions {
-            inputs: vec![Input {
-                path: folder.join("pool.jsonl"),
-                source: None,
-            }],
-            format: Format::LlavaJsonl,
-            images: None,
-            check_images: CheckImages::Header,
-            max_image_pixels: 1000,
-            source: None,
             threads: Some(threads),
-            out: folder.join(format!("{threads}.arrow")),
-            rejected: folder.join(format!("{threads}.jsonl")),
+            ..IngestOptions::new(
+                vec![Input {
+                    path: folder.join("pool.jsonl"),
+                    source: None,
+                }],
+                Format::Text(Dialect::Llava, Framing::Lines),
+                folder.join(format!("{threads}.arrow")),
+                folder.join(format!("{threads}.jsonl")),
+            )
         }
     }
 
@@ -354,7 +370,7 @@ mod tests {
         records[50] = r#"{"a":}"#.into();
         let text = format!("[{}] x", records.join(","));
         let mut options = options(folder.path(), 2);
-        options.format = Format::LlavaJson;
+        options.format = Format::Text(Dialect::Llava, Framing::Array);
         fs::write(&options.inputs[0].path, &text).unwrap();
         let found = ingest_within(&options, SMALL, &Observer::default())
             .unwrap_err()

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
+use super::format::Names;
 use super::json::{Cursor, Fault, MAX_DEPTH, kind};
-use super::record::{Conversations, Draft, Field, Images, Picture, Turn};
-use super::reject::{Reason, Rejection};
+use super::picture::Picture;
+use super::record::{Conversations, Draft, Field, IMAGE_MARK, Images, Turn};
+use super::reject::{Reason, Rejection, shown};
 
 /// Why a record cannot be read.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ impl From<Rejection> for Unread {
 }
 
 /// Reads the known fields of a record.
-pub(super) fn record(bytes: &[u8]) -> Result<Draft<'_>, Unread> {
+pub(super) fn record<'a>(bytes: &'a [u8], names: &Names) -> Result<Draft<'a>, Unread> {
     let text = simdutf8::compat::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         Rejection::new(
@@ -37,7 +39,7 @@ pub(super) fn record(bytes: &[u8]) -> Result<Draft<'_>, Unread> {
         let detail = format!("the record is {}, not an object", kind(first));
         return Err(Rejection::new(Reason::NotAnObject, None, detail).into());
     }
-    let draft = fields(&mut cursor).map_err(Unread::NotJson)?;
+    let draft = fields(&mut cursor, names).map_err(Unread::NotJson)?;
     if cursor.lone_surrogate {
         let detail = "a '\\u' escape is half of a surrogate pair".into();
         return Err(Rejection::new(Reason::BrokenUtf8, None, detail).into());
@@ -54,25 +56,34 @@ fn pass(cursor: &mut Cursor<'_>) -> Result<(), Fault> {
     cursor.end()
 }
 
-fn fields<'a>(cursor: &mut Cursor<'a>) -> Result<Draft<'a>, Fault> {
+fn fields<'a>(cursor: &mut Cursor<'a>, names: &Names) -> Result<Draft<'a>, Fault> {
     let mut draft = Draft::default();
     cursor.object(|cursor, key| {
-        match key.as_ref() {
-            "id" => draft.id = parse_id(cursor)?,
-            "source" => {
-                draft.source = parse_field(cursor)?
-                    .text()
-                    .filter(|source| !source.is_empty())
-            }
-            "image" => draft.image = parse_images(cursor)?,
-            "images" => draft.images = parse_images(cursor)?,
-            "conversations" => draft.conversations = parse_conversations(cursor)?,
-            _ => cursor.skip()?,
+        let key = key.as_ref();
+        if key == names.turns {
+            (draft.conversations, draft.carried) = parse_conversations(cursor, names)?;
+        } else if key == names.images {
+            draft.images = parse_images(cursor)?;
+        } else if key == names.image {
+            draft.image = parse_images(cursor)?;
+        } else if key == names.id {
+            draft.id = parse_id(cursor)?;
+        } else if key == names.source {
+            draft.source = parse_text(cursor)?;
+        } else if key == names.system {
+            draft.system = parse_text(cursor)?;
+        } else {
+            cursor.skip()?;
         }
         Ok(())
     })?;
     cursor.end()?;
     Ok(draft)
+}
+
+/// A text that is not empty; anything else is none.
+fn parse_text<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
+    Ok(parse_field(cursor)?.text().filter(|text| !text.is_empty()))
 }
 
 /// A string or a whole number; anything else is no id.
@@ -100,68 +111,207 @@ fn parse_field<'a>(cursor: &mut Cursor<'a>) -> Result<Field<'a>, Fault> {
     Ok(Field::NotAString(kind(first)))
 }
 
-/// A path, a list of paths, or nothing (null, an empty string or an empty list).
+/// An image, a list of images, or nothing (null, an empty string or an empty list).
 fn parse_images<'a>(cursor: &mut Cursor<'a>) -> Result<Images<'a>, Fault> {
-    let first = cursor.peek();
-    if first != Some(b'[') {
-        return Ok(match parse_field(cursor)? {
-            Field::Text(path) if path.is_empty() => Images::None,
-            Field::Text(path) => Images::Given(vec![Picture::path(path)]),
-            Field::NotAString("null") | Field::Absent => Images::None,
-            Field::NotAString(what) => Images::Wrong(what),
+    if cursor.peek() != Some(b'[') {
+        return Ok(match parse_image(cursor)? {
+            Ok(Some(picture)) => Images::Given(vec![picture]),
+            Ok(None) => Images::None,
+            Err(what) => Images::Wrong(what),
         });
     }
-    let mut paths = Vec::new();
+    let mut pictures = Vec::new();
     let mut wrong = None;
     cursor.array(|cursor| {
-        match parse_field(cursor)? {
-            Field::Text(path) => paths.push(Picture::path(path)),
-            Field::NotAString(what) => wrong = wrong.or(Some(what)),
-            Field::Absent => {}
+        // An empty string in a list is a path, if a wrong one, so that the list keeps its length.
+        match parse_image(cursor)? {
+            Ok(picture) => pictures.push(picture.unwrap_or_else(|| Picture::path("".into()))),
+            Err(what) => wrong = wrong.or(Some(what)),
         }
         Ok(())
     })?;
     Ok(match wrong {
         Some(what) => Images::Wrong(what),
-        None if paths.is_empty() => Images::None,
-        None => Images::Given(paths),
+        None if pictures.is_empty() => Images::None,
+        None => Images::Given(pictures),
     })
 }
 
-fn parse_conversations<'a>(cursor: &mut Cursor<'a>) -> Result<Conversations<'a>, Fault> {
+type Image<'a> = Result<Option<Picture<'a>>, &'static str>;
+
+/// A path or an address, alone or as a field of an object; null and an empty string are none.
+fn parse_image<'a>(cursor: &mut Cursor<'a>) -> Result<Image<'a>, Fault> {
+    if cursor.peek() != Some(b'{') {
+        return Ok(image_of(parse_field(cursor)?));
+    }
+    let mut image = Ok(None);
+    cursor.object(|cursor, key| {
+        if !matches!(key.as_ref(), "path" | "image" | "url" | "image_url") {
+            return cursor.skip();
+        }
+        let given = image_of(parse_field(cursor)?);
+        if !matches!(given, Ok(None)) {
+            image = given;
+        }
+        Ok(())
+    })?;
+    Ok(match image {
+        Ok(None) => Err("an object without a path"),
+        image => image,
+    })
+}
+
+fn image_of(field: Field<'_>) -> Image<'_> {
+    match field {
+        Field::Text(path) if path.is_empty() => Ok(None),
+        Field::Text(path) => Picture::from_text(path).map(Some),
+        Field::NotAString("null") | Field::Absent | Field::BadParts(_) => Ok(None),
+        Field::NotAString(what) => Err(what),
+    }
+}
+
+fn parse_conversations<'a>(
+    cursor: &mut Cursor<'a>,
+    names: &Names,
+) -> Result<(Conversations<'a>, Vec<Picture<'a>>), Fault> {
+    let mut carried = Vec::new();
     let first = cursor.peek();
     if first != Some(b'[') {
         cursor.skip()?;
-        return Ok(Conversations::NotAList(kind(first)));
+        return Ok((Conversations::NotAList(kind(first)), carried));
     }
     let mut turns = Vec::with_capacity(4);
     cursor.array(|cursor| {
-        turns.push(parse_turn(cursor)?);
+        turns.push(parse_turn(cursor, names, &mut carried)?);
         Ok(())
     })?;
-    Ok(Conversations::Turns(turns))
+    Ok((Conversations::Turns(turns), carried))
 }
 
-/// LLaVA's `from` and `value`, or `role` and `content`.
-fn parse_turn<'a>(cursor: &mut Cursor<'a>) -> Result<Turn<'a>, Fault> {
+/// `from` and `value`, or `role` and `content`.
+fn parse_turn<'a>(
+    cursor: &mut Cursor<'a>,
+    names: &Names,
+    carried: &mut Vec<Picture<'a>>,
+) -> Result<Turn<'a>, Fault> {
     let first = cursor.peek();
     if first != Some(b'{') {
         cursor.skip()?;
         return Ok(Turn::NotAnObject(kind(first)));
     }
-    let (mut from, mut role, mut value, mut content) = Default::default();
+    let [from, role] = &names.roles;
+    let [value, content] = &names.contents;
+    let (mut roles, mut contents): ([Field; 2], [Field; 2]) = Default::default();
+    cursor.object(|cursor, key| {
+        let key = key.as_ref();
+        if key == from {
+            roles[0] = parse_field(cursor)?;
+        } else if key == value {
+            contents[0] = parse_content(cursor, carried)?;
+        } else if key == role {
+            roles[1] = parse_field(cursor)?;
+        } else if key == content {
+            contents[1] = parse_content(cursor, carried)?;
+        } else {
+            cursor.skip()?;
+        }
+        Ok(())
+    })?;
+    let [from, role] = roles;
+    let [value, content] = contents;
+    Ok(Turn::Fields {
+        role: from.or(role),
+        content: value.or(content),
+    })
+}
+
+/// A text, or a list of parts that make one; images in it become marks.
+fn parse_content<'a>(
+    cursor: &mut Cursor<'a>,
+    carried: &mut Vec<Picture<'a>>,
+) -> Result<Field<'a>, Fault> {
+    if cursor.peek() != Some(b'[') {
+        return parse_field(cursor);
+    }
+    let mut text = String::new();
+    let mut wrong = None;
+    let mut number = 0;
+    cursor.array(|cursor| {
+        let part = parse_part(cursor)?;
+        match part {
+            Ok(Part::Text(more)) => text += &more,
+            Ok(Part::Image(picture)) => {
+                text += IMAGE_MARK;
+                carried.extend(picture);
+            }
+            Err(why) => wrong = wrong.take().or(Some(format!("part {number} {why}"))),
+        }
+        number += 1;
+        Ok(())
+    })?;
+    Ok(match wrong {
+        Some(why) => Field::BadParts(why),
+        None => Field::Text(Cow::Owned(text)),
+    })
+}
+
+enum Part<'a> {
+    Text(Cow<'a, str>),
+    /// An image, which may stand in the record's list of images instead.
+    Image(Option<Picture<'a>>),
+}
+
+/// One of OpenAI's content parts, or of those that TRL, ms-swift and Qwen make of them.
+fn parse_part<'a>(cursor: &mut Cursor<'a>) -> Result<Result<Part<'a>, String>, Fault> {
+    let first = cursor.peek();
+    if first == Some(b'"') {
+        return Ok(Ok(Part::Text(cursor.string()?)));
+    }
+    if first != Some(b'{') {
+        cursor.skip()?;
+        return Ok(Err(format!("is {}, not an object", kind(first))));
+    }
+    let mut type_ = Field::Absent;
+    let mut text = Field::Absent;
+    let mut image = Ok(None);
+    let mut names_image = false;
     cursor.object(|cursor, key| {
         match key.as_ref() {
-            "from" => from = parse_field(cursor)?,
-            "role" => role = parse_field(cursor)?,
-            "value" => value = parse_field(cursor)?,
-            "content" => content = parse_field(cursor)?,
+            "type" => type_ = parse_field(cursor)?,
+            "text" => text = parse_field(cursor)?,
+            "image" | "image_url" | "url" | "path" => {
+                names_image |= cursor.peek() != Some(b'n');
+                let given = parse_image(cursor)?;
+                if !matches!(given, Ok(None)) {
+                    image = given;
+                }
+            }
             _ => cursor.skip()?,
         }
         Ok(())
     })?;
-    Ok(Turn::Fields {
-        role: from.or(role),
-        content: value.or(content),
+    let type_ = type_.text();
+    let is_image = match type_.as_deref() {
+        Some("text" | "input_text") => false,
+        Some("image" | "image_url" | "input_image") => true,
+        Some(other) => {
+            return Ok(Err(format!(
+                "is of type '{}'; known are text, image, image_url",
+                shown(other)
+            )));
+        }
+        None => names_image,
+    };
+    if is_image {
+        return Ok(match image {
+            Ok(picture) => Ok(Part::Image(picture)),
+            Err(what) => Err(format!(
+                "holds an image that is {what}; it must be a path or an address"
+            )),
+        });
+    }
+    Ok(match text.text() {
+        Some(text) => Ok(Part::Text(text)),
+        None => Err("has no text".into()),
     })
 }

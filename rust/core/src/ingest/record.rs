@@ -5,48 +5,22 @@ use std::sync::LazyLock;
 
 use memchr::memmem;
 
-use super::images::{ImageKey, key};
+use super::picture::Picture;
 use super::reject::{Reason, Rejection, shown};
+use super::turns::{self, Role};
 
-const IMAGE_MARK: &str = "<image>";
+pub(super) const IMAGE_MARK: &str = "<image>";
 
 static MARK_FINDER: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new(IMAGE_MARK));
 
-/// Who speaks in a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    System,
-    User,
-    Assistant,
-}
-
-impl Role {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
-    }
-
-    /// Reads LLaVA's and ShareGPT's names of the roles.
-    fn parse(name: &str) -> Option<Self> {
-        const NAMES: [(&str, Role); 8] = [
-            ("human", Role::User),
-            ("user", Role::User),
-            ("gpt", Role::Assistant),
-            ("assistant", Role::Assistant),
-            ("chatgpt", Role::Assistant),
-            ("bard", Role::Assistant),
-            ("model", Role::Assistant),
-            ("system", Role::System),
-        ];
-        NAMES
-            .iter()
-            .find(|(known, _)| name.eq_ignore_ascii_case(known))
-            .map(|&(_, role)| role)
-    }
+/// What the user decides about records that frameworks read in different ways.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    /// Questions and answers must alternate.
+    pub(super) turns_alternate: bool,
+    /// Images of a record without any mark are put before its first question; otherwise it is rejected.
+    pub(super) inserts_marks: bool,
 }
 
 /// A record that keeps all rules.
@@ -56,46 +30,6 @@ pub(super) struct Sample<'a> {
     pub(super) source: Option<Cow<'a, str>>,
     pub(super) turns: Vec<(Role, Cow<'a, str>)>,
     pub(super) images: Vec<Picture<'a>>,
-}
-
-/// Where an image is.
-#[derive(Debug)]
-#[expect(
-    dead_code,
-    reason = "containers that carry their images make the last two"
-)]
-pub(super) enum Picture<'a> {
-    /// A file of the images folder. The key is set once it is known to be there.
-    Path(Cow<'a, str>, ImageKey),
-    /// The encoded image itself.
-    Bytes {
-        name: Option<Cow<'a, str>>,
-        bytes: Cow<'a, [u8]>,
-    },
-    /// Bytes of the record's own input file.
-    Range {
-        name: Option<Cow<'a, str>>,
-        offset: u64,
-        length: u64,
-    },
-}
-
-impl<'a> Picture<'a> {
-    /// A path as the record gives it.
-    pub(super) fn path(path: Cow<'a, str>) -> Self {
-        Self::Path(path, ImageKey::default())
-    }
-
-    /// Returns what tells this image from others, in input `file`.
-    pub(super) fn key(&self, file: u32) -> ImageKey {
-        match self {
-            Self::Path(_, key) => *key,
-            Self::Bytes { bytes, .. } => key(bytes),
-            Self::Range { offset, .. } => {
-                key([u64::from(file), *offset].map(u64::to_le_bytes).concat())
-            }
-        }
-    }
 }
 
 /// Why a record does not become a sample.
@@ -126,8 +60,12 @@ impl Refusal {
 pub(super) struct Draft<'a> {
     pub(super) id: Option<Cow<'a, str>>,
     pub(super) source: Option<Cow<'a, str>>,
+    /// A system prompt that is no turn.
+    pub(super) system: Option<Cow<'a, str>>,
     pub(super) image: Images<'a>,
     pub(super) images: Images<'a>,
+    /// Images that parts of turns carry themselves, in order.
+    pub(super) carried: Vec<Picture<'a>>,
     pub(super) conversations: Conversations<'a>,
 }
 
@@ -159,50 +97,8 @@ pub(super) enum Field<'a> {
     Absent,
     NotAString(&'static str),
     Text(Cow<'a, str>),
-}
-
-impl<'a> Draft<'a> {
-    /// Checks the record against the rules, the first broken one first; `check_image` last, for each image.
-    pub(super) fn check(
-        mut self,
-        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
-    ) -> Result<Sample<'a>, Refusal> {
-        let id = self.id.take();
-        match self.check_fields(check_image) {
-            Ok(sample) => Ok(Sample { id, ..sample }),
-            Err(refusal) => Err(refusal.with_id(id)),
-        }
-    }
-
-    fn check_fields(
-        self,
-        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
-    ) -> Result<Sample<'a>, Refusal> {
-        let turns = check_turns(self.conversations)?;
-        let images_field = match self.image {
-            Images::None => self.images,
-            given => given,
-        };
-        let pictures = match images_field {
-            Images::None => Vec::new(),
-            Images::Given(pictures) => pictures,
-            Images::Wrong(what) => {
-                let detail = format!("the image is {what}; it must be a path or a list of paths");
-                return Err(Rejection::new(Reason::ImageMissing, None, detail).into());
-            }
-        };
-        check_marks(&turns, pictures.len())?;
-        let images = pictures
-            .into_iter()
-            .map(check_image)
-            .collect::<Result<_, _>>()?;
-        Ok(Sample {
-            id: None,
-            source: self.source,
-            turns,
-            images,
-        })
-    }
+    /// A list of parts that cannot be a text, and why.
+    BadParts(String),
 }
 
 impl<'a> Field<'a> {
@@ -216,78 +112,94 @@ impl<'a> Field<'a> {
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
         match self {
             Self::Text(text) => Some(text),
-            Self::Absent | Self::NotAString(_) => None,
+            Self::Absent | Self::NotAString(_) | Self::BadParts(_) => None,
         }
     }
 }
 
-fn check_turns<'a>(
-    conversations: Conversations<'a>,
-) -> Result<Vec<(Role, Cow<'a, str>)>, Rejection> {
-    let turns = match conversations {
-        Conversations::Turns(turns) if !turns.is_empty() => turns,
-        Conversations::Turns(_) => return Err(no_conversations("'conversations' is empty".into())),
-        Conversations::Absent => return Err(no_conversations("'conversations' is missing".into())),
-        Conversations::NotAList(what) => {
-            return Err(no_conversations(format!(
-                "'conversations' is {what}, not a list of turns"
-            )));
+impl<'a> Draft<'a> {
+    /// Checks the record against the rules, the first broken one first; at last each image by `check_image`.
+    pub(super) fn check(
+        mut self,
+        rules: Rules,
+        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
+    ) -> Result<Sample<'a>, Refusal> {
+        let id = self.id.take();
+        match self.check_fields(rules, check_image) {
+            Ok(sample) => Ok(Sample { id, ..sample }),
+            Err(refusal) => Err(refusal.with_id(id)),
         }
-    };
-    let turns: Vec<_> = turns
-        .into_iter()
-        .enumerate()
-        .map(|(index, turn)| check_turn(index, turn))
-        .collect::<Result<_, _>>()?;
-    let is_answer =
-        |(role, content): &(Role, Cow<str>)| *role == Role::Assistant && !is_blank(content);
-    if !turns.iter().any(is_answer) {
-        let detail = "no assistant turn has any text".into();
-        return Err(Rejection::new(Reason::NoAnswer, None, detail));
     }
-    Ok(turns)
-}
 
-fn no_conversations(detail: String) -> Rejection {
-    Rejection::new(Reason::NoConversations, None, detail)
-}
-
-fn is_blank(text: &str) -> bool {
-    text.chars().all(char::is_whitespace)
-}
-
-fn check_turn<'a>(index: usize, turn: Turn<'a>) -> Result<(Role, Cow<'a, str>), Rejection> {
-    let bad = |what: String| Rejection::new(Reason::BadTurn, None, format!("turn {index}: {what}"));
-    let (role, content) = match turn {
-        Turn::NotAnObject(what) => return Err(bad(format!("it is {what}, not an object"))),
-        Turn::Fields { role, content } => (role, content),
-    };
-    let role = match role {
-        Field::Text(name) => Role::parse(&name).ok_or_else(|| {
-            bad(format!(
-                "unknown role '{}'; known are human, user, gpt, assistant, system",
-                shown(&name)
-            ))
-        })?,
-        Field::NotAString(what) => return Err(bad(format!("its role is {what}, not a string"))),
-        Field::Absent => return Err(bad("it has no 'from' or 'role'".into())),
-    };
-    match content {
-        Field::Text(content) => Ok((role, content)),
-        Field::NotAString(what) => Err(bad(format!("its text is {what}, not a string"))),
-        Field::Absent => Err(bad("it has no 'value' or 'content'".into())),
+    fn check_fields(
+        self,
+        rules: Rules,
+        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
+    ) -> Result<Sample<'a>, Refusal> {
+        let mut turns = turns::check(self.conversations, self.system, rules.turns_alternate)?;
+        let named = match self.image {
+            Images::None => self.images,
+            given => given,
+        };
+        let named = match named {
+            Images::None => Vec::new(),
+            Images::Given(pictures) => pictures,
+            Images::Wrong(what) => {
+                let detail = format!("the image is {what}; it must be a path or a list of paths");
+                return Err(Rejection::new(Reason::ImageMissing, None, detail).into());
+            }
+        };
+        let marks = count_marks(&turns);
+        // A list may repeat what the parts carry; the parts say where each stands.
+        let is_carried =
+            !self.carried.is_empty() && (named.is_empty() || self.carried.len() == marks.asked);
+        let pictures = if is_carried { self.carried } else { named };
+        if rules.inserts_marks && marks.none() && !pictures.is_empty() {
+            insert_marks(&mut turns, pictures.len());
+        } else {
+            check_marks(marks, pictures.len())?;
+        }
+        Ok(Sample {
+            id: None,
+            source: self.source,
+            turns,
+            images: pictures
+                .into_iter()
+                .map(check_image)
+                .collect::<Result<_, _>>()?,
+        })
     }
 }
 
-fn check_marks(turns: &[(Role, Cow<'_, str>)], images: usize) -> Result<(), Rejection> {
+/// Marks in questions and system prompts, and in answers.
+#[derive(Clone, Copy)]
+struct Marks {
+    asked: usize,
+    answered: usize,
+}
+
+impl Marks {
+    fn none(self) -> bool {
+        self.asked + self.answered == 0
+    }
+}
+
+fn count_marks(turns: &[(Role, Cow<'_, str>)]) -> Marks {
     let count = |text: &str| MARK_FINDER.find_iter(text.as_bytes()).count();
-    let (mut asked, mut answered) = (0, 0);
+    let mut marks = Marks {
+        asked: 0,
+        answered: 0,
+    };
     for (role, content) in turns {
         match role {
-            Role::Assistant => answered += count(content),
-            Role::User | Role::System => asked += count(content),
+            Role::Assistant => marks.answered += count(content),
+            Role::User | Role::System | Role::Tool => marks.asked += count(content),
         }
     }
+    marks
+}
+
+fn check_marks(Marks { asked, answered }: Marks, images: usize) -> Result<(), Rejection> {
     if answered == 0 && asked == images {
         return Ok(());
     }
@@ -299,4 +211,19 @@ fn check_marks(turns: &[(Role, Cow<'_, str>)], images: usize) -> Result<(), Reje
         format!("{asked} {IMAGE_MARK} marks for {images} images")
     };
     Err(Rejection::new(Reason::ImageMarks, None, detail))
+}
+
+/// Puts marks before the first question.
+fn insert_marks(turns: &mut [(Role, Cow<'_, str>)], images: usize) {
+    if let Some((_, content)) = turns.iter_mut().find(|(role, _)| *role == Role::User) {
+        content.to_mut().insert_str(0, &IMAGE_MARK.repeat(images));
+    }
+}
+
+/// Shows a role that is not known.
+pub(super) fn unknown_role(name: &str) -> String {
+    format!(
+        "unknown role '{}'; known are human, user, gpt, assistant, system, observation, tool, function_call",
+        shown(name)
+    )
 }

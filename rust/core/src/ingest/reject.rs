@@ -19,12 +19,14 @@ pub enum Reason {
     InvalidJson,
     /// A number, string, list, ... instead of an object.
     NotAnObject,
-    /// `conversations` missing, empty or not a list.
+    /// The list of turns is missing, empty or not a list.
     NoConversations,
     /// A turn without a known role or without text.
     BadTurn,
     /// No assistant turn with text.
     NoAnswer,
+    /// Questions and answers that do not alternate.
+    TurnOrder,
     /// `<image>` marks that do not match the images, or stand in an answer.
     ImageMarks,
     /// An image path that leaves the images folder.
@@ -58,6 +60,7 @@ impl Reason {
             Self::NoConversations => "no-conversations",
             Self::BadTurn => "bad-turn",
             Self::NoAnswer => "no-answer",
+            Self::TurnOrder => "turn-order",
             Self::ImageMarks => "image-marks",
             Self::ImageOutside => "image-outside",
             Self::ImageMissing => "image-missing",

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use super::container::{Context, Facts, Parsed};
 use super::images::key;
-use super::record::{Draft, Picture, Refusal, Role, Sample};
+use super::picture::Picture;
+use super::record::{Draft, Refusal, Sample};
 use super::reject::{Rejected, Rejection};
 use super::split::Place;
 use super::table::Columns;
+use super::turns::Role;
 use crate::{Error, Result};
 
 pub(super) struct Rows<'a> {
@@ -36,7 +38,10 @@ impl<'a> Rows<'a> {
     ///
     /// [`Error::Argument`] if it names an image file and there is no images folder.
     pub(super) fn add(&mut self, draft: Draft<'_>, place: Place) -> Result<()> {
-        match draft.check(|picture| self.context.images.check(picture, self.context)) {
+        let images = self.context.images;
+        match draft.check(self.context.rules, |picture| {
+            images.check(picture, self.context)
+        }) {
             Ok(sample) => self.push(&sample, place),
             Err(Refusal::Rejected(rejection)) => self.reject(rejection, place),
             Err(Refusal::NeedsImages(path)) => return Err(self.needs_images(place, &path)),

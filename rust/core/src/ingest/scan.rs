@@ -4,7 +4,7 @@
 
 use memchr::{memchr, memchr2};
 
-use super::Format;
+use super::format::Framing;
 use super::json::is_space;
 use super::split::Place;
 
@@ -18,10 +18,10 @@ pub(super) enum Scanner {
 }
 
 impl Scanner {
-    pub(super) fn new(format: Format) -> Self {
-        match format {
-            Format::LlavaJson => Self::Array(ArrayScanner::default()),
-            Format::LlavaJsonl => Self::Lines(LineScanner::default()),
+    pub(super) fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Array => Self::Array(ArrayScanner::default()),
+            Framing::Lines => Self::Lines(LineScanner::default()),
         }
     }
 
@@ -156,11 +156,11 @@ impl ArrayScanner {
         let found = shown(byte);
         match self.state {
             ArrayState::BeforeArray if byte == b'{' => format!(
-                "byte {offset}: found '{{' where a LLaVA JSON array has '['; \
-                 if this is JSON lines, use --format llava-jsonl"
+                "byte {offset}: found '{{' where a JSON array has '['; \
+                 if these are JSON lines, use the --format that ends in -jsonl"
             ),
             ArrayState::BeforeArray => format!(
-                "byte {offset}: this is not JSON: found {found}, but a LLaVA JSON array begins with '[' \
+                "byte {offset}: this is not JSON: found {found}, but a JSON array begins with '[' \
                  and JSON lines with '{{'"
             ),
             ArrayState::AfterValue => format!(
@@ -258,7 +258,7 @@ impl LineScanner {
         if self.records == 0 && part[first] == b'[' {
             return Err(format!(
                 "byte {start}: found '[' where JSON lines have '{{'; \
-                 if this is a LLaVA JSON array, use --format llava-json"
+                 if this is a JSON array, use the --format that ends in -json"
             ));
         }
         self.text = Some((start, end));

@@ -1,19 +1,20 @@
 //! Writes the parsed blocks in order: the pool, the rejected records, and their numbers.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arrow_array::builder::LargeStringBuilder;
 use arrow_array::cast::AsArray;
-use arrow_array::{BooleanArray, LargeStringArray};
+use arrow_array::{Array, BooleanArray, LargeStringArray, RecordBatch};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, Schema};
 use arrow_select::filter::filter_record_batch;
 
 use super::container::{self, Facts, Parsed};
-use super::images::ImageKey;
+use super::images::{ImageKey, key};
 use super::reject::{Reason, Rejected, Rejection, shown};
 use super::{IngestOptions, Summary};
 use crate::files::WholeFile;
@@ -27,6 +28,10 @@ pub(super) struct Sink {
     pool: FileWriter<WholeFile>,
     rejected: WholeFile,
     ids: HashSet<[u8; 16]>,
+    renames_duplicates: bool,
+    /// How often an id has been given again.
+    copies: HashMap<[u8; 16], u64>,
+    strict: bool,
     images: HashSet<ImageKey>,
     /// The first rejected record of each reason.
     examples: BTreeMap<Reason, Rejected>,
@@ -45,6 +50,9 @@ impl Sink {
             pool,
             rejected,
             ids: HashSet::new(),
+            renames_duplicates: options.renames_duplicates,
+            copies: HashMap::new(),
+            strict: options.strict,
             images: HashSet::new(),
             examples: BTreeMap::new(),
             summary: Summary::default(),
@@ -60,7 +68,9 @@ impl Sink {
             input,
         } = parsed;
         let is_new: Vec<bool> = facts.iter().map(|row| self.ids.insert(row.id)).collect();
-        if is_new.contains(&false) {
+        if is_new.contains(&false) && self.renames_duplicates {
+            rows = self.rename(&rows, &facts, &is_new);
+        } else if is_new.contains(&false) {
             let ids = rows.column(0).as_string::<i64>();
             rejected.extend(duplicates(&input, &facts, ids, &is_new));
             rejected.sort_by_key(|record| record.record);
@@ -78,6 +88,31 @@ impl Sink {
         rejected
             .into_iter()
             .try_for_each(|record| self.reject(record))
+    }
+
+    /// Gives samples whose ids are taken new ones: the id, a hyphen and the lowest free number from 2.
+    fn rename(&mut self, rows: &RecordBatch, facts: &[Facts], is_new: &[bool]) -> RecordBatch {
+        let ids = rows.column(0).as_string::<i64>();
+        let mut renamed = LargeStringBuilder::with_capacity(ids.len(), ids.value_data().len());
+        for (row, id) in ids.iter().flatten().enumerate() {
+            if is_new[row] {
+                renamed.append_value(id);
+                continue;
+            }
+            let copies = self.copies.entry(facts[row].id).or_insert(1);
+            let free = loop {
+                *copies += 1;
+                let candidate = format!("{id}-{copies}");
+                if self.ids.insert(key(&candidate)) {
+                    break candidate;
+                }
+            };
+            renamed.append_value(free);
+            self.summary.renamed += 1;
+        }
+        let mut columns = rows.columns().to_vec();
+        columns[0] = Arc::new(renamed.finish());
+        RecordBatch::try_new(rows.schema(), columns).expect("only the ids' values have changed")
     }
 
     /// Finishes both files.
@@ -131,6 +166,9 @@ impl Sink {
     }
 
     fn reject(&mut self, record: Rejected) -> Result<()> {
+        if self.strict {
+            return Err(refused(&record));
+        }
         serde_json::to_writer(&mut self.rejected, &record)
             .map_err(io::Error::from)
             .and_then(|()| self.rejected.write_all(b"\n"))
@@ -151,20 +189,34 @@ impl Sink {
             let Rejected {
                 id, record, detail, ..
             } = &self.examples[reason];
-            let id = id
-                .as_ref()
-                .map_or_else(String::new, |id| format!(" (id '{}')", shown(id)));
+            let id = shown_id(id.as_deref());
             text += &format!(
                 "\n  {}: {count} records, e.g. record {record}{id}: {detail}",
                 reason.code()
             );
         }
         text += &format!(
-            "\nall of them are listed in {}; is --images the right folder, and the pool in LLaVA's format?",
+            "\nall of them are listed in {}; is --images the right folder, and --format (or --columns) what the pool is?",
             self.rejected_path.display()
         );
         Error::Pool(text)
     }
+}
+
+fn refused(record: &Rejected) -> Error {
+    Error::Pool(format!(
+        "{}: record {} (byte {}){} is rejected, and --strict allows none: {}: {}",
+        record.input,
+        record.record,
+        record.offset,
+        shown_id(record.id.as_deref()),
+        record.reason.code(),
+        record.detail
+    ))
+}
+
+fn shown_id(id: Option<&str>) -> String {
+    id.map_or_else(String::new, |id| format!(" (id '{}')", shown(id)))
 }
 
 fn duplicates(

@@ -1,12 +1,11 @@
 //! Cuts the input into blocks of whole records, reading it once in windows of bounded size.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use super::Format;
 use super::container::{self, Container};
+use super::format::Framing;
 use super::scan::Scanner;
+use crate::compression::TextFile;
 use crate::{Error, Observer, Result};
 
 /// Sizes that bound the memory of ingest.
@@ -28,6 +27,8 @@ pub(super) const LIMITS: Limits = Limits {
     block_records: 8192,
     record_bytes: 64 << 20,
 };
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Where a record stands in the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl Block {
 /// The blocks of a file, in order. Where they are cut depends on the file alone.
 pub(super) struct Blocks {
     path: PathBuf,
-    file: File,
+    file: TextFile,
     limits: Limits,
     scanner: Scanner,
     /// Bytes read but not yet handed out; `base` is where they begin in the input.
@@ -84,7 +85,7 @@ pub(super) struct Blocks {
     base: u64,
     /// Records found but not yet handed out.
     found: Vec<Place>,
-    /// Up to where the input has been handed out or let go.
+    /// Bytes of the file, which may be compressed, that have been handed out or let go.
     counted: u64,
     at_end: bool,
     failure: Option<Error>,
@@ -92,15 +93,14 @@ pub(super) struct Blocks {
 
 impl Blocks {
     /// Opens a pool.
-    pub(super) fn open(path: &Path, format: Format, limits: Limits) -> Result<Self> {
-        let (file, base) = open_text(path)?;
+    pub(super) fn open(path: &Path, framing: Framing, limits: Limits) -> Result<Self> {
         Ok(Self {
             path: path.to_path_buf(),
-            file,
+            file: TextFile::open(path)?,
             limits,
-            scanner: Scanner::new(format),
+            scanner: Scanner::new(framing),
             pending: Vec::new(),
-            base,
+            base: 0,
             found: Vec::new(),
             counted: 0,
             at_end: false,
@@ -111,7 +111,7 @@ impl Blocks {
     /// Returns the next block, or None after the last.
     ///
     /// What was read before a fault goes out first, for its own faults come earlier in the file.
-    fn next_block(&mut self, observer: &Observer) -> Result<Option<Block>> {
+    pub(super) fn next_block(&mut self, observer: &Observer) -> Result<Option<Block>> {
         loop {
             observer.check()?;
             if let Some(records) = self.full_block() {
@@ -155,28 +155,40 @@ impl Blocks {
             offset: self.base,
             bytes: std::mem::replace(&mut self.pending, tail),
             places,
-            advance: end - self.counted,
+            advance: self.count(end),
             record_bytes: self.limits.record_bytes,
         };
         self.base = end;
-        self.counted = end;
         block
+    }
+
+    /// Counts the file up to where the text has been handed out; of a compressed one, what has been read.
+    fn count(&mut self, end: u64) -> u64 {
+        let before = self.counted;
+        self.counted = self.file.compressed_position().unwrap_or(end);
+        self.counted - before
     }
 
     /// Reads and scans one more window.
     fn read_window(&mut self) -> Result<()> {
         let before = self.pending.len();
-        self.pending.resize(before + self.limits.window, 0);
-        let read = read_full(&mut self.file, &mut self.pending[before..])
-            .map_err(|source| Error::io("read", &self.path, source))?;
+        let window = self.limits.window.max(BYTE_ORDER_MARK.len());
+        self.pending.resize(before + window, 0);
+        let read = self.file.read(&mut self.pending[before..])?;
         self.pending.truncate(before + read);
+        self.at_end = read < window;
+        if self.base + before as u64 == 0 && self.pending.starts_with(BYTE_ORDER_MARK) {
+            self.pending.drain(..BYTE_ORDER_MARK.len());
+            self.base = BYTE_ORDER_MARK.len() as u64;
+        }
         let position = self.base + before as u64;
-        self.at_end = read < self.limits.window;
         let mut outcome = self
             .scanner
             .scan(&self.pending[before..], position, &mut self.found);
         if self.at_end && outcome.is_ok() {
-            outcome = self.scanner.finish(position + read as u64, &mut self.found);
+            outcome = self
+                .scanner
+                .finish(self.base + self.pending.len() as u64, &mut self.found);
         }
         outcome.map_err(|text| Error::Pool(format!("{}: {text}", self.path.display())))
     }
@@ -186,8 +198,8 @@ impl Blocks {
         let end = self.base + self.pending.len() as u64;
         let start = self.scanner.open_record().unwrap_or(0);
         if self.found.is_empty() && end - start > self.limits.record_bytes {
-            observer.advance(end - self.counted);
-            (self.base, self.counted) = (end, end);
+            observer.advance(self.count(end));
+            self.base = end;
             self.pending.clear();
         }
     }
@@ -198,33 +210,6 @@ impl Container for Blocks {
         let block = self.next_block(observer)?;
         Ok(block.map(|block| Box::new(block) as Box<dyn container::Block>))
     }
-}
-
-/// Opens a file and passes a UTF-8 byte order mark; returns the file and its position.
-fn open_text(path: &Path) -> Result<(File, u64)> {
-    let mut file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let mut mark = [0; 3];
-    let read = read_full(&mut file, &mut mark).map_err(|source| Error::io("read", path, source))?;
-    if mark[..read] == [0xef, 0xbb, 0xbf] {
-        return Ok((file, 3));
-    }
-    file.rewind()
-        .map_err(|source| Error::io("read", path, source))?;
-    Ok((file, 0))
-}
-
-/// Fills the buffer as far as the file goes.
-fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]
@@ -238,10 +223,14 @@ mod tests {
     use super::*;
 
     /// The records that the blocks of a file hold; None for one over the limit.
-    fn read(text: &[u8], format: Format, limits: Limits) -> Result<Vec<(Place, Option<Vec<u8>>)>> {
+    fn read(
+        text: &[u8],
+        framing: Framing,
+        limits: Limits,
+    ) -> Result<Vec<(Place, Option<Vec<u8>>)>> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text).unwrap();
-        let mut blocks = Blocks::open(file.path(), format, limits)?;
+        let mut blocks = Blocks::open(file.path(), framing, limits)?;
         let observer = Observer::default();
         let mut found = Vec::new();
         while let Some(block) = blocks.next_block(&observer)? {
@@ -265,8 +254,8 @@ mod tests {
         Ok(found)
     }
 
-    fn error(text: &str, format: Format) -> String {
-        read(text.as_bytes(), format, LIMITS)
+    fn error(text: &str, framing: Framing) -> String {
+        read(text.as_bytes(), framing, LIMITS)
             .unwrap_err()
             .to_string()
     }
@@ -321,8 +310,8 @@ mod tests {
             if is_array {
                 text.extend_from_slice(b"]\n");
             }
-            let format = if is_array { Format::LlavaJson } else { Format::LlavaJsonl };
-            let found = read(&text, format, limits).unwrap();
+            let framing = if is_array { Framing::Array } else { Framing::Lines };
+            let found = read(&text, framing, limits).unwrap();
             prop_assert_eq!(found.len(), expected.len());
             for ((found, expected), is_doubtful) in found.into_iter().zip(expected).zip(doubtful) {
                 prop_assert_eq!(found.0, expected.0);
@@ -334,14 +323,14 @@ mod tests {
         fn no_bytes_whatever_break_the_reader(text in vec(any::<u8>(), 1..200), limits in tiny_limits()) {
             let mut array = b"[".to_vec();
             array.extend_from_slice(&text);
-            let _ = read(&array, Format::LlavaJson, limits);
-            let _ = read(&text, Format::LlavaJsonl, limits);
+            let _ = read(&array, Framing::Array, limits);
+            let _ = read(&text, Framing::Lines, limits);
         }
     }
 
     #[test]
     fn scalars_end_where_they_end() {
-        let found = read(b"[1,\"a]\\\"\" ,null,[[]],-2e5]", Format::LlavaJson, LIMITS).unwrap();
+        let found = read(b"[1,\"a]\\\"\" ,null,[[]],-2e5]", Framing::Array, LIMITS).unwrap();
         let records: Vec<_> = found
             .iter()
             .map(|(_, bytes)| bytes.as_deref().unwrap())
@@ -360,7 +349,7 @@ mod tests {
             ("\u{feff} x", "byte 4: this is not JSON: found 'x'"),
             (
                 "{}",
-                "byte 0: found '{' where a LLaVA JSON array has '['; if this is JSON lines",
+                "byte 0: found '{' where a JSON array has '['; if these are JSON lines",
             ),
             (
                 "[{}",
@@ -389,15 +378,15 @@ mod tests {
                 "byte 5: found byte 0x00 after the ']' that closes the array of 1 records",
             ),
         ] {
-            let found = error(text, Format::LlavaJson);
+            let found = error(text, Framing::Array);
             assert!(found.contains(expected), "{text:?}: {found}");
         }
-        let found = error(" [1]", Format::LlavaJsonl);
+        let found = error(" [1]", Framing::Lines);
         assert!(
             found.contains("byte 1: found '[' where JSON lines have '{'"),
             "{found}"
         );
-        let found = error(" \n", Format::LlavaJsonl);
+        let found = error(" \n", Framing::Lines);
         assert!(found.contains("nothing but white space"), "{found}");
     }
 }

@@ -11,7 +11,8 @@ use arrow_schema::{Fields, Schema};
 use serde_json::{Value, json};
 
 use super::container::Context;
-use super::record::{Picture, Sample};
+use super::picture::Picture;
+use super::record::Sample;
 use super::split::Place;
 use super::{FORMAT_KEY, Format, INPUTS_KEY, Input, POOL_VERSION, VERSION_KEY};
 use crate::pool::schema::{image_fields, item, message_fields, pool_columns};

@@ -1,7 +1,7 @@
 //! Blocks of text: the bytes of some records of a JSON array or of JSON lines.
 
-use super::Format;
 use super::container::{self, Context, Parsed};
+use super::format::{Format, Framing};
 use super::json::Fault;
 use super::read::{self, Unread};
 use super::reject::{Reason, Rejection};
@@ -29,7 +29,7 @@ impl container::Block for Block {
                 rows.reject(too_large(place), place);
                 continue;
             };
-            match read::record(bytes) {
+            match read::record(bytes, context.names) {
                 Ok(draft) => rows.add(draft, place)?,
                 Err(Unread::Rejected(rejection)) => rows.reject(rejection, place),
                 Err(Unread::NotJson(fault)) => {
@@ -63,20 +63,20 @@ fn not_json(
         .map_or_else(|| "the end of the record".into(), |&byte| shown(byte));
     let byte = place.offset + fault.at as u64;
     let expected = fault.expected;
-    if context.format == Format::LlavaJsonl && place.record > 0 {
-        let detail = format!(
-            "byte {} of the line: found {found}, expected {expected}",
-            fault.at
-        );
-        return Ok(Rejection::new(Reason::InvalidJson, None, detail));
-    }
-    let file = context.path.display();
-    let hint = match context.format {
-        Format::LlavaJson => "the array is damaged there",
-        Format::LlavaJsonl => "the first line is not JSON, so these are not JSON lines",
+    let Format::Text(_, framing) = context.format;
+    let hint = match framing {
+        Framing::Lines if place.record > 0 => {
+            let detail = format!(
+                "byte {} of the line: found {found}, expected {expected}",
+                fault.at
+            );
+            return Ok(Rejection::new(Reason::InvalidJson, None, detail));
+        }
+        Framing::Lines => "the first line is not JSON, so these are not JSON lines",
+        Framing::Array => "the array is damaged there",
     };
     Err(Error::Pool(format!(
-        "{file}: byte {byte}, record {}: not JSON: found {found}, expected {expected}; {hint}",
-        place.record
+        "{}: byte {byte}, record {}: not JSON: found {found}, expected {expected}; {hint}",
+        context.shown, place.record
     )))
 }

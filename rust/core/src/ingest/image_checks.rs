@@ -5,20 +5,21 @@ use std::sync::Arc;
 use super::container::Context;
 use super::header::{self, Fault, Header, Rules};
 use super::images::{ImageFolder, ImageKey, Memo};
-use super::record::{Picture, Refusal};
+use super::picture::Picture;
+use super::record::Refusal;
 use super::reject::{Reason, Rejection, shown};
 use super::{CheckImages, IngestOptions};
 use crate::Result;
 
 /// What all records of a pool share for the checks of their images.
-pub(super) struct Pictures {
+pub(super) struct ImageChecks {
     folder: Option<ImageFolder>,
     rules: Option<Rules>,
     /// Carried images that have been decoded; reading a header is cheaper than looking it up here.
     decoded: Memo<Option<Arc<Fault>>>,
 }
 
-impl Pictures {
+impl ImageChecks {
     pub(super) fn open(options: &IngestOptions) -> Result<Self> {
         let rules = Rules {
             max_pixels: options.max_image_pixels,
@@ -42,6 +43,13 @@ impl Pictures {
         let key = || picture.key(context.file);
         let (fault, name) = match &picture {
             Picture::Path(path, _) => {
+                if path.starts_with("http://") || path.starts_with("https://") {
+                    let detail = format!(
+                        "image '{}' is a web address; download it into the images folder and name the file",
+                        shown(path)
+                    );
+                    return Err(Rejection::new(Reason::ImageMissing, None, detail).into());
+                }
                 let Some(folder) = &self.folder else {
                     return Err(Refusal::NeedsImages(shown(path)));
                 };

@@ -1,0 +1,303 @@
+"""Values that options take: amounts, limits, inputs and columns, read from text or Python in one place."""
+
+from __future__ import annotations
+
+import glob
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from mllm_selector.errors import UsageError
+
+__all__ = ["Amount", "Columns", "Input", "Inputs", "Limits"]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number of samples, given as a count or as a share of something larger, such as the pool.
+
+    Examples
+    --------
+    >>> Amount.parse("10%").of(20_003)
+    2000
+    >>> Amount.parse(500).of(20_003)
+    500
+    """
+
+    value: Fraction
+    is_share: bool
+
+    @classmethod
+    def parse(
+        cls, given: str | int | float | Amount, name: str = "budget", *, whole: str = "pool", least: int = 1
+    ) -> Self:
+        """Read a count (``500``) or a share (``"10%"``, ``0.1``).
+
+        Parameters
+        ----------
+        given : str, int, float or Amount
+            Whole numbers from 1 up are counts; percentages and numbers below 1 are shares.
+        name : str
+            The option's name, for the error message.
+        whole : str
+            What a share is of, for the error message.
+        least : {0, 1}
+            The smallest count allowed.
+
+        Raises
+        ------
+        UsageError
+            If it is neither, or below the least, or a share above 100 %.
+        """
+        if isinstance(given, Amount):
+            return cls(given.value, given.is_share)
+        text = str(given).strip().replace("_", "")
+        percent = text.endswith("%")
+        try:
+            value = Fraction(text.removesuffix("%").strip())
+        except (ValueError, ZeroDivisionError):
+            msg = f"{name}: {given!r} is neither a count such as 5000 nor a share such as 10% or 0.1"
+            raise UsageError(msg) from None
+        if percent:
+            value /= 100
+        is_share = percent or 0 < value < 1
+        if value < 0 or (value == 0 and least):
+            what = "selects nothing" if least else "is below 0"
+            msg = f"{name}: {given} {what}; give a count of at least {least} or a share above 0%"
+            raise UsageError(msg)
+        if is_share and value > 1:
+            msg = f"{name}: {given} is more than the whole {whole}; a share is at most 100%"
+            raise UsageError(msg)
+        if not is_share and value.denominator != 1:
+            msg = f"{name}: {given} is not a whole number of samples; write a share as 10% or 0.1"
+            raise UsageError(msg)
+        return cls(value, is_share)
+
+    def of(self, total: int) -> int:
+        """Return the number of samples out of `total`, shares rounded half up to at least one."""
+        if not self.is_share:
+            return int(self.value)
+        return max(1, int(self.exactly_of(total) + Fraction(1, 2)))
+
+    def exactly_of(self, total: int) -> Fraction:
+        """Return the number of samples out of `total` before any rounding."""
+        return self.value * total if self.is_share else self.value
+
+    def __str__(self) -> str:
+        return f"{float(self.value * 100):.15g}%" if self.is_share else str(int(self.value))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Amounts of the budget by the name of a source; ``*`` stands for every source that is not named.
+
+    Examples
+    --------
+    >>> limits = Limits.parse({"ocr": "10%", "*": 500})
+    >>> str(limits.of("ocr")), str(limits.of("chat"))
+    ('10%', '500')
+    """
+
+    amounts: Mapping[str, Amount]
+
+    @classmethod
+    def parse(
+        cls,
+        given: Mapping[Any, str | int | float | Amount] | Iterable[str] | Limits,
+        name: str = "limits",
+    ) -> Self:
+        """Read a mapping, or texts such as ``ocr=500`` and ``*=10%``.
+
+        Parameters
+        ----------
+        given : mapping or iterable of str
+            Amounts by name. A text is cut at its last ``=``.
+        name : str
+            The option's name, for the error message.
+
+        Raises
+        ------
+        UsageError
+            If a text has no ``=``, a name comes twice, or a value is neither a count nor a share.
+        """
+        if isinstance(given, Limits):
+            return cls(given.amounts)
+        pairs = given.items() if isinstance(given, Mapping) else [_pair(text, name) for text in given]
+        amounts: dict[str, Amount] = {}
+        for source, amount in pairs:
+            if str(source) in amounts:
+                msg = f"{name}: {source} is given twice; give each name once"
+                raise UsageError(msg)
+            amounts[str(source)] = Amount.parse(amount, f"{name} {source}", whole="budget", least=0)
+        return cls(amounts)
+
+    def of(self, source: str) -> Amount | None:
+        """Return the amount of a source, or None if it has none."""
+        return self.amounts.get(source, self.amounts.get("*"))
+
+
+def _pair(text: object, name: str) -> tuple[str, str]:
+    source, equals, amount = str(text).rpartition("=")
+    if not equals:
+        msg = f"{name}: {text!r} is not of the form NAME=N or NAME=P%, such as ocr=500 or '*=10%'"
+        raise UsageError(msg)
+    return source.strip(), amount
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file or folder of a pool.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    source : str or None
+        The source of all of its samples; None leaves it to the records and ``--source``.
+    """
+
+    path: Path
+    source: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.source is None else f"{self.source}={self.path}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a pool, in the order in which their samples stand in it.
+
+    Examples
+    --------
+    >>> [str(input) for input in Inputs.parse(["ocr=text.jsonl", "rest.jsonl"])]
+    ['ocr=text.jsonl', 'rest.jsonl']
+    """
+
+    inputs: tuple[Input, ...]
+
+    @classmethod
+    def parse(cls, given: Any, name: str = "pool") -> Self:
+        """Read a path, a list of paths, or a mapping of source names to a path or several.
+
+        Parameters
+        ----------
+        given : str, Path, Input, Inputs, iterable or mapping
+            A text may be a path, a pattern such as ``data/*.jsonl`` (its files in the order of their names),
+            or either after a source name and ``=``. What is there under the whole text is a path.
+        name : str
+            The option's name, for the error message.
+
+        Raises
+        ------
+        UsageError
+            If there is none, a pattern matches nothing, or a path comes twice.
+        """
+        inputs = tuple(_inputs(given, name))
+        if not inputs:
+            msg = f"{name}: there is no input; name the pool's file, or several"
+            raise UsageError(msg)
+        for index, entry in enumerate(inputs):
+            if any(entry.path == earlier.path for earlier in inputs[:index]):
+                msg = f"{name}: {entry.path} is given twice; its samples would be too, so name it once"
+                raise UsageError(msg)
+        return cls(inputs)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The paths alone."""
+        return [entry.path for entry in self.inputs]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.inputs))
+
+
+def _inputs(given: Any, name: str) -> Iterable[Input]:
+    if isinstance(given, Inputs):
+        return given.inputs
+    if isinstance(given, Input):
+        return [given]
+    if isinstance(given, Mapping):
+        if {"path", "source"} == set(given):  # as the manifest has it
+            return [Input(Path(given["path"]), given["source"])]
+        return [
+            Input(entry.path, str(source))
+            for source, paths in given.items()
+            for entry in _inputs(paths, name)
+        ]
+    if isinstance(given, str):
+        return _named_inputs(given, name)
+    if isinstance(given, Path):
+        return [Input(path) for path in _expanded(str(given), name)]
+    if isinstance(given, Iterable):
+        return [entry for each in given for entry in _inputs(each, name)]
+    msg = f"{name}: {given!r} is no path; give a path, a list of paths, or a mapping of source names to paths"
+    raise UsageError(msg)
+
+
+def _named_inputs(text: str, name: str) -> list[Input]:
+    source, equals, path = text.partition("=")
+    # A path may hold an equals sign, but a name holds no separator.
+    if not equals or not source or "/" in source or Path(text).exists():
+        return [Input(path) for path in _expanded(text, name)]
+    return [Input(each, source) for each in _expanded(path, name)]
+
+
+def _expanded(pattern: str, name: str) -> list[Path]:
+    if not glob.has_magic(pattern) or Path(pattern).exists():
+        return [Path(pattern)]
+    found = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - the pattern may be absolute
+    if not found:
+        msg = f"{name}: nothing matches {pattern}; check the folder and the pattern"
+        raise UsageError(msg)
+    return found
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns that are not the usual ones.
+
+    Examples
+    --------
+    >>> Columns.parse("messages=dialogue,images=pics").names["images"]
+    'pics'
+    """
+
+    names: Mapping[str, str]
+
+    KINDS: typing.ClassVar = ("messages", "images", "id", "source", "system", "role", "content")
+
+    @classmethod
+    def parse(cls, given: Mapping[Any, Any] | Iterable[str] | Columns, name: str = "columns") -> Self:
+        """Read a mapping, or texts such as ``messages=dialogue,images=pics``.
+
+        Raises
+        ------
+        UsageError
+            If a text has no ``=``, or a column is of no known kind or comes twice.
+        """
+        if isinstance(given, Columns):
+            return cls(given.names)
+        texts = [given] if isinstance(given, str) else given
+        pairs = (
+            [(str(kind), str(column)) for kind, column in given.items()]
+            if isinstance(given, Mapping)
+            else [_column(pair, name) for text in texts for pair in str(text).split(",")]
+        )
+        names = dict(pairs)
+        for kind in names:
+            if kind not in cls.KINDS or len(names) < len(pairs):
+                what = "is given twice" if kind in cls.KINDS else f"is not one of {', '.join(cls.KINDS)}"
+                msg = f"{name}: {kind!r} {what}; write it as messages=COLUMN,images=COLUMN"
+                raise UsageError(msg)
+        return cls(names)
+
+
+def _column(text: str, name: str) -> tuple[str, str]:
+    kind, equals, column = text.partition("=")
+    if not equals or not column:
+        msg = f"{name}: {text!r} is not of the form KIND=COLUMN, such as messages=dialogue"
+        raise UsageError(msg)
+    return kind.strip(), column.strip()
