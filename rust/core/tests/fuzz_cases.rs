@@ -56,9 +56,9 @@ fn change() -> impl Strategy<Value = Change> {
     ];
     let at = any::<Index>;
     prop_oneof![
-        (at(), bytes.clone()).prop_map(|(at(), bytes)| Change::Put(at(), bytes)),
-        (at(), bytes).prop_map(|(at(), bytes)| Change::Insert(at(), bytes)),
-        (at(), 1..60_usize).prop_map(|(at(), count)| Change::Remove(at(), count)),
+        (at(), bytes.clone()).prop_map(|(at, bytes)| Change::Put(at, bytes)),
+        (at(), bytes).prop_map(|(at, bytes)| Change::Insert(at, bytes)),
+        (at(), 1..60_usize).prop_map(|(at, count)| Change::Remove(at, count)),
         (at(), at(), 1..60_usize).prop_map(|(from, to, count)| Change::Copy(from, to, count)),
     ]
 }
