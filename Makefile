@@ -5,8 +5,16 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find rust python/mllm_selector -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock
 
+# What `cargo fuzz` sets, without the sanitizers that need a nightly compiler.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= ingest pool
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel develop clean
+.PHONY: help demo test lint format fuzz bench wheel develop clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +28,7 @@ test: $(VENV)/built  ## Run all tests, Rust and Python
 
 lint: $(VENV)/built  ## Check format, lints and types
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -27,8 +36,18 @@ lint: $(VENV)/built  ## Check format, lints and types
 
 format:  ## Format the sources
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+fuzz:  ## Fuzz ingest and pool reading, FUZZ_SECONDS each; needs a C++ compiler
+	cd fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target $(FUZZ_HOST)
+	set -e; for target in $(FUZZ_TARGETS); do \
+	  mkdir -p fuzz/corpus/$$target fuzz/findings; \
+	  fuzz/target/$(FUZZ_HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 \
+	    -rss_limit_mb=512 -dict=fuzz/$$target.dict -artifact_prefix=fuzz/findings/$$target- -print_final_stats=1 \
+	    fuzz/corpus/$$target rust/core/tests/hostile/$$target; \
+	done
 
 bench: $(VENV)/built  ## Compare selection with NumPy, faiss, scikit-learn and apricot; see benches/README.md
 	$(UV) --group bench
@@ -40,7 +59,7 @@ wheel: $(VENV)/built  ## Build the wheel into dist/
 develop: $(VENV)/built  ## Make .venv with the package built in release mode, and all extras
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) target dist demo-run python/mllm_selector/_internal*.so
+	rm -rf $(VENV) target dist demo-run fuzz/target fuzz/corpus python/mllm_selector/_internal*.so
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

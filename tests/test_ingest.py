@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 
 from ingest_reference import Rejected, pools, reference
 from mllm_selector import _internal, formats
@@ -26,7 +27,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = folder / "root"
     (root / "coco" / "train").mkdir(parents=True)
     for name in ("a.png", "coco/b.png", "coco/train/é c.png", "back\\slash.png"):
-        (root / name).write_bytes(b"x")
+        Image.new("RGB", (3, 2), "red").save(root / name, "PNG")
     (folder / "secret.png").write_bytes(b"x")
     os.mkfifo(root / "fifo.png")
     (root / "out.png").symlink_to("../secret.png")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mllm_selector.artifacts import write_arrow
-from mllm_selector.errors import PoolError, RunDirectoryError, SampleError
+from mllm_selector.errors import PoolError, RunDirectoryError, SampleError, UsageError
 from mllm_selector.families.images import load_image
 from mllm_selector.pool import POOL_SCHEMA, ImageRange, Pool, Sample
 from mllm_selector.rundir import RunDirectory, StageRecord
@@ -83,6 +83,95 @@ def test_columns_of_many_rows(pool_file):
     assert [batch.num_rows for batch in pool.batches()] == [5, 1, 4]
     assert pa.Table.from_batches(pool.batches()).equals(pool.table)
     assert pool.format == "llava-json"
+
+
+def test_rows_in_any_order(pool_file):
+    pool = Pool.open(pool_file)
+    every = list(pool)
+    assert pool[3] == pool[np.uint8(3)] == pool[-7] == every[3]
+    assert pool.rows([9, 0, 9, 5]) == [every[9], every[0], every[9], every[5]]
+    assert pool.rows(np.arange(10, dtype=np.uint16)) == every
+    assert pool.rows([]) == []
+    for wrong in (10, -11):
+        with pytest.raises(IndexError):
+            pool[wrong]
+    for rows in ([0, 10], [-1], np.array([2**63], dtype=np.uint64)):
+        with pytest.raises(IndexError, match="is not in a pool of 10"):
+            pool.rows(rows)
+    for rows in ([0.5], [[1]], ["1"]):
+        with pytest.raises(UsageError, match="whole numbers"):
+            pool.rows(rows)
+    with pytest.raises(TypeError):
+        pool["id"]
+
+
+def test_columns_are_not_copied(pool_file):
+    pool = Pool.open(pool_file)
+    first, again = (pool.column("offset") for _ in range(2))
+    assert [chunk.to_numpy(zero_copy_only=True).tolist() for chunk in first.chunks] == [
+        [0, 1, 2, 3, 4],
+        [5],
+        [6, 7, 8, 9],
+    ]
+    assert first.chunk(0).buffers()[1].address == again.chunk(0).buffers()[1].address
+    assert pool.column("id").to_pylist() == [f"id-{number}" for number in range(10)]
+    with pytest.raises(UsageError, match="column 'more' is not one of id, source, messages"):
+        pool.column("more")
+
+
+def test_any_arrow_consumer_takes_a_pool(pool_file):
+    pool = Pool.open(pool_file)
+    with pa.ipc.open_file(pool_file) as file:
+        expected = file.read_all()
+    assert pa.table(pool).equals(expected)
+    assert pa.table(pool).schema.metadata == expected.schema.metadata
+    assert pool.table.equals(expected)
+    # What was exported outlives the pool.
+    reader = pa.RecordBatchReader.from_stream(pool)
+    del pool
+    assert reader.read_all().equals(expected)
+
+
+def test_batches_of_some_columns(pool_file):
+    batches = list(Pool.open(pool_file).batches(["length", "id"]))
+    assert [batch.num_rows for batch in batches] == [5, 1, 4]
+    assert batches[0].schema.names == ["length", "id"]
+
+
+def test_sources_are_counted(pool_file):
+    assert Pool.open(pool_file).source_counts() == {"b": 4, "a": 3, "c": 3}
+
+
+def test_a_damaged_batch_is_an_error_for_every_reader(pool_file):
+    content = pool_file.read_bytes()
+    at = content.index("éééé".encode())
+    pool_file.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    pool = Pool.open(pool_file)
+    for use in (
+        lambda: pool.table,
+        lambda: pool.column("messages"),
+        lambda: list(pool.batches()),
+        lambda: list(pool),
+    ):
+        with pytest.raises(PoolError, match="is damaged"):
+            use()
+    with pytest.raises(pa.ArrowInvalid, match="is damaged"):
+        pa.table(pool)
+    assert pool.column("id").to_pylist()[4] == "id-4"
+    assert pool[9].id == "id-9"
+
+
+def test_inputs_that_are_not_listed_are_an_error(tmp_path):
+    image = {"path": "0.png", "offset": 7, "length": 2}
+    path = tmp_path / "pool.arrow"
+    write_arrow(path, pa.Table.from_pylist([row(0) | {"images": [image], "file": 3}], schema=SCHEMA))
+    with pytest.raises(PoolError, match="names input 3 of 0"):
+        Pool.open(path)[0]
+    for listed in ("{", "[1]", "[{}]", "3"):
+        schema = SCHEMA.with_metadata({**SCHEMA.metadata, "mllm_selector.inputs": listed})
+        write_arrow(path, schema.empty_table())
+        with pytest.raises(PoolError, match="does not list its inputs"):
+            Pool.open(path)
 
 
 def test_a_pool_of_a_run_knows_its_images_folder(pool_file, tmp_path):

@@ -2,10 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+# id, source, messages, images (path, bytes, offset and length), index of the input file.
+PoolRow: TypeAlias = tuple[
+    str,
+    str,
+    tuple[tuple[str, str], ...],
+    tuple[tuple[str | None, bytes | None, tuple[int, int] | None], ...],
+    int,
+]
+
+class PoolFile:
+    def __init__(self, path: PathLike[str]) -> None: ...
+    def __len__(self) -> int: ...
+    def metadata(self, key: str) -> str | None: ...
+    def row(self, row: int) -> PoolRow: ...
+    def rows(self, rows: NDArray[np.uint64]) -> list[PoolRow]: ...
+    def ids(self, rows: NDArray[np.uint64]) -> list[str]: ...
+    def select(self, columns: Sequence[str] | None = None) -> PoolColumns: ...
+
+class PoolColumns:
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
 def hash_file(path: str | PathLike[str]) -> str: ...
 def recognise(paths: Sequence[PathLike[str]]) -> str | None: ...
@@ -17,6 +38,8 @@ def ingest(
     rejected: PathLike[str],
     *,
     images: PathLike[str] | None = None,
+    check_images: str = "header",
+    max_image_pixels: int = 89_478_485,
     source: str | None = None,
     columns: dict[str, str] | None = None,
     turns_alternate: bool = True,

@@ -160,6 +160,17 @@ class IngestOptions(StageOptions):
     images: Path | None = option(
         None, help="Folder that the image paths of the pool are relative to.", metavar="DIR", matters=False
     )
+    check_images: str = option(
+        "header",
+        help="How each image is looked at: its kind, size and end (header), the picture too (decode), or "
+        "only whether the file is there (none).",
+        choices=("header", "decode", "none"),
+    )
+    max_image_pixels: int = option(
+        89_478_485,
+        help="Images of more pixels are set aside; scoring takes no larger ones than the default.",
+        metavar="N",
+    )
     format: str = option(
         "auto",
         help="Format of the pool: llava-json, llava-jsonl, sharegpt-json, sharegpt-jsonl, messages-json, "
@@ -207,6 +218,7 @@ class IngestOptions(StageOptions):
 
     def check(self) -> None:
         """Check the reading options."""
+        _at_least(self, "max_image_pixels", 1)
         _at_least(self, "threads", 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector.artifacts import open_arrow
+from mllm_selector import _internal
 from mllm_selector.config import Inputs
-from mllm_selector.errors import PoolError
+from mllm_selector.errors import PoolError, RunDirectoryError, UsageError
 from mllm_selector.rundir import RunDirectory
 
 __all__ = ["POOL_SCHEMA", "POOL_VERSION", "ImageRange", "Pool", "PoolImage", "Sample"]
@@ -65,6 +66,9 @@ POOL_SCHEMA = pa.schema(
         pa.field("length", pa.uint64(), nullable=False),
     ]
 )
+
+
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -134,58 +138,46 @@ class Sample:
 class Pool:
     r"""A memory-mapped pool; nothing is read before it is asked for.
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        A table of `POOL_SCHEMA`.
-    images : Path, optional
-        Folder that the image paths are relative to; without it, samples carry the relative paths.
-    path : Path, optional
-        The file, for error messages.
-    inputs : sequence of Path, optional
-        Where the pool's inputs lie now, in its order; by default where they lay when it was made.
+    `open` reads the headers of the file's batches; a row costs what belongs to it, a column that column.
+    Whatever the file says of lengths and places is checked before it is followed. Any Arrow consumer takes
+    a pool as it is.
 
-    Raises
-    ------
-    PoolError
-        If the table is of another schema.
+    Attributes
+    ----------
+    path : Path
+        The file.
+    images : Path or None
+        Folder that the image paths are relative to, if known.
 
     Examples
     --------
-    >>> with RunDirectory(Path("run")) as run:  # doctest: +SKIP
-    ...     pool = Pool.of(run)
-    >>> len(pool), pool.sample(0).messages[0]  # doctest: +SKIP
+    >>> pool = Pool.open("run/pool.arrow")  # doctest: +SKIP
+    >>> len(pool), pool[0].messages[0]  # doctest: +SKIP
     (665298, ('user', '<image>\nWhat is shown?'))
+    >>> pool.column("offset").to_numpy()  # doctest: +SKIP
+    >>> polars.DataFrame(pool)  # doctest: +SKIP
     """
 
     def __init__(
-        self,
-        table: pa.Table,
-        images: Path | None = None,
-        path: Path | None = None,
-        inputs: Sequence[Path] | None = None,
+        self, file: _internal.PoolFile, path: Path, images: Path | None, inputs: Sequence[Path] | None
     ) -> None:
-        self._path = path
-        _check_schema(table.schema, path)
-        self.table = table
+        self.path = path
         self.images = images
-        listed = json.loads(table.schema.metadata.get(b"mllm_selector.inputs", b"[]"))
-        self._inputs = [Path(entry["path"]) for entry in listed] if inputs is None else list(inputs)
-        self._batches: list[pa.RecordBatch] = [batch for batch in table.to_batches() if len(batch)]
-        self._starts = np.cumsum([0, *map(len, self._batches)])
-        self._checked_batches: set[int] = set()
-        self._checked_columns: set[str] = set()
+        self._file = file
+        self._inputs = self._listed_inputs() if inputs is None else list(inputs)
 
     @classmethod
-    def open(cls, path: Path, images: Path | None = None, inputs: Sequence[Path] | None = None) -> Self:
+    def open(
+        cls, path: str | Path, images: str | Path | None = None, inputs: Sequence[Path] | None = None
+    ) -> Self:
         """Map a pool file.
 
         Parameters
         ----------
-        path : Path
+        path : str or Path
             The ``pool.arrow`` that ingest wrote.
-        images : Path, optional
-            Folder that its image paths are relative to.
+        images : str or Path, optional
+            Folder that its image paths are relative to; without it, samples carry the relative paths.
         inputs : sequence of Path, optional
             Where the pool's inputs lie now, in its order; by default where they lay when it was made.
 
@@ -196,7 +188,13 @@ class Pool:
         PoolError
             If it is not a whole pool file.
         """
-        return cls(open_arrow(path), images, path, inputs)
+        path = Path(path)
+        try:
+            file = _internal.PoolFile(path)
+        except FileNotFoundError:
+            msg = f"{path} is missing; run the stage that writes it again"
+            raise RunDirectoryError(msg) from None
+        return cls(file, path, None if images is None else Path(images), inputs)
 
     @classmethod
     def of(cls, run: RunDirectory) -> Self:
@@ -210,31 +208,35 @@ class Pool:
             If its pool file is not whole.
         """
         options = run.need("ingest").options
-        images, inputs = options.get("images"), options.get("pool")
+        inputs = options.get("pool")
         return cls.open(
-            run.pool,
-            None if images is None else Path(images),
-            None if inputs is None else Inputs.parse(inputs).paths,
+            run.pool, options.get("images"), None if inputs is None else Inputs.parse(inputs).paths
         )
 
     @property
     def format(self) -> str:
         """Format of the input that the pool was read from."""
-        return str(self.table.schema.metadata[b"mllm_selector.format"].decode())
+        return self._file.metadata("mllm_selector.format") or ""
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._file)
+
+    def __getitem__(self, row: int) -> Sample:
+        """Return one sample; a negative row counts from the end.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        PoolError
+            If the file is damaged where the row stands.
+        """
+        index = operator.index(row)
+        return self.sample(index + len(self) if index < 0 else index)
 
     def __iter__(self) -> Iterator[Sample]:
-        for index in range(len(self._batches)):
-            start = int(self._starts[index])
-            for position, record in enumerate(self._batch(index).to_pylist()):
-                yield self._as_sample(start + position, record)
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the pool in order as record batches of at most 8,192 rows, backed by the mapped file."""
-        for index in range(len(self._batches)):
-            yield self._batch(index)
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self.rows(range(start, min(start + _ROWS_AT_ONCE, len(self))))
 
     def sample(self, row: int) -> Sample:
         """Return one sample.
@@ -243,18 +245,98 @@ class Pool:
         ------
         IndexError
             If `row` is not in ``[0, len(pool))``.
+        PoolError
+            If the file is damaged where the row stands.
         """
-        if not 0 <= row < len(self):
-            msg = f"row {row} is not in a pool of {len(self)} samples"
-            raise IndexError(msg)
-        index = int(np.searchsorted(self._starts, row, side="right")) - 1
-        records = self._batch(index).slice(int(row - self._starts[index]), 1).to_pylist()
-        return self._as_sample(int(row), records[0])
+        self._check_row(row)
+        return self._as_sample(int(row), self._file.row(row))
+
+    def rows(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> list[Sample]:
+        """Return some samples, in the order given.
+
+        Parameters
+        ----------
+        rows : sequence of int, shape (k,)
+            Rows of the pool, in any order, repeated ones too.
+
+        Returns
+        -------
+        list of Sample, length k
+
+        Raises
+        ------
+        IndexError
+            If one is not in ``[0, len(pool))``.
+        PoolError
+            If the file is damaged where one stands.
+        """
+        wanted = self._as_rows(rows)
+        return [
+            self._as_sample(row, fields)
+            for row, fields in zip(wanted.tolist(), self._file.rows(wanted), strict=True)
+        ]
 
     def ids(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> list[str]:
-        """Return the ids of some rows, in the order given."""
-        taken: list[str] = self._column("id").take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
-        return taken
+        """Return the ids of some rows, in the order given; the errors are those of `rows`."""
+        return self._file.ids(self._as_rows(rows))
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a whole column, backed by the mapped file.
+
+        Parameters
+        ----------
+        name : str
+            ``id``, ``source``, ``messages``, ``images``, ``file``, ``offset`` or ``length``.
+
+        Returns
+        -------
+        pyarrow.ChunkedArray
+            A chunk a batch; `to_numpy` of a chunk of ``file``, ``offset`` or ``length`` copies nothing.
+
+        Raises
+        ------
+        UsageError
+            If there is no such column.
+        PoolError
+            If the column is damaged anywhere.
+        """
+        return self._read([name]).column(name)
+
+    @property
+    def table(self) -> pa.Table:
+        """All columns, backed by the mapped file; each access checks all of it."""
+        return self._read(None)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the pool in order as record batches, backed by the mapped file.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            Which; all by default.
+
+        Yields
+        ------
+        pyarrow.RecordBatch
+            At most 8,192 rows, checked.
+
+        Raises
+        ------
+        PoolError
+            If a batch is damaged.
+        """
+        reader = pa.RecordBatchReader.from_stream(self._file.select(columns))
+        while True:
+            try:
+                yield reader.read_next_batch()
+            except StopIteration:
+                return
+            except pa.ArrowInvalid as error:
+                raise PoolError(str(error)) from error
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Export all columns as an Arrow stream (Arrow PyCapsule interface), in the pool's own schema."""
+        return self._file.select().__arrow_c_stream__(requested_schema)
 
     def sources(self) -> tuple[NDArray[np.int32], list[str]]:
         """Return the source of every sample.
@@ -266,60 +348,61 @@ class Pool:
         names : list of str
             The sources in the order in which the pool first shows them.
         """
-        encoded = self._column("source").combine_chunks().dictionary_encode()
+        encoded = self.column("source").combine_chunks().dictionary_encode()
         codes: NDArray[np.int32] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
         return codes, encoded.dictionary.to_pylist()
 
-    def _batch(self, index: int) -> pa.RecordBatch:
-        """Return a batch, checked once so that no lying offset in a damaged file is followed."""
-        if index not in self._checked_batches:
-            self._check(self._batches[index], f"batch {index}")
-            self._checked_batches.add(index)
-        return self._batches[index]
+    def source_counts(self) -> dict[str, int]:
+        """Return the number of samples of each source, in the order in which the pool first shows them."""
+        codes, names = self.sources()
+        return dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
 
-    def _column(self, name: str) -> pa.ChunkedArray:
-        """Return a whole column, checked in the same way."""
-        if name not in self._checked_columns:
-            self._check(self.table[name], f"column '{name}'")
-            self._checked_columns.add(name)
-        return self.table[name]
-
-    def _check(self, part: pa.RecordBatch | pa.ChunkedArray, name: str) -> None:
+    def _read(self, columns: list[str] | None) -> pa.Table:
+        reader = pa.RecordBatchReader.from_stream(self._file.select(columns))
         try:
-            part.validate(full=True)
+            return reader.read_all()
         except pa.ArrowInvalid as error:
-            msg = f"{self._path}: {name} is damaged ({error}); delete the file and ingest again"
+            raise PoolError(str(error)) from error
+
+    def _as_rows(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint64]:
+        given = np.asarray(rows, dtype=np.int64 if len(rows) == 0 else None)
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            msg = f"rows: need a list or array of whole numbers, not {given.dtype} of shape {given.shape}"
+            raise UsageError(msg)
+        if given.size:
+            self._check_row(int(given.min()))
+            self._check_row(int(given.max()))
+        return np.ascontiguousarray(given, dtype=np.uint64)
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            msg = f"row {row} is not in a pool of {len(self)} samples"
+            raise IndexError(msg)
+
+    def _as_sample(self, row: int, fields: _internal.PoolRow) -> Sample:
+        sample_id, source, messages, images, file = fields
+        return Sample(row, sample_id, source, messages, tuple(self._image(*image, file) for image in images))
+
+    def _image(
+        self, path: str | None, content: bytes | None, place: tuple[int, int] | None, file: int
+    ) -> PoolImage:
+        if content is not None:
+            return content
+        if place is not None:
+            return ImageRange(self._input(file), *place, path or "image")
+        relative = Path(path or "")
+        return relative if self.images is None else self.images / relative
+
+    def _input(self, file: int) -> Path:
+        if file >= len(self._inputs):
+            msg = f"{self.path} names input {file} of {len(self._inputs)}; delete the file and ingest again"
+            raise PoolError(msg)
+        return self._inputs[file]
+
+    def _listed_inputs(self) -> list[Path]:
+        text = self._file.metadata("mllm_selector.inputs") or "[]"
+        try:
+            return [Path(entry["path"]) for entry in json.loads(text)]
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"{self.path} does not list its inputs ({error}); delete the file and ingest again"
             raise PoolError(msg) from error
-
-    def _as_sample(self, row: int, record: dict[str, Any]) -> Sample:
-        return Sample(
-            row=row,
-            id=record["id"],
-            source=record["source"],
-            messages=tuple((message["role"], message["content"]) for message in record["messages"]),
-            images=tuple(self._image(image, record["file"]) for image in record["images"]),
-        )
-
-    def _image(self, image: dict[str, Any], file: int) -> PoolImage:
-        if image["bytes"] is not None:
-            return bytes(image["bytes"])
-        if image["offset"] is not None:
-            return ImageRange(self._inputs[file], image["offset"], image["length"], image["path"] or "image")
-        path = Path(image["path"])
-        return path if self.images is None else self.images / path
-
-
-def _check_schema(schema: pa.Schema, path: Path | None) -> None:
-    metadata = schema.metadata or {}
-    version = metadata.get(b"mllm_selector.pool_version", b"").decode(errors="replace")
-    if version != POOL_VERSION or b"mllm_selector.format" not in metadata:
-        msg = (
-            f"{path} is not a pool of version {POOL_VERSION} (it says {version or 'nothing'}); "
-            "run 'mllm-selector ingest' to make one"
-        )
-        raise PoolError(msg)
-    if not schema.equals(POOL_SCHEMA):
-        wrong = [field.name for field in POOL_SCHEMA if field not in list(schema)]
-        what = f"missing or of another type: {', '.join(wrong)}" if wrong else "it has extra ones"
-        msg = f"{path} does not have the columns of a pool ({what}); delete the file and ingest again"
-        raise PoolError(msg)

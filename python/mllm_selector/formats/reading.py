@@ -42,6 +42,8 @@ def read_pool(
         out,
         rejected,
         images=options.images,
+        check_images=options.check_images,
+        max_image_pixels=options.max_image_pixels,
         source=options.source,
         columns=None if options.columns is None else dict(options.columns.names),
         turns_alternate=options.turn_order == "alternating",

@@ -1,5 +1,7 @@
 //! Mapped Arrow files: what is read, and that no damage whatever leads to a crash.
 
+mod hostile;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +15,9 @@ use arrow_array::{
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field};
 use half::f16;
+use hostile::{read_all, read_pool, score_columns};
 use mllm_selector_core::ingest::{Dialect, Format, Framing, IngestOptions, Input, ingest};
-use mllm_selector_core::pool::ArrowFile;
+use mllm_selector_core::pool::{ArrowFile, PoolFile};
 use mllm_selector_core::{Error, Observer};
 use proptest::prelude::*;
 
@@ -53,15 +56,6 @@ fn write_scores(path: &Path, rows: &[u64]) {
     writer.finish().unwrap();
 }
 
-fn score_columns() -> Vec<(&'static str, DataType)> {
-    let item = Arc::new(Field::new("item", DataType::Float16, false));
-    vec![
-        ("embedding", DataType::FixedSizeList(item, 4)),
-        ("row", DataType::UInt64),
-        ("reason", DataType::Utf8),
-    ]
-}
-
 /// A pool of a few records.
 fn write_pool(folder: &Path) -> PathBuf {
     let input = folder.join("input.jsonl");
@@ -81,22 +75,6 @@ fn write_pool(folder: &Path) -> PathBuf {
     };
     ingest(&options, &Observer::default()).unwrap();
     options.out
-}
-
-/// Opens a file and looks at every value of the columns.
-fn read_all(path: &Path, columns: &[(&str, DataType)]) -> Result<u64, Error> {
-    let file = ArrowFile::open(path, columns)?;
-    let mut rows = 0;
-    for index in 0..file.batches() {
-        let batch = file.batch(index)?;
-        for column in batch.columns() {
-            // Formatting follows every offset and reads every byte.
-            let _ = format!("{column:?}");
-        }
-        rows += batch.num_rows() as u64;
-    }
-    assert_eq!(rows, file.rows());
-    Ok(rows)
 }
 
 #[test]
@@ -174,19 +152,19 @@ fn a_file_cut_off_anywhere_is_an_error() {
 }
 
 /// Every byte changed in several ways gives an error or other values; a panic fails the test.
-fn flip_every_byte(path: &Path, columns: &[(&str, DataType)]) {
-    read_all(path, columns).unwrap();
+fn flip_every_byte(path: &Path, is_whole: impl Fn() -> bool) {
+    assert!(is_whole());
     let bytes = fs::read(path).unwrap();
     let file = File::options().write(true).open(path).unwrap();
     let mut errors = 0;
     for (at, byte) in bytes.iter().enumerate() {
         for flip in [0x01, 0x80, 0xff] {
             file.write_all_at(&[byte ^ flip], at as u64).unwrap();
-            errors += usize::from(read_all(path, columns).is_err());
+            errors += usize::from(!is_whole());
         }
         file.write_all_at(&[*byte], at as u64).unwrap();
     }
-    read_all(path, columns).unwrap();
+    assert!(is_whole());
     assert!(
         errors > bytes.len() / 10,
         "only {errors} of {} bytes are noticed",
@@ -199,22 +177,53 @@ fn a_flipped_byte_of_a_score_part_never_crashes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("part.arrow");
     write_scores(&path, &[3, 2]);
-    flip_every_byte(&path, &score_columns());
+    flip_every_byte(&path, || read_all(&path, &score_columns()).is_ok());
 }
 
 #[test]
 fn a_flipped_byte_of_a_pool_never_crashes() {
     let folder = tempfile::tempdir().unwrap();
     let path = write_pool(folder.path());
-    let schema = arrow_ipc::reader::FileReader::try_new(File::open(&path).unwrap(), None)
-        .unwrap()
-        .schema();
-    let columns: Vec<_> = schema
-        .fields()
-        .iter()
-        .map(|field| (field.name().as_str(), field.data_type().clone()))
-        .collect();
-    flip_every_byte(&path, &columns);
+    flip_every_byte(&path, || {
+        PoolFile::open(&path).is_ok_and(|pool| read_pool(&pool))
+    });
+}
+
+#[test]
+fn rows_are_read_in_any_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = PoolFile::open(&write_pool(folder.path())).unwrap();
+    for row in [4, 0, 3] {
+        let found = pool.row(row).unwrap();
+        assert_eq!(found.id, format!("row-{row}"));
+        assert_eq!(found.messages, [("user", "é?"), ("assistant", "a")]);
+        assert_eq!((found.source, found.file), ("input", 0));
+        assert!(found.images.is_empty());
+        assert_eq!(pool.id(row).unwrap(), found.id);
+    }
+    let error = pool.row(5).unwrap_err().to_string();
+    assert!(error.contains("row 5 is not in a pool of 5"), "{error}");
+}
+
+#[test]
+fn other_columns_can_be_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("part.arrow");
+    write_scores(&path, &[3, 2]);
+    let file = ArrowFile::open(&path, &score_columns()).unwrap();
+    let selected = file.select(&["reason"]).unwrap();
+    assert_eq!(selected.schema().fields().len(), 1);
+    assert_eq!(selected.batch(1).unwrap().num_columns(), 1);
+    let error = file.select(&["more"]).err().unwrap().to_string();
+    assert!(
+        error.contains("'more' is not one of row, reason, embedding"),
+        "{error}"
+    );
+    let error = PoolFile::open(&path).err().unwrap().to_string();
+    assert!(
+        error.contains("is not a pool of version 2 (it says nothing)"),
+        "{error}"
+    );
 }
 
 proptest! {

@@ -80,7 +80,7 @@ fn report(
     })
 }
 
-fn to_python(error: Error) -> PyErr {
+pub(crate) fn to_python(error: Error) -> PyErr {
     let text = error.to_string();
     match error {
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use mllm_selector_core as core;
 use mllm_selector_core::Compression;
-use mllm_selector_core::ingest::{Format, IngestOptions, Input, Summary};
+use mllm_selector_core::ingest::{CheckImages, Format, IngestOptions, Input, Summary};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -47,8 +47,9 @@ fn compression_suffix(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<&'static 
 
 #[pyfunction]
 #[pyo3(signature = (
-    inputs, pool_format, out, rejected, *, images=None, source=None, columns=None, turns_alternate=true,
-    inserts_marks=None, renames_duplicates=false, strict=false, threads=None, progress=None, rows=None
+    inputs, pool_format, out, rejected, *, images=None, check_images="header",
+    max_image_pixels=89_478_485, source=None, columns=None, turns_alternate=true, inserts_marks=None,
+    renames_duplicates=false, strict=false, threads=None, progress=None, rows=None
 ))]
 // One argument an option, so that Python names them.
 #[allow(clippy::too_many_arguments)]
@@ -59,6 +60,8 @@ fn ingest<'py>(
     out: PathBuf,
     rejected: PathBuf,
     images: Option<PathBuf>,
+    check_images: &str,
+    max_image_pixels: u64,
     source: Option<String>,
     columns: Option<BTreeMap<String, String>>,
     turns_alternate: bool,
@@ -69,7 +72,7 @@ fn ingest<'py>(
     progress: Option<Py<PyAny>>,
     rows: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let name = pool_format.to_owned();
+    let (name, check_images) = (pool_format.to_owned(), check_images.to_owned());
     let inputs = inputs
         .into_iter()
         .map(|(path, source)| Input { path, source })
@@ -84,6 +87,8 @@ fn ingest<'py>(
         };
         let options = IngestOptions {
             images,
+            check_images: CheckImages::from_name(&check_images)?,
+            max_image_pixels,
             source,
             columns: columns.unwrap_or_default(),
             turns_alternate,

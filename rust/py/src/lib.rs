@@ -4,6 +4,7 @@ mod call;
 mod convert;
 mod io;
 mod neighbours;
+mod pool;
 mod rows;
 mod sample;
 mod select;
@@ -13,6 +14,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
     io::register(module)?;
+    pool::register(module)?;
     select::register(module)?;
     neighbours::register(module)?;
     sample::register(module)

@@ -10,7 +10,8 @@ use arrow_schema::SchemaRef;
 
 use super::Input;
 use super::format::{Format, Names};
-use super::images::{ImageFolder, ImageKey};
+use super::image_checks::ImageChecks;
+use super::images::ImageKey;
 use super::record::Rules;
 use super::reject::Rejected;
 use super::split::Place;
@@ -43,6 +44,7 @@ pub(super) trait Block: Send {
 
 /// What all records of one input share.
 pub(super) struct Context<'a> {
+    pub(super) path: &'a Path,
     /// The input's path as messages show it.
     pub(super) shown: Arc<str>,
     /// The input's number among the inputs.
@@ -51,7 +53,7 @@ pub(super) struct Context<'a> {
     pub(super) names: &'a Names,
     pub(super) rules: Rules,
     pub(super) schema: SchemaRef,
-    pub(super) images: Option<&'a ImageFolder>,
+    pub(super) images: &'a ImageChecks,
     /// The source that the user gave to this input; it goes before the records' own.
     pub(super) input_source: Option<&'a str>,
     /// The source of records that name none.

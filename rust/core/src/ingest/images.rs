@@ -1,4 +1,4 @@
-//! Whether the image paths of a pool name files inside the images folder.
+//! Whether the image paths of a pool name files inside the images folder, and what is in these.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -7,9 +7,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use super::hashed::{HashedMap, HashedSet};
+use super::header::{self, Fault, Rules};
+use super::image_checks::reason;
 use super::reject::{Reason, Rejection, shown};
 use crate::{Error, Result};
 
@@ -31,6 +33,8 @@ enum Verdict {
     Outside,
     Missing,
     NotAFile,
+    /// Inside, but of no use; the fault is kept apart, since faults are few and paths many.
+    Faulty,
 }
 
 /// The images folder, with what has been found out about it.
@@ -38,13 +42,16 @@ pub(super) struct ImageFolder {
     root: PathBuf,
     /// `root` without symbolic links.
     real: PathBuf,
-    /// Paths that had to be examined one by one.
-    files: Shards,
+    /// Paths that had to be examined one by one, or whose files were looked into.
+    files: Memo<Verdict>,
     folders: RwLock<HashMap<String, Arc<Folder>>>,
+    rules: Option<Rules>,
+    faults: Mutex<HashMap<ImageKey, Fault>>,
 }
 
 impl ImageFolder {
-    pub(super) fn open(root: &Path) -> Result<Self> {
+    /// Opens the folder; `rules` says how its files are looked at, if they are.
+    pub(super) fn open(root: &Path, rules: Option<Rules>) -> Result<Self> {
         let wrong = |what: &str| {
             let root = root.display();
             Error::Argument(format!(
@@ -63,8 +70,10 @@ impl ImageFolder {
         Ok(Self {
             root: root.to_path_buf(),
             real,
-            files: Shards::new(),
+            files: Memo::new(),
             folders: RwLock::default(),
+            rules,
+            faults: Mutex::default(),
         })
     }
 
@@ -78,10 +87,12 @@ impl ImageFolder {
             None => path,
         };
         let path_key = key(path.as_bytes());
-        if self.is_listed(&path) {
+        if self.rules.is_none() && self.is_listed(&path) {
             return Ok((path, path_key));
         }
-        let verdict = self.files.get_or_insert(path_key, || self.examine(&path));
+        let verdict = self
+            .files
+            .get_or_insert(path_key, || self.look_at(&path, path_key));
         let (reason, what) = match verdict {
             Verdict::Inside => return Ok((path, path_key)),
             Verdict::InsideWithSlashes => {
@@ -92,6 +103,11 @@ impl ImageFolder {
             Verdict::Outside => (Reason::ImageOutside, "leads out of"),
             Verdict::Missing => (Reason::ImageMissing, "does not exist in"),
             Verdict::NotAFile => (Reason::ImageMissing, "is not a regular file of"),
+            Verdict::Faulty => {
+                let fault = self.faults()[&path_key];
+                let detail = format!("image '{}' {fault}", shown(&path));
+                return Err(Rejection::new(reason(fault), None, detail));
+            }
         };
         let detail = format!("image '{}' {what} the images folder", shown(&path));
         Err(Rejection::new(reason, None, detail))
@@ -113,6 +129,28 @@ impl ImageFolder {
         let folder = Arc::new(Folder::new(self.examine_folder(Path::new(path))));
         let mut known = self.folders.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(known.entry(path.to_owned()).or_insert(folder))
+    }
+
+    /// Finds the file and checks what is in it.
+    fn look_at(&self, path: &str, path_key: ImageKey) -> Verdict {
+        let verdict = match self.is_listed(path) {
+            true => Verdict::Inside,
+            false => self.examine(path),
+        };
+        let file = match verdict {
+            Verdict::Inside => self.root.join(path),
+            Verdict::InsideWithSlashes => self.root.join(with_slashes(path)),
+            _ => return verdict,
+        };
+        let Some(Err(fault)) = self.rules.map(|rules| header::check_file(&file, &rules)) else {
+            return verdict;
+        };
+        self.faults().insert(path_key, fault);
+        Verdict::Faulty
+    }
+
+    fn faults(&self) -> MutexGuard<'_, HashMap<ImageKey, Fault>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Strips the folder from an absolute path that lies in it.
@@ -251,22 +289,22 @@ impl Folder {
 }
 
 /// A map that several threads fill; the value of a key is the same whoever finds it.
-struct Shards(Vec<Mutex<HashedMap<ImageKey, Verdict>>>);
+pub(super) struct Memo<V>(Vec<Mutex<HashedMap<ImageKey, V>>>);
 
-impl Shards {
-    fn new() -> Self {
+impl<V: Clone> Memo<V> {
+    pub(super) fn new() -> Self {
         Self((0..64).map(|_| Mutex::default()).collect())
     }
 
-    fn get_or_insert(&self, key: ImageKey, find: impl FnOnce() -> Verdict) -> Verdict {
+    pub(super) fn get_or_insert(&self, key: ImageKey, find: impl FnOnce() -> V) -> V {
         let shard = &self.0[usize::from(key[0]) % self.0.len()];
         let lock = || shard.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(&key).copied();
+        let known = lock().get(&key).cloned();
         // Looked up without the lock: a slow file system must not hold the other threads up.
         known.unwrap_or_else(|| {
-            let verdict = find();
-            lock().insert(key, verdict);
-            verdict
+            let value = find();
+            lock().insert(key, value.clone());
+            value
         })
     }
 }
@@ -292,7 +330,7 @@ mod tests {
         symlink("a/b/y.png", images.join("in.png")).unwrap();
         symlink("a", images.join("folder.png")).unwrap();
         symlink("nowhere", images.join("dangling.png")).unwrap();
-        let folder = ImageFolder::open(&images).unwrap();
+        let folder = ImageFolder::open(&images, None).unwrap();
         (temporary, folder)
     }
 
@@ -333,6 +371,38 @@ mod tests {
                     .map(|(path, _)| path.as_ref())
                     .map_err(|error| error.reason);
                 assert_eq!(found, expected, "{path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_looked_at_once() {
+        let temporary = tempfile::tempdir().unwrap();
+        let rules = Rules {
+            max_pixels: 1000,
+            decode: false,
+        };
+        let folder = ImageFolder::open(temporary.path(), Some(rules)).unwrap();
+        fs::create_dir(temporary.path().join("a")).unwrap();
+        fs::write(temporary.path().join("a/empty.png"), "").unwrap();
+        fs::write(temporary.path().join("page.jpg"), "<html></html>").unwrap();
+        for (path, reason, detail) in [
+            (
+                "a\\empty.png",
+                Reason::ImageEmpty,
+                "image 'a\\empty.png' is empty",
+            ),
+            (
+                "page.jpg",
+                Reason::ImageUnknown,
+                "image 'page.jpg' is no JPEG, PNG, GIF, WebP, BMP or TIFF",
+            ),
+        ] {
+            for _ in 0..2 {
+                let found = folder.resolve(Cow::Borrowed(path)).unwrap_err();
+                assert_eq!((found.reason, found.detail.as_str()), (reason, detail));
+                // The second answer comes from the first look.
+                fs::write(temporary.path().join(with_slashes(path)), b"GIF89a").unwrap();
             }
         }
     }

@@ -3,8 +3,9 @@
 //! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
 //! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`] and [`fields`]). The blocks are parsed in parallel
 //! ([`text`], [`read`], [`json`]) into what each record says, which is checked against the rules ([`record`],
-//! [`turns`], [`images`]) and becomes columns ([`rows`], [`table`]); these are written in order ([`sink`]).
-//! Memory is bounded by the blocks in flight, 16 bytes an id and an image, and the listings of the image folders.
+//! [`turns`], [`images`], [`image_checks`], [`header`]) and becomes columns ([`rows`], [`table`]); these are
+//! written in order ([`sink`]). Memory is bounded by the blocks in flight, 16 bytes an id and an image, and the
+//! listings of the image folders.
 //!
 //! Another dialect is another set of names in [`format`](self::format). Another kind of input is another
 //! [`container::Container`], opened in [`Format::open`]: it cuts its input into blocks, whose `parse` makes a
@@ -17,6 +18,8 @@ mod container;
 mod fields;
 mod format;
 mod hashed;
+mod header;
+mod image_checks;
 mod images;
 mod json;
 mod picture;
@@ -44,7 +47,7 @@ use rayon::ThreadPoolBuilder;
 use self::arrow::RowContainer;
 use self::container::{Container, Context, Parsed};
 use self::format::Names;
-use self::images::ImageFolder;
+use self::image_checks::ImageChecks;
 use self::record::Rules;
 use self::sink::Sink;
 use self::split::{LIMITS, Limits};
@@ -61,6 +64,9 @@ pub(crate) const VERSION_KEY: &str = "mllm_selector.pool_version";
 pub(crate) const FORMAT_KEY: &str = "mllm_selector.format";
 pub(crate) const INPUTS_KEY: &str = "mllm_selector.inputs";
 
+/// Pixels of an image that scoring takes at most: 256 MB as RGB.
+const MAX_IMAGE_PIXELS: u64 = 89_478_485;
+
 /// One file of a pool.
 #[derive(Debug, Clone)]
 pub struct Input {
@@ -68,6 +74,31 @@ pub struct Input {
     pub path: PathBuf,
     /// The source of all of its samples, whatever the records say.
     pub source: Option<String>,
+}
+
+/// How closely images are looked at, each once however many samples show it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckImages {
+    /// Whether files are there.
+    None,
+    /// Their kind, size and completeness too, from their first and last bytes.
+    Header,
+    /// Whether they can be decoded too.
+    Decode,
+}
+
+impl CheckImages {
+    /// Reads a name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "none" => Ok(Self::None),
+            "header" => Ok(Self::Header),
+            "decode" => Ok(Self::Decode),
+            _ => Err(Error::Argument(format!(
+                "check_images: '{name}' is not one of header, decode, none"
+            ))),
+        }
+    }
 }
 
 /// What to read and where to write.
@@ -79,6 +110,10 @@ pub struct IngestOptions {
     pub format: Format,
     /// Folder that image paths are relative to; may be missing if no record names an image.
     pub images: Option<PathBuf>,
+    /// How closely each image is looked at.
+    pub check_images: CheckImages,
+    /// Images of more pixels are set aside.
+    pub max_image_pixels: u64,
     /// Source of records that name none.
     pub source: Option<String>,
     /// Names of fields that are not the format's own: `messages`, `images`, `id`, `source`, `system`, `role` and
@@ -108,6 +143,8 @@ impl IngestOptions {
             inputs,
             format,
             images: None,
+            check_images: CheckImages::Header,
+            max_image_pixels: MAX_IMAGE_PIXELS,
             source: None,
             columns: BTreeMap::new(),
             turns_alternate: true,
@@ -194,11 +231,7 @@ fn ingest_opened(
         .collect::<Result<_>>()?;
     let bytes: u64 = sizes.iter().sum();
     observer.expect(bytes);
-    let images = options
-        .images
-        .as_deref()
-        .map(ImageFolder::open)
-        .transpose()?;
+    let images = ImageChecks::open(options)?;
     let names = Names::new(options.format, &options.columns)?;
     let rules = Rules {
         turns_alternate: options.turns_alternate,
@@ -221,13 +254,14 @@ fn ingest_opened(
         let mut read = |file: usize| -> Result<Result<()>> {
             let input = &options.inputs[file];
             let context = Arc::new(Context {
+                path: &input.path,
                 shown: input.path.display().to_string().into(),
                 file: file as u32,
                 format: options.format,
                 names: &names,
                 rules,
                 schema: Arc::clone(&schema),
-                images: images.as_ref(),
+                images: &images,
                 input_source: input.source.as_deref(),
                 source: options.source.as_deref(),
                 stem: container::stem(&input.path),

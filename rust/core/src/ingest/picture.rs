@@ -5,9 +5,7 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::images::{ImageFolder, ImageKey, key};
-use super::record::Refusal;
-use super::reject::{Reason, Rejection, shown};
+use super::images::{ImageKey, key};
 
 /// An image as a record gives it.
 #[derive(Debug)]
@@ -55,25 +53,6 @@ impl<'a> Picture<'a> {
             name: None,
             bytes: Cow::Owned(bytes),
         })
-    }
-
-    /// Checks that a path names a file of the images folder.
-    pub(super) fn check(self, folder: Option<&ImageFolder>) -> Result<Self, Refusal> {
-        let Self::Path(path, _) = self else {
-            return Ok(self);
-        };
-        if path.starts_with("http://") || path.starts_with("https://") {
-            let detail = format!(
-                "image '{}' is a web address; download it into the images folder and name the file",
-                shown(&path)
-            );
-            return Err(Rejection::new(Reason::ImageMissing, None, detail).into());
-        }
-        let Some(folder) = folder else {
-            return Err(Refusal::NeedsImages(shown(&path)));
-        };
-        let (path, key) = folder.resolve(path)?;
-        Ok(Self::Path(path, key))
     }
 
     /// Returns what tells this image from others, in input `file`.

@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 
 use memchr::memmem;
 
-use super::images::ImageFolder;
 use super::picture::Picture;
 use super::reject::{Reason, Rejection, shown};
 use super::turns::{self, Role};
@@ -119,14 +118,14 @@ impl<'a> Field<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// Checks the record against the rules, the first broken one first.
+    /// Checks the record against the rules, the first broken one first; at last each image by `check_image`.
     pub(super) fn check(
         mut self,
         rules: Rules,
-        images: Option<&ImageFolder>,
+        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
     ) -> Result<Sample<'a>, Refusal> {
         let id = self.id.take();
-        match self.check_fields(rules, images) {
+        match self.check_fields(rules, check_image) {
             Ok(sample) => Ok(Sample { id, ..sample }),
             Err(refusal) => Err(refusal.with_id(id)),
         }
@@ -135,7 +134,7 @@ impl<'a> Draft<'a> {
     fn check_fields(
         self,
         rules: Rules,
-        folder: Option<&ImageFolder>,
+        check_image: impl Fn(Picture<'a>) -> Result<Picture<'a>, Refusal>,
     ) -> Result<Sample<'a>, Refusal> {
         let mut turns = turns::check(self.conversations, self.system, rules.turns_alternate)?;
         let named = match self.image {
@@ -160,12 +159,14 @@ impl<'a> Draft<'a> {
         } else {
             check_marks(marks, pictures.len())?;
         }
-        let check = |picture: Picture<'a>| picture.check(folder);
         Ok(Sample {
             id: None,
             source: self.source,
             turns,
-            images: pictures.into_iter().map(check).collect::<Result<_, _>>()?,
+            images: pictures
+                .into_iter()
+                .map(check_image)
+                .collect::<Result<_, _>>()?,
         })
     }
 }

@@ -35,6 +35,18 @@ pub enum Reason {
     ImageMissing,
     /// A tar member that is a link, sparse, cut off, named twice or leads out of the archive.
     BadMember,
+    /// An image file that the system does not let be read.
+    ImageUnreadable,
+    /// An image without a single byte.
+    ImageEmpty,
+    /// An image of no known kind.
+    ImageUnknown,
+    /// An image whose header, or with `--check-images decode` picture, is wrong.
+    ImageDamaged,
+    /// An image of more pixels than allowed.
+    ImageTooLarge,
+    /// An image that ends too early.
+    ImageCutOff,
     /// An id that an earlier sample has.
     DuplicateId,
 }
@@ -55,6 +67,12 @@ impl Reason {
             Self::ImageOutside => "image-outside",
             Self::ImageMissing => "image-missing",
             Self::BadMember => "bad-member",
+            Self::ImageUnreadable => "image-unreadable",
+            Self::ImageEmpty => "image-empty",
+            Self::ImageUnknown => "image-unknown",
+            Self::ImageDamaged => "image-damaged",
+            Self::ImageTooLarge => "image-too-large",
+            Self::ImageCutOff => "image-cut-off",
             Self::DuplicateId => "duplicate-id",
         }
     }

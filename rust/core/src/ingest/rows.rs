@@ -38,7 +38,10 @@ impl<'a> Rows<'a> {
     ///
     /// [`Error::Argument`] if it names an image file and there is no images folder.
     pub(super) fn add(&mut self, draft: Draft<'_>, place: Place) -> Result<()> {
-        match draft.check(self.context.rules, self.context.images) {
+        let images = self.context.images;
+        match draft.check(self.context.rules, |picture| {
+            images.check(picture, self.context)
+        }) {
             Ok(sample) => self.push(&sample, place),
             Err(Refusal::Rejected(rejection)) => self.reject(rejection, place),
             Err(Refusal::NeedsImages(path)) => return Err(self.needs_images(place, &path)),

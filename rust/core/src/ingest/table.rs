@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow_array::builder::{LargeBinaryBuilder, LargeStringBuilder, StringBuilder, UInt64Builder};
 use arrow_array::{ArrayRef, LargeListArray, RecordBatch, StructArray, UInt32Array, UInt64Array};
 use arrow_buffer::OffsetBuffer;
-use arrow_schema::{DataType, Field, Fields, Schema};
+use arrow_schema::{Fields, Schema};
 use serde_json::{Value, json};
 
 use super::container::Context;
@@ -15,23 +15,11 @@ use super::picture::Picture;
 use super::record::Sample;
 use super::split::Place;
 use super::{FORMAT_KEY, Format, INPUTS_KEY, Input, POOL_VERSION, VERSION_KEY};
+use crate::pool::schema::{image_fields, item, message_fields, pool_columns};
 use crate::{Error, Result};
 
 /// Returns the schema of a pool file.
 pub(super) fn schema(format: Format, inputs: &[Input]) -> Result<Schema> {
-    let columns = vec![
-        Field::new("id", DataType::LargeUtf8, false),
-        Field::new("source", DataType::LargeUtf8, false),
-        Field::new(
-            "messages",
-            DataType::LargeList(item(message_fields())),
-            false,
-        ),
-        Field::new("images", DataType::LargeList(item(image_fields())), false),
-        Field::new("file", DataType::UInt32, false),
-        Field::new("offset", DataType::UInt64, false),
-        Field::new("length", DataType::UInt64, false),
-    ];
     let metadata: HashMap<_, _> = [
         (VERSION_KEY, POOL_VERSION.to_owned()),
         (FORMAT_KEY, format.name().to_owned()),
@@ -39,7 +27,7 @@ pub(super) fn schema(format: Format, inputs: &[Input]) -> Result<Schema> {
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into();
-    Ok(Schema::new_with_metadata(columns, metadata))
+    Ok(Schema::new_with_metadata(pool_columns(), metadata))
 }
 
 /// Writes the inputs as JSON: absolute paths, for a later call may run in another folder.
@@ -51,28 +39,6 @@ fn listed(inputs: &[Input]) -> Result<String> {
     };
     let entries: Vec<Value> = inputs.iter().map(entry).collect::<Result<_>>()?;
     Ok(Value::from(entries).to_string())
-}
-
-fn message_fields() -> Fields {
-    vec![
-        Field::new("role", DataType::Utf8, false),
-        Field::new("content", DataType::LargeUtf8, false),
-    ]
-    .into()
-}
-
-fn image_fields() -> Fields {
-    vec![
-        Field::new("path", DataType::LargeUtf8, true),
-        Field::new("bytes", DataType::LargeBinary, true),
-        Field::new("offset", DataType::UInt64, true),
-        Field::new("length", DataType::UInt64, true),
-    ]
-    .into()
-}
-
-fn item(fields: Fields) -> Arc<Field> {
-    Arc::new(Field::new("item", DataType::Struct(fields), false))
 }
 
 /// Rows of one record batch, growing.

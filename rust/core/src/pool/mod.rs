@@ -1,5 +1,8 @@
 //! Arrow files, memory-mapped: validated before a pointer into them is followed, columns without a copy.
 
+mod rows;
+pub(crate) mod schema;
+
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -10,11 +13,13 @@ use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
 use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
-use arrow_ipc::{Block, root_as_footer, root_as_message};
-use arrow_schema::{ArrowError, DataType, Metadata, Schema};
+use arrow_ipc::{Block, MetadataVersion, root_as_footer, root_as_message};
+use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 use memmap2::Mmap;
 
 use crate::{Error, Result};
+
+pub use self::rows::{PoolFile, PoolImage, PoolRow};
 
 const MAGIC: &[u8] = b"ARROW1";
 /// The magic, padded, begins the file; the footer's length and the magic end it.
@@ -25,14 +30,18 @@ const TRAILER: usize = 10;
 ///
 /// Opening reads the footer and each batch's header; a batch's data is checked (offsets, UTF-8, lengths) when
 /// it is asked for, and only in the columns asked for.
+#[derive(Clone)]
 pub struct ArrowFile {
     path: PathBuf,
     map: Buffer,
-    decoder: FileDecoder,
-    blocks: Vec<Block>,
+    /// Of the whole file.
+    schema: SchemaRef,
+    version: MetadataVersion,
+    /// The columns asked for.
+    projection: Vec<usize>,
+    blocks: Arc<[Block]>,
     /// First row of each batch, then the number of rows.
-    starts: Vec<u64>,
-    metadata: Metadata,
+    starts: Arc<[u64]>,
 }
 
 impl ArrowFile {
@@ -68,7 +77,7 @@ impl ArrowFile {
             return Err("it was written on a machine of another byte order".into());
         }
         let schema = Arc::new(try_fb_to_schema(fb_schema).map_err(text)?);
-        let projection = columns
+        let projection: Vec<usize> = columns
             .iter()
             .map(|(name, data_type)| find_column(&schema, name, data_type))
             .collect::<std::result::Result<_, _>>()?;
@@ -89,16 +98,46 @@ impl ArrowFile {
             let end = starts[index].checked_add(rows);
             starts.push(end.ok_or("its batches have an impossible number of rows")?);
         }
-        let metadata = schema.metadata().clone();
-        let decoder = FileDecoder::new(schema, footer.version()).with_projection(projection);
         Ok(Self {
             path: path.to_path_buf(),
             map,
-            decoder,
-            blocks,
-            starts,
-            metadata,
+            version: footer.version(),
+            schema,
+            projection,
+            blocks: blocks.into(),
+            starts: starts.into(),
         })
+    }
+
+    /// Returns the same file with other columns asked for, by name; nothing is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if there is no such column.
+    pub fn select(&self, columns: &[impl AsRef<str>]) -> Result<Self> {
+        let find = |name: &str| {
+            self.schema.index_of(name).map_err(|_| {
+                let fields = self.schema.fields().iter();
+                let names: Vec<_> = fields.map(|field| field.name().as_str()).collect();
+                let names = names.join(", ");
+                Error::Argument(format!("column '{name}' is not one of {names}"))
+            })
+        };
+        let projection = columns
+            .iter()
+            .map(|name| find(name.as_ref()))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            projection,
+            ..self.clone()
+        })
+    }
+
+    /// Returns the schema of the columns asked for.
+    pub fn schema(&self) -> Schema {
+        self.schema
+            .project(&self.projection)
+            .expect("the columns were found in this schema")
     }
 
     /// Returns the number of rows.
@@ -111,9 +150,14 @@ impl ArrowFile {
         self.blocks.len()
     }
 
+    /// Returns the first row of each batch, then the number of rows.
+    pub fn starts(&self) -> &[u64] {
+        &self.starts
+    }
+
     /// Returns a value of the schema's metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.metadata.get(key).map(String::as_str)
+        self.schema.metadata().get(key).map(String::as_str)
     }
 
     /// Returns the batch that holds a row and the row's place in it.
@@ -134,17 +178,39 @@ impl ArrowFile {
         let block = &self.blocks[index];
         let length = block.metaDataLength() as usize + block.bodyLength() as usize;
         let bytes = self.map.slice_with_length(block.offset() as usize, length);
-        let damaged = |why: String| {
-            Error::Pool(format!(
-                "{}: batch {index} is damaged: {why}",
-                self.path.display()
-            ))
-        };
-        match self.decoder.read_record_batch(block, &bytes) {
+        let decoder = FileDecoder::new(Arc::clone(&self.schema), self.version)
+            .with_projection(self.projection.clone());
+        match decoder.read_record_batch(block, &bytes) {
             Ok(Some(batch)) => Ok(batch),
-            Ok(None) => Err(damaged("it holds no data".into())),
-            Err(error) => Err(damaged(text(error))),
+            Ok(None) => Err(self.damaged(index, "it holds no data")),
+            Err(error) => Err(self.damaged(index, &text(error))),
         }
+    }
+
+    /// Returns where the buffers of a batch lie in the file, in the order of the schema, and for each column and
+    /// its inner ones whether some of its entries are null.
+    fn parts(&self, index: usize) -> std::result::Result<(Vec<Range<usize>>, Vec<bool>), String> {
+        let block = &self.blocks[index];
+        // All of these were found to lie in the file when it was opened.
+        let start = block.offset() as usize;
+        let body = start + block.metaDataLength() as usize;
+        let batch = header_of(&self.map[start..body])?;
+        let buffers = batch.buffers().unwrap_or_default().iter().map(|buffer| {
+            let start = body + buffer.offset() as usize;
+            start..start + buffer.length() as usize
+        });
+        let nodes = batch.nodes().into_iter().flatten();
+        Ok((
+            buffers.collect(),
+            nodes.map(|node| node.null_count() > 0).collect(),
+        ))
+    }
+
+    fn damaged(&self, batch: usize, why: &str) -> Error {
+        Error::Pool(format!(
+            "{}: batch {batch} is damaged: {why}; delete the file and make it again",
+            self.path.display()
+        ))
     }
 }
 
@@ -250,13 +316,7 @@ fn check_block(data: &[u8], block: &Block, widths: &[usize]) -> std::result::Res
     if end > data.len() || header < 8 {
         return Err(outside());
     }
-    let header = &data[start..body_start];
-    let prefix = if header.starts_with(&[0xff; 4]) { 8 } else { 4 };
-    let message = root_as_message(&header[prefix..])
-        .map_err(|error| format!("its header is damaged ({error})"))?;
-    let batch = message
-        .header_as_record_batch()
-        .ok_or("it is not a record batch")?;
+    let batch = header_of(&data[start..body_start])?;
     if batch.compression().is_some() {
         return Err("it is compressed, and cannot be mapped".into());
     }
@@ -281,6 +341,16 @@ fn check_block(data: &[u8], block: &Block, widths: &[usize]) -> std::result::Res
         }
     }
     u64::try_from(batch.length()).map_err(|_| "it has a negative length".into())
+}
+
+/// Reads a batch's header, which marker and length precede.
+fn header_of(header: &[u8]) -> std::result::Result<arrow_ipc::RecordBatch<'_>, String> {
+    let prefix = if header.starts_with(&[0xff; 4]) { 8 } else { 4 };
+    let message = root_as_message(&header[prefix..])
+        .map_err(|error| format!("its header is damaged ({error})"))?;
+    message
+        .header_as_record_batch()
+        .ok_or_else(|| "it is not a record batch".into())
 }
 
 fn text(error: ArrowError) -> String {

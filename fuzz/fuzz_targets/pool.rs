@@ -1,0 +1,7 @@
+//! Any bytes as a pool file and as a part of the scores.
+#![no_main]
+
+#[path = "../../rust/core/tests/hostile/mod.rs"]
+mod hostile;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::open_arrow(bytes));
