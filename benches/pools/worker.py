@@ -1,0 +1,26 @@
+"""One call in a process of its own: everything imported before the clock starts, results as JSON.
+
+Started by `measure`, which has set the cores and the thread counts and watches the memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    module, name = job["call"].split(".")
+    function = getattr(importlib.import_module(module), name)
+    out = Path(job["out"])
+    started = time.perf_counter()
+    results = function(out, **job["arguments"])
+    results.setdefault("seconds", time.perf_counter() - started)
+    (out / "result.json").write_text(json.dumps(results))
+
+
+main()
