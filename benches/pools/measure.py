@@ -44,9 +44,12 @@ class Contender:
         return self.name.startswith("ours")
 
 
-def function(name: str, call: str, out: Path, **arguments: Any) -> Contender:
-    """Make a contender of ``module.function`` of this folder; it takes `out` and `arguments`, JSON values."""
-    job = {"call": call, "out": str(out), "arguments": arguments}
+def function(name: str, call: str, out: Path, warm_up: dict[str, Any], **arguments: Any) -> Contender:
+    """Make a contender of ``module.function`` of this folder; it takes `out` and `arguments`, JSON values.
+
+    It is called once before the clock starts, with the arguments in `warm_up` in place of the real ones.
+    """
+    job = {"call": call, "out": str(out), "arguments": arguments, "warm_up": arguments | warm_up}
     worker = Path(__file__).with_name("worker.py")
     return Contender(name, [sys.executable, str(worker), json.dumps(job, default=str)], out)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import gzip
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
@@ -35,10 +36,15 @@ def ingest_lines(out: Path, pool: str, parser: str, collector: bool = True) -> d
 
 
 def blocks(pool: Path, parser: str) -> Iterator[list[dict[str, Any]]]:
-    open_file = {".gz": gzip.open, ".zst": zstandard.open}.get(pool.suffix, open)
-    with open_file(pool, "rb") as lines:
+    with open_lines(pool) as lines:
         while block := [PARSERS[parser](line) for line in itertools.islice(lines, BLOCK)]:
             yield block
+
+
+def open_lines(pool: Path) -> BinaryIO:
+    if pool.suffix == ".zst":
+        return io.BufferedReader(zstandard.open(pool, "rb"), 1 << 20)
+    return gzip.open(pool, "rb") if pool.suffix == ".gz" else pool.open("rb")
 
 
 def write(out: Path, parts: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python benches/pools/run.py [TASK ...] [--records N] [--rows N] [--threads N] [--images] ...
 
 Every measurement is a fresh process, pinned to as many cores as it may have threads, with its input in the
-page cache. "seconds" is one call with everything imported, or the whole process of a command; "process
+page cache. "seconds" is one call after a small one, or the whole process of a command; "process
 seconds" is the whole process in both. "seconds / ours" is how many times the seconds of our first row a row
 takes. "peak RSS MB" counts the pages of mapped files, "anonymous MB" does not. Results are checked.
 """

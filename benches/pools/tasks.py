@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ import pool_file
 import scores
 from measure import Contender, Measurement, cli, function
 from mllm_selector.selection import Selection
+
+SMALL = 500
+"""Records, or rows, of the call before the clock starts."""
 
 
 @dataclass(frozen=True)
@@ -30,156 +34,139 @@ class Comparison:
     check: Callable[[Contender, Measurement], str]
 
 
-def ingest_array(options: Namespace, threads: int) -> Comparison:
-    parsers = [("json", True), ("orjson", True), ("orjson", False)]
-    pool = data.prepare("json", options.records, options.seed, options.work)
-    peers = [
-        function(
-            f"Python {parser} + pyarrow{'' if collector else ', gc off'}",
-            "peer_python.ingest",
-            options.work / "out",
-            pool=pool,
-            parser=parser,
-            collector=collector,
-        )
-        for parser, collector in parsers
-    ]
-    return ingest(options, threads, pool, [*peers, with_datasets(options, pool, "json")])
-
-
-def ingest_lines(form: str) -> Callable[[Namespace, int], Comparison]:
-    """Make the task of JSON lines, plain or compressed."""
+def ingest(form: str, peers: list[tuple[str, str, dict[str, Any]]]) -> Callable[[Namespace, int], Comparison]:
+    """Make the task of reading the pool in one form; peers are a name, a function and its arguments."""
 
     def compare(options: Namespace, threads: int) -> Comparison:
         pool = data.prepare(form, options.records, options.seed, options.work)
-        peers = [
-            function(f"pyarrow.json, {how}", f"peer_pyarrow.json_{how}", options.work / "out", pool=pool)
-            for how in ("whole", "stream")
+        small = data.prepare(form, SMALL, options.seed, options.work)
+        out = options.work / "out"
+        contenders = [
+            function(name, call, out, {"pool": small}, pool=pool, **arguments)
+            for name, call, arguments in peers
         ]
-        peers += [
-            function(
-                f"Python {parser} line by line + pyarrow",
-                "peer_python.ingest_lines",
-                options.work / "out",
-                pool=pool,
-                parser=parser,
-            )
-            for parser in ("json", "orjson")
-        ]
-        return ingest(options, threads, pool, [*peers, with_datasets(options, pool, "json")])
+        for look, images in folders(options).items():
+            given = {"images": images, "check_images": look, "threads": threads}
+            flags = ["--images", images, "--check-images", look, "--threads", threads]
+            contenders += [
+                cli(f"ours, command, images: {look}", out, "ingest", pool, *flags, "--run-dir", out / "run"),
+                function(
+                    f"ours, call, images: {look}", "ours.ingest", out, {"pool": small}, pool=pool, **given
+                ),
+            ]
+        expected = data.expected(options.records, options.seed, options.work)
+
+        def check(contender: Contender, done: Measurement) -> str:
+            files = done.results.get("files", [out / "run" / "pool.arrow"])
+            return checks.same_records([Path(file) for file in files], expected)
+
+        return Comparison(contenders, [pool], options.records, check)
 
     return compare
 
 
-def ingest_parquet(options: Namespace, threads: int) -> Comparison:
-    pool = data.prepare("parquet", options.records, options.seed, options.work)
-    peers = [
-        function(f"pyarrow.parquet, {how}", f"peer_pyarrow.parquet_{how}", options.work / "out", pool=pool)
-        for how in ("whole", "stream")
-    ]
-    return ingest(options, threads, pool, [*peers, with_datasets(options, pool, "parquet")])
+def folders(options: Namespace) -> dict[str, Path]:
+    """Return the images folder by the look that is taken at images."""
+    empty = options.work / "nothing"
+    empty.mkdir(parents=True, exist_ok=True)
+    if not options.images:
+        return {"none": empty}
+    lines = data.prepare("jsonl", options.records, options.seed, options.work)
+    return {"none": empty, "header": data.prepare_images(lines, options.work)}
 
 
-def with_datasets(options: Namespace, pool: Path, builder: str) -> Contender:
-    return function(
-        "HF datasets, load_dataset",
-        "peer_datasets.ingest",
-        options.work / "out",
-        pool=pool,
-        builder=builder,
-    )
-
-
-def ingest(options: Namespace, threads: int, pool: Path, peers: list[Contender]) -> Comparison:
-    """Compare readers of a pool with ours: without a look at the images, and with one if there are any."""
-    out = options.work / "out"
-    looks = {"none": nothing(options.work)}
-    if options.images:
-        lines = data.prepare("jsonl", options.records, options.seed, options.work)
-        looks["header"] = data.prepare_images(lines, options.work)
-    ours = []
-    for look, images in looks.items():
-        given = {"images": images, "check_images": look, "threads": threads}
-        flags = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
-        ours += [
-            cli(f"ours, command, images: {look}", out, "ingest", pool, *flags, "--run-dir", out / "run"),
-            function(f"ours, call, images: {look}", "ours.ingest", out, pool=pool, **given),
-        ]
-    expected = data.expected(options.records, options.seed, options.work)
-
-    def check(contender: Contender, done: Measurement) -> str:
-        files = [Path(file) for file in done.results.get("files", [out / "run" / "pool.arrow"])]
-        return checks.same_records(files, expected)
-
-    return Comparison([*peers, *ours], [pool], options.records, check)
-
-
-def nothing(work: Path) -> Path:
-    """Return an empty folder."""
-    folder = work / "nothing"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+ARRAY_PEERS = [
+    ("Python json + pyarrow", "peer_python.ingest", {"parser": "json"}),
+    ("Python orjson + pyarrow", "peer_python.ingest", {"parser": "orjson"}),
+    ("Python orjson + pyarrow, gc off", "peer_python.ingest", {"parser": "orjson", "collector": False}),
+    ("HF datasets, load_dataset", "peer_datasets.ingest", {"builder": "json"}),
+]
+LINES_PEERS = [
+    ("pyarrow.json, whole", "peer_pyarrow.json_whole", {}),
+    ("pyarrow.json, stream", "peer_pyarrow.json_stream", {}),
+    ("Python json line by line + pyarrow", "peer_python.ingest_lines", {"parser": "json"}),
+    ("Python orjson line by line + pyarrow", "peer_python.ingest_lines", {"parser": "orjson"}),
+    ("HF datasets, load_dataset", "peer_datasets.ingest", {"builder": "json"}),
+]
+PARQUET_PEERS = [
+    ("pyarrow.parquet, whole", "peer_pyarrow.parquet_whole", {}),
+    ("pyarrow.parquet, stream", "peer_pyarrow.parquet_stream", {}),
+    ("HF datasets, load_dataset", "peer_datasets.ingest", {"builder": "parquet"}),
+]
+OPEN_CONTENDERS = [
+    ("pyarrow memory_map, one take", "peer_pyarrow.open_and_take"),
+    ("pyarrow memory_map, row by row", "peer_pyarrow.open_and_slice"),
+    ("HF datasets, one call", "peer_datasets.open_and_take"),
+    ("HF datasets, row by row", "peer_datasets.open_and_index"),
+    ("ours, row by row", "ours.open_and_index"),
+]
 
 
 def open_pool(options: Namespace, threads: int) -> Comparison:
     """Open a pool file and read random rows as Python objects, in one call and a row at a time."""
     file, stream = pool_file.prepare(options.rows, options.work)
-    out = options.work / "out"
-    rows = options.work / "rows.npy"
-    drawn = np.random.default_rng(4).choice(
-        options.rows, size=min(options.reads, options.rows), replace=False
-    )
-    np.save(rows, drawn)
+    small_file, small_stream = pool_file.prepare(SMALL, options.work)
+    drawn = draw(options.rows, options.reads, options.work / "rows.npy")
+    few = draw(SMALL, 10, options.work / "few.npy")
     contenders = [
-        function(name, call, out, pool=stream if "datasets" in call else file, rows=rows)
-        for name, call in (
-            ("pyarrow memory_map, one take", "peer_pyarrow.open_and_take"),
-            ("pyarrow memory_map, row by row", "peer_pyarrow.open_and_slice"),
-            ("HF datasets, one call", "peer_datasets.open_and_take"),
-            ("HF datasets, row by row", "peer_datasets.open_and_index"),
-            ("ours, row by row", "ours.open_and_index"),
+        function(
+            name,
+            call,
+            options.work / "out",
+            {"pool": small_stream if "datasets" in call else small_file, "rows": few},
+            pool=stream if "datasets" in call else file,
+            rows=drawn,
         )
+        for name, call in OPEN_CONTENDERS
     ]
-    expected: list[str] = []
+    digests: list[str] = []
 
     def check(contender: Contender, done: Measurement) -> str:
-        expected.append(done.results["digest"])
-        same = expected[-1] == expected[0]
-        return f"the same {len(drawn):,} rows" if same else f"WRONG: other rows than {contenders[0].name}"
+        digests.append(done.results["digest"])
+        if digests[-1] != digests[0]:
+            return "WRONG: not the rows that the first read"
+        return f"the same {min(options.reads, options.rows):,} rows"
 
     return Comparison(contenders, [file, stream], options.rows, check)
+
+
+def draw(rows: int, count: int, path: Path) -> Path:
+    """Write rows drawn without replacement, in random order, as a NumPy file."""
+    np.save(path, np.random.default_rng(4).choice(rows, size=min(count, rows), replace=False))
+    return path
 
 
 def write_back(options: Namespace, threads: int) -> Comparison:
     """Write a tenth of a JSON array that has been ingested."""
     pool = data.prepare("json", options.records, options.seed, options.work)
     lines = data.prepare("jsonl", options.records, options.seed, options.work)
-    run = options.work / "run"
+    small = data.prepare("json", SMALL, options.seed, options.work)
+    out, run = options.work / "out", options.work / "run"
     shutil.rmtree(run, ignore_errors=True)
-    flags = ["--images", nothing(options.work), "--check-images", "none", "--run-dir", run, "--quiet"]
+    images = options.work / "nothing"
+    images.mkdir(exist_ok=True)
+    flags = ["--images", images, "--check-images", "none", "--run-dir", run, "--quiet"]
     subprocess.run([sys.executable, "-m", "mllm_selector", "ingest", pool, *flags], check=True)
     scores.give(run)
 
-    drawn = np.random.default_rng(6).choice(options.records, size=options.records // 10, replace=False)
-    rows, ids = options.work / "chosen.npy", options.work / "chosen.ids"
-    np.save(rows, np.sort(drawn))
+    drawn = np.sort(np.load(draw(options.records, options.records // 10, options.work / "chosen.npy")))
+    np.save(options.work / "chosen.npy", drawn)
+    ids = options.work / "chosen.ids"
     ids.write_text("\n".join(f"{row:012d}" for row in drawn))
-    out = options.work / "out"
+    few = draw(SMALL, 10, options.work / "few.npy")
     contenders = [
-        function(
-            f"Python {parser}{'' if collector else ', gc off'}",
-            "peer_python.write_back",
-            out,
-            pool=pool,
-            ids=ids,
-            parser=parser,
-            collector=collector,
+        function(name, "peer_python.write_back", out, {"pool": small}, pool=pool, ids=ids, **arguments)
+        for name, arguments in (
+            ("Python json", {"parser": "json"}),
+            ("Python orjson", {"parser": "orjson"}),
+            ("Python orjson, gc off", {"parser": "orjson", "collector": False}),
         )
-        for parser, collector in (("json", True), ("orjson", True), ("orjson", False))
     ]
     pick = ["pick", "--groups", "random", "--budget", len(drawn), "--threads", threads, "--run-dir", run]
     contenders += [
-        function("ours, call", "ours.write_back", out, run_dir=run, rows=rows),
+        function(
+            "ours, call", "ours.write_back", out, {"rows": few}, run_dir=run, rows=options.work / "chosen.npy"
+        ),
         cli("ours, command that also picks", out, *pick),
     ]
 
@@ -195,11 +182,11 @@ def write_back(options: Namespace, threads: int) -> Comparison:
 
 
 TASKS: dict[str, Callable[[Namespace, int], Comparison]] = {
-    "ingest": ingest_array,
-    "lines": ingest_lines("jsonl"),
-    "gzip": ingest_lines("jsonl.gz"),
-    "zstd": ingest_lines("jsonl.zst"),
-    "parquet": ingest_parquet,
+    "ingest": ingest("json", ARRAY_PEERS),
+    "lines": ingest("jsonl", LINES_PEERS),
+    "gzip": ingest("jsonl.gz", LINES_PEERS),
+    "zstd": ingest("jsonl.zst", LINES_PEERS),
+    "parquet": ingest("parquet", PARQUET_PEERS),
     "open": open_pool,
     "writeback": write_back,
 }

@@ -1,4 +1,4 @@
-"""One call in a process of its own: everything imported before the clock starts, results as JSON.
+"""One call in a process of its own, after one on a small input; results as JSON.
 
 Started by `measure`, which has set the cores and the thread counts and watches the memory.
 """
@@ -17,6 +17,12 @@ def main() -> None:
     module, name = job["call"].split(".")
     function = getattr(importlib.import_module(module), name)
     out = Path(job["out"])
+
+    # Imports (pyarrow's of pandas among them) and thread pools are paid for before the clock starts.
+    small = out / "warm-up"
+    small.mkdir()
+    function(small, **job["warm_up"])
+
     started = time.perf_counter()
     results = function(out, **job["arguments"])
     results.setdefault("seconds", time.perf_counter() - started)
