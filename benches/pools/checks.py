@@ -109,10 +109,10 @@ def same_bytes(subset: Path, lines: Path, rows: Sequence[int]) -> str:
                 continue
             record = line.rstrip(b"\n")
             if text[place : place + len(record)] != record:
-                return f"record {number:,} is not byte for byte that of the input"
+                return f"WRONG: record {number:,} is not byte for byte that of the input"
             place = skip(text, place + len(record), b",")
-        if text[place : place + 1] != b"]":
-            return "more than the chosen records"
+        if text[place:].strip() != b"]":
+            return "WRONG: more than the chosen records"
     return f"{len(wanted):,} records, byte for byte"
 
 
