@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +18,31 @@ from records import records
 def prepare(rows: int, work: Path) -> tuple[Path, Path]:
     """Return a pool file of so many rows, about 250 bytes each, and the same as the Arrow stream HF reads."""
     file, stream = (work / f"pool-{rows}-v{POOL_VERSION}.{ending}" for ending in ("arrow", "arrows"))
-    if not (file.exists() and stream.exists()):
-        whole(file, lambda part: write(part, rows, pa.ipc.new_file))
-        whole(stream, lambda part: write(part, rows, pa.ipc.new_stream))
+    if not file.exists():
+        whole(file, lambda part: write(part, rows))
+    if not stream.exists():
+        whole(stream, lambda part: write_stream(file, part))
     return file, stream
 
 
-def write(path: Path, rows: int, new_writer: Callable[..., pa.RecordBatchWriter]) -> None:
+def write(path: Path, rows: int) -> None:
     metadata = {
         "mllm_selector.pool_version": POOL_VERSION,
         "mllm_selector.format": "llava-json",
         "mllm_selector.inputs": json.dumps([{"path": "/nowhere/pool.json", "source": None}]),
     }
     schema = POOL_SCHEMA.with_metadata(metadata)
-    with path.open("wb") as sink, new_writer(sink, schema) as writer:
+    with path.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches(rows, schema):
             writer.write_batch(batch)
+
+
+def write_stream(file: Path, path: Path) -> None:
+    with pa.memory_map(str(file)) as source, path.open("wb") as sink:
+        reader = pa.ipc.open_file(source)
+        with pa.ipc.new_stream(sink, reader.schema) as writer:
+            for number in range(reader.num_record_batches):
+                writer.write_batch(reader.get_batch(number))
 
 
 def batches(rows: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
