@@ -98,6 +98,7 @@ OPEN_CONTENDERS = [
     ("pyarrow memory_map, row by row", "peer_pyarrow.open_and_slice"),
     ("HF datasets, one call", "peer_datasets.open_and_take"),
     ("HF datasets, row by row", "peer_datasets.open_and_index"),
+    ("ours, one call", "ours.open_and_take"),
     ("ours, row by row", "ours.open_and_index"),
 ]
 
