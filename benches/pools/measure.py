@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -67,6 +68,8 @@ class Measurement:
     ----------
     seconds : float
         Of the call, with everything imported; of the whole process for a command. The median.
+    cpu_seconds : float
+        That all threads spent in the same time. The median.
     process_seconds : float
         Of the whole process, from start to end. The median.
     runs : list of float
@@ -78,6 +81,7 @@ class Measurement:
     """
 
     seconds: float
+    cpu_seconds: float
     process_seconds: float
     runs: list[float]
     resident_mb: float
@@ -99,8 +103,9 @@ def measure(
     Failure
         If it ends with an error or does not end in time.
     """
-    whole: list[float] = []
     runs: list[float] = []
+    cpu: list[float] = []
+    whole: list[float] = []
     memory = dict.fromkeys(FIELDS.values(), 0.0)
     results: dict[str, Any] = {}
     for _ in range(repeats):
@@ -109,17 +114,20 @@ def measure(
         os.sync()  # what an earlier one wrote is not written out at the cost of this one
         for path in reads:
             data.read_ahead(path)
-        whole.append(run(contender, threads, timeout, memory))
+        taken, spent = run(contender, threads, timeout, memory)
         result = contender.out / "result.json"
         results = json.loads(result.read_bytes()) if result.exists() else {}
-        runs.append(results.pop("seconds", whole[-1]))
-    return Measurement(statistics.median(runs), statistics.median(whole), runs, **memory, results=results)
+        whole.append(taken)
+        runs.append(results.pop("seconds", taken))
+        cpu.append(results.pop("cpu_seconds", spent))
+    medians = (statistics.median(each) for each in (runs, cpu, whole))
+    return Measurement(*medians, runs, **memory, results=results)
 
 
-def run(contender: Contender, threads: int, timeout: float, memory: dict[str, float]) -> float:
-    """Run the command once; return its seconds and raise the greatest memory seen."""
+def run(contender: Contender, threads: int, timeout: float, memory: dict[str, float]) -> tuple[float, float]:
+    """Run the command once; return its seconds and CPU seconds, and raise the greatest memory seen."""
     with (contender.out / "stderr").open("wb") as errors:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), cpu_of_children()
         process = start(contender.command, threads, errors)
         try:
             watch(process, started + timeout, memory)
@@ -130,7 +138,13 @@ def run(contender: Contender, threads: int, timeout: float, memory: dict[str, fl
     if process.returncode:
         last = (contender.out / "stderr").read_text(errors="replace").strip().splitlines()[-1:]
         raise Failure(f"failed, exit status {process.returncode}: {' '.join(last)[:200]}")
-    return seconds
+    return seconds, cpu_of_children() - before
+
+
+def cpu_of_children() -> float:
+    """Return the CPU seconds of all processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def start(command: list[str], threads: int, errors: Any) -> subprocess.Popen[bytes]:

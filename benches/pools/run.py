@@ -3,9 +3,10 @@
     python benches/pools/run.py [TASK ...] [--records N] [--rows N] [--threads N] [--images] ...
 
 Every measurement is a fresh process, pinned to as many cores as it may have threads, with its input in the
-page cache. "seconds" is one call after a small one, or the whole process of a command; "process
-seconds" is the whole process in both. "seconds / ours" is how many times the seconds of our first row a row
-takes. "peak RSS MB" counts the pages of mapped files, "anonymous MB" does not. Results are checked.
+page cache. "seconds" is one call after a small one, or the whole process of a command; "CPU seconds" is what
+all threads spent in that time; "process seconds" is the whole process in both. "seconds / ours" is how many
+times the seconds of our first row a row takes. "peak RSS MB" counts the pages of mapped files, "anonymous MB"
+does not. Results are checked; the exit status is 1 if one is wrong or failed.
 """
 
 from __future__ import annotations
@@ -25,10 +26,21 @@ from measure import Failure, measure
 from tasks import TASKS
 
 DEFAULTS = ["ingest", "lines", "parquet", "open", "writeback"]
-HEADER = (
-    "| task | records | input MB | threads | who | open ms | seconds | process seconds | seconds / ours "
-    "| peak RSS MB | anonymous MB | check |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
-)
+COLUMNS = [
+    "task",
+    "records",
+    "input MB",
+    "threads",
+    "who",
+    "open ms",
+    "seconds",
+    "CPU seconds",
+    "process seconds",
+    "seconds / ours",
+    "peak RSS MB",
+    "anonymous MB",
+    "check",
+]
 PACKAGES = ["mllm-selector", "pyarrow", "orjson", "datasets", "zstandard"]
 
 
@@ -67,7 +79,7 @@ def main() -> int:
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     results: list[dict[str, Any]] = []
     for task in options.tasks:
-        print(f"\n{HEADER}", flush=True)
+        print(f"\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
         for line, record in compare(task, options):
             print(line, flush=True)
             results.append(record)
@@ -117,6 +129,7 @@ def compare(task: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[
             "who": name,
             "open_ms": outcome.get("results", {}).get("open_ms"),
             "seconds": seconds,
+            "cpu_seconds": outcome.get("cpu_seconds"),
             "process_seconds": outcome.get("process_seconds"),
             "ratio": seconds / ours[0] if ours and seconds else None,
             "resident_mb": outcome.get("resident_mb"),

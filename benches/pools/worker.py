@@ -23,9 +23,13 @@ def main() -> None:
     small.mkdir()
     function(small, **job["warm_up"])
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     results = function(out, **job["arguments"])
-    results.setdefault("seconds", time.perf_counter() - started)
+    results = {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        **results,
+    }
     (out / "result.json").write_text(json.dumps(results))
 
 
