@@ -1,6 +1,6 @@
 """Pools against what users read and write them with today: each peer and ours in turn, on the same files.
 
-    python benches/pools/run.py [TASK ...] [--records N] [--rows N] [--threads N] [--images] ...
+    python benches/pools/run.py [TASK ...] [--records N] [--rows N] [--threads N] [--looks LOOK ...] ...
 
 Every measurement is a fresh process, pinned to as many cores as it may have threads, with its input in the
 page cache. "seconds" is one call after a small one, or the whole process of a command; "CPU seconds" is what
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import Failure, measure
-from tasks import TASKS
+from tasks import SMALL, TASKS
 
 DEFAULTS = ["ingest", "lines", "parquet", "open", "writeback"]
 COLUMNS = [
@@ -55,7 +55,13 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the LLaVA pool")
     add("--rows", type=int, default=1_000_000, help="of the pool file for `open`; 10,000,000 are about 3 GB")
     add("--reads", type=int, default=10_000, help="random rows that `open` reads")
-    add("--images", action="store_true", help="make the image files and let ours look at their headers too")
+    add(
+        "--looks",
+        nargs="+",
+        default=["none"],
+        choices=["none", "header", "decode"],
+        help="how ours look at images, each in turn (peers never do): --check-images",
+    )
     add("--threads", type=int, default=min(2, cores))
     add("--repeats", type=int, default=1, help="runs of each contender; the median counts")
     add("--timeout", type=float, default=3600, help="seconds after which a contender is given up")
@@ -68,6 +74,8 @@ def parse() -> argparse.Namespace:
     for task in options.tasks:
         if task not in TASKS:
             parser.error(f"{task} is none of {', '.join(TASKS)}")
+    if min(options.records, options.rows) < SMALL:
+        parser.error(f"--records and --rows: at least {SMALL}, which the call before the clock starts takes")
     if options.threads > cores:
         parser.error(f"--threads {options.threads}: this process may use {cores} cores")
     return options

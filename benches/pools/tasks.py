@@ -45,7 +45,8 @@ def ingest(form: str, peers: list[tuple[str, str, dict[str, Any]]]) -> Callable[
             function(name, call, out, {"pool": small}, pool=pool, **arguments)
             for name, call, arguments in peers
         ]
-        for look, images in folders(options).items():
+        images = image_folder(options)
+        for look in options.looks:
             given = {"images": images, "check_images": look, "threads": threads}
             flags = ["--images", images, "--check-images", look, "--threads", threads]
             contenders += [
@@ -65,14 +66,10 @@ def ingest(form: str, peers: list[tuple[str, str, dict[str, Any]]]) -> Callable[
     return compare
 
 
-def folders(options: Namespace) -> dict[str, Path]:
-    """Return the images folder by the look that is taken at images."""
-    empty = options.work / "nothing"
-    empty.mkdir(parents=True, exist_ok=True)
-    if not options.images:
-        return {"none": empty}
+def image_folder(options: Namespace) -> Path:
+    """Return the folder of all images: ours want them to be there, whatever else they look at."""
     lines = data.prepare("jsonl", options.records, options.seed, options.work)
-    return {"none": empty, "header": data.prepare_images(lines, options.work)}
+    return data.prepare_images(lines, options.work)
 
 
 ARRAY_PEERS = [
@@ -144,9 +141,7 @@ def write_back(options: Namespace, threads: int) -> Comparison:
     small = data.prepare("json", SMALL, options.seed, options.work)
     out, run = options.work / "out", options.work / "run"
     shutil.rmtree(run, ignore_errors=True)
-    images = options.work / "nothing"
-    images.mkdir(exist_ok=True)
-    flags = ["--images", images, "--check-images", "none", "--run-dir", run, "--quiet"]
+    flags = ["--images", image_folder(options), "--check-images", "none", "--run-dir", run, "--quiet"]
     subprocess.run([sys.executable, "-m", "mllm_selector", "ingest", pool, *flags], check=True)
     scores.give(run)
 
