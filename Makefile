@@ -49,9 +49,10 @@ fuzz:  ## Fuzz ingest and pool reading, FUZZ_SECONDS each; needs a C++ compiler
 	    fuzz/corpus/$$target rust/core/tests/hostile/$$target; \
 	done
 
-bench: $(VENV)/built  ## Compare selection with NumPy, faiss, scikit-learn and apricot; see benches/README.md
+bench: $(VENV)/built  ## Compare selection and pools with what users run today; see benches/README.md
 	$(UV) --group bench
 	$(BIN)/python benches/selection/run.py
+	$(BIN)/python benches/pools/run.py
 
 wheel: $(VENV)/built  ## Build the wheel into dist/
 	$(BIN)/maturin build --release --locked --out dist
