@@ -106,8 +106,14 @@ def _recognised(paths: Sequence[Path]) -> PoolFormat | None:
 
 
 def subset_suffix(run: RunDirectory) -> str:
-    """Return the file suffix of a subset of the run's pool, such as ``.json``."""
-    return _of(run).suffix(Inputs.parse(run.need("ingest").options["pool"]).paths)
+    """Return the file suffix of a subset of the run's pool, such as ``.json``.
+
+    Raises
+    ------
+    PoolError
+        If the pool is gone or has changed since it was ingested.
+    """
+    return _of(run).suffix(_inputs(run))
 
 
 def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -> None:
@@ -131,12 +137,18 @@ def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -
     UsageError
         If a row is not in the pool, or `out` is one of the pool's inputs.
     """
-    record = run.need("ingest")
-    inputs = Inputs.parse(record.options["pool"]).paths
-    for path, known in zip(inputs, record.inputs["pool"]["files"], strict=True):
-        _check_unchanged(path, known)
+    inputs = _inputs(run)
     out.parent.mkdir(parents=True, exist_ok=True)
     _of(run).write_subset(run.pool, np.ascontiguousarray(rows, dtype=np.uint64), inputs, out)
+
+
+def _inputs(run: RunDirectory) -> list[Path]:
+    """Return the inputs of the run's pool, which are as they were."""
+    record = run.need("ingest")
+    paths = Inputs.parse(record.options["pool"]).paths
+    for path, known in zip(paths, record.inputs["pool"]["files"], strict=True):
+        _check_unchanged(path, known)
+    return paths
 
 
 def _of(run: RunDirectory) -> PoolFormat:

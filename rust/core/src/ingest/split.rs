@@ -25,7 +25,7 @@ pub(super) struct Limits {
 
 pub(super) const LIMITS: Limits = Limits {
     window: 1 << 20,
-    block_bytes: 8 << 20,
+    block_bytes: 4 << 20,
     block_records: 8192,
     record_bytes: 64 << 20,
 };
