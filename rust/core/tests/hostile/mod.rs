@@ -29,7 +29,7 @@ pub(crate) fn ingest_json(bytes: &[u8]) {
     for framing in [Framing::Array, Framing::Lines] {
         let options = IngestOptions {
             images: Some(folder.path().to_path_buf()),
-            renames_duplicates: bytes.len() % 2 == 0,
+            renames_duplicates: bytes.len().is_multiple_of(2),
             threads: Some(1),
             ..IngestOptions::new(
                 vec![Input {
