@@ -101,7 +101,7 @@ fn changed(folder: &str) -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
     fn ingest_reads_or_refuses_changed_cases(case in changed("ingest")) {
         hostile::ingest_json(&case);

@@ -139,6 +139,33 @@ fn a_missing_or_other_column_is_named() {
     assert!(error.contains("not a regular file"), "{error}");
 }
 
+/// A file without batches, as a machine of the other byte order would write it.
+fn foreign_file() -> Vec<u8> {
+    let mut builder = flatbuffers::FlatBufferBuilder::new();
+    let fields = builder.create_vector::<flatbuffers::WIPOffset<arrow_ipc::Field<'_>>>(&[]);
+    let mut schema = arrow_ipc::SchemaBuilder::new(&mut builder);
+    schema.add_endianness(arrow_ipc::Endianness::Big);
+    schema.add_fields(fields);
+    let schema = schema.finish();
+    let mut footer = arrow_ipc::FooterBuilder::new(&mut builder);
+    footer.add_version(arrow_ipc::MetadataVersion::V5);
+    footer.add_schema(schema);
+    let footer = footer.finish();
+    builder.finish(footer, None);
+    let footer = builder.finished_data();
+    let length = (footer.len() as u32).to_le_bytes();
+    [b"ARROW1\0\0", footer, &length, b"ARROW1"].concat()
+}
+
+#[test]
+fn another_byte_order_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("foreign.arrow");
+    fs::write(&path, foreign_file()).unwrap();
+    let error = PoolFile::open(&path).err().unwrap().to_string();
+    assert!(error.contains("another byte order"), "{error}");
+}
+
 #[test]
 fn a_file_cut_off_anywhere_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

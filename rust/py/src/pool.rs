@@ -50,11 +50,15 @@ impl PoolFile {
         py: Python<'py>,
         rows: PyReadonlyArray1<'_, u64>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let found = PyList::empty(py);
-        for &row in rows.as_slice()? {
-            found.append(self.row(py, row)?)?;
+        let rows = rows.as_slice()?;
+        // In the file's order, for neighbours share pages of it.
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_unstable_by_key(|&place| rows[place]);
+        let mut found = vec![None; rows.len()];
+        for place in order {
+            found[place] = Some(self.row(py, rows[place])?);
         }
-        Ok(found)
+        PyList::new(py, found)
     }
 
     fn ids<'py>(

@@ -5,6 +5,7 @@ pub(crate) mod schema;
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -52,8 +53,9 @@ impl ArrowFile {
     /// [`Error::Io`] if it cannot be opened; [`Error::Pool`] if it is cut off, damaged, compressed, of another
     /// byte order or without a column.
     pub fn open(path: &Path, columns: &[(&str, DataType)]) -> Result<Self> {
-        let map = map(path)?;
-        Self::read(path, map, columns).map_err(|why| {
+        let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+        let map = map(&file, path)?;
+        Self::read(path, &file, map, columns).map_err(|why| {
             Error::Pool(format!(
                 "{} is not a whole Arrow file: {why}",
                 path.display()
@@ -63,6 +65,7 @@ impl ArrowFile {
 
     fn read(
         path: &Path,
+        file: &File,
         map: Buffer,
         columns: &[(&str, DataType)],
     ) -> std::result::Result<Self, String> {
@@ -92,8 +95,9 @@ impl ArrowFile {
                 .map_err(|why| format!("column '{}': {why}", field.name()))?;
         }
         let mut starts = vec![0_u64];
+        let mut headers = Headers::new(file, &map[..end]);
         for (index, block) in blocks.iter().enumerate() {
-            let rows = check_block(&map[..end], block, &widths)
+            let rows = check_block(&mut headers, block, &widths)
                 .map_err(|why| format!("batch {index}: {why}"))?;
             let end = starts[index].checked_add(rows);
             starts.push(end.ok_or("its batches have an impossible number of rows")?);
@@ -214,8 +218,7 @@ impl ArrowFile {
     }
 }
 
-fn map(path: &Path) -> Result<Buffer> {
-    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+fn map(file: &File, path: &Path) -> Result<Buffer> {
     let metadata = file
         .metadata()
         .map_err(|source| Error::io("open", path, source))?;
@@ -227,7 +230,7 @@ fn map(path: &Path) -> Result<Buffer> {
     }
     // SAFETY: the file is read-only here, and this package never writes to a file under its final name:
     // it writes a sibling and renames it, which leaves the mapped file as it was.
-    let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+    let map = unsafe { Mmap::map(file) }.map_err(|source| Error::io("map", path, source))?;
     let Some(start) = NonNull::new(map.as_ptr().cast_mut()) else {
         return Ok(Buffer::from(&[]));
     };
@@ -300,11 +303,47 @@ fn buffer_widths(data_type: &DataType, widths: &mut Vec<usize>) -> std::result::
     Ok(())
 }
 
+/// Reads the headers of batches, which lie far apart: to touch each in the map would cost a page fault each.
+struct Headers<'a> {
+    file: &'a File,
+    /// All of the file before its footer.
+    data: &'a [u8],
+    buffer: Vec<u8>,
+}
+
+impl<'a> Headers<'a> {
+    const USUAL: usize = 4096;
+
+    fn new(file: &'a File, data: &'a [u8]) -> Self {
+        Self {
+            file,
+            data,
+            buffer: vec![0; Self::USUAL],
+        }
+    }
+
+    /// Returns the bytes of a place in the file.
+    fn read(&mut self, place: Range<usize>) -> std::result::Result<&[u8], String> {
+        if place.len() > Self::USUAL {
+            return Ok(&self.data[place]);
+        }
+        let header = &mut self.buffer[..place.len()];
+        self.file
+            .read_exact_at(header, place.start as u64)
+            .map_err(|error| format!("it cannot be read ({error})"))?;
+        Ok(header)
+    }
+}
+
 /// Checks what the decoder takes for granted: that a batch and all of its buffers lie where the file says, and
 /// that each buffer holds whole entries.
 ///
 /// Returns the number of rows.
-fn check_block(data: &[u8], block: &Block, widths: &[usize]) -> std::result::Result<u64, String> {
+fn check_block(
+    headers: &mut Headers<'_>,
+    block: &Block,
+    widths: &[usize],
+) -> std::result::Result<u64, String> {
     let outside = || "it lies outside of the file".to_string();
     let size = |length: i64| usize::try_from(length).map_err(|_| outside());
     let start = size(block.offset())?;
@@ -313,10 +352,10 @@ fn check_block(data: &[u8], block: &Block, widths: &[usize]) -> std::result::Res
     let body_start = start.checked_add(header).ok_or_else(outside)?;
     let end = body_start.checked_add(body).ok_or_else(outside)?;
     // Eight bytes of marker and length stand before the header's tables.
-    if end > data.len() || header < 8 {
+    if end > headers.data.len() || header < 8 {
         return Err(outside());
     }
-    let batch = header_of(&data[start..body_start])?;
+    let batch = header_of(headers.read(start..body_start)?)?;
     if batch.compression().is_some() {
         return Err("it is compressed, and cannot be mapped".into());
     }
