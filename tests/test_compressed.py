@@ -82,11 +82,12 @@ def test_a_compressed_pool_is_the_pool_of_its_text(kind, framing, tmp_path):
 
 
 def test_inputs_compressed_in_different_ways_give_a_plain_subset(tmp_path):
-    (tmp_path / "a.gz").write_bytes(gzip.compress(RECORDS[0] + b"\n" + RECORDS[1]))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(RECORDS[0] + b"\n" + RECORDS[1]))
     (tmp_path / "b.zst").write_bytes(zstd(RECORDS[2]))
     (tmp_path / "c").write_bytes(RECORDS[3])
     with RunDirectory(tmp_path / "run") as run:
-        ingested(run, [tmp_path / "a.gz", tmp_path / "b.zst", tmp_path / "c"])
+        pool = ingested(run, [tmp_path / "a.jsonl.gz", tmp_path / "b.zst", tmp_path / "c"])
+        assert pool.table["source"].to_pylist() == ["a", "a", "b", "c"]
         assert formats.subset_suffix(run) == ".jsonl"
         formats.write_subset(run, np.array([3, 1, 2, 0]), tmp_path / "subset")
     chosen = [RECORDS[row] for row in (3, 1, 2, 0)]

@@ -220,8 +220,6 @@ def _inputs(given: Any, name: str) -> Iterable[Input]:
     if isinstance(given, Input):
         return [given]
     if isinstance(given, Mapping):
-        if {"path", "source"} == set(given):  # as the manifest has it
-            return [Input(Path(given["path"]), given["source"])]
         return [
             Input(entry.path, str(source))
             for source, paths in given.items()
@@ -232,9 +230,15 @@ def _inputs(given: Any, name: str) -> Iterable[Input]:
     if isinstance(given, Path):
         return [Input(path) for path in _expanded(str(given), name)]
     if isinstance(given, Iterable):
-        return [entry for each in given for entry in _inputs(each, name)]
+        return [entry for each in given for entry in _listed(each, name)]
     msg = f"{name}: {given!r} is no path; give a path, a list of paths, or a mapping of source names to paths"
     raise UsageError(msg)
+
+
+def _listed(given: Any, name: str) -> Iterable[Input]:
+    if isinstance(given, Mapping):  # as the manifest has it
+        return [Input(Path(given["path"]), given["source"])]
+    return _inputs(given, name)
 
 
 def _named_inputs(text: str, name: str) -> list[Input]:

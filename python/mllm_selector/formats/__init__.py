@@ -134,7 +134,13 @@ def _recognised(paths: Sequence[Path]) -> PoolFormat | None:
 
 
 def subset_suffix(run: RunDirectory) -> str:
-    """Return the file suffix of a subset of the run's pool, such as ``.json``; nothing if it is a folder."""
+    """Return the file suffix of a subset of the run's pool, such as ``.json``; nothing if it is a folder.
+
+    Raises
+    ------
+    PoolError
+        If the pool is gone or has changed since it was ingested.
+    """
     return _of(run).suffix(_inputs(run))
 
 
@@ -160,8 +166,6 @@ def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -
         If a row is not in the pool, or `out` is one of the pool's inputs.
     """
     inputs = _inputs(run)
-    for path, before in zip(inputs, run.need("ingest").inputs["pool"]["files"], strict=True):
-        _check_unchanged(path, before)
     target = out.resolve()
     if any(target in (path.resolve(), *path.resolve().parents) for path in inputs):
         msg = f"{out} is the pool itself; name another file for the subset"
@@ -170,16 +174,21 @@ def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -
     _of(run).write_subset(run.pool, np.ascontiguousarray(rows, dtype=np.uint64), inputs, out)
 
 
+def _inputs(run: RunDirectory) -> list[Path]:
+    """Return the inputs of the run's pool, which are as they were."""
+    record = run.need("ingest")
+    paths = Inputs.parse(record.options["pool"]).paths
+    for path, before in zip(paths, record.inputs["pool"]["files"], strict=True):
+        _check_unchanged(path, before)
+    return paths
+
+
 def _of(run: RunDirectory) -> PoolFormat:
     name = Pool.open(run.pool).format
     if name not in known():
         msg = f"{run.pool}: format '{name}' is not one of {', '.join(known())}; ingest again"
         raise PoolError(msg)
     return known()[name]
-
-
-def _inputs(run: RunDirectory) -> list[Path]:
-    return Inputs.parse(run.need("ingest").options["pool"]).paths
 
 
 def _check_unchanged(source: Path, before: dict[str, Any]) -> None:

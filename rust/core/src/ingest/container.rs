@@ -101,12 +101,17 @@ pub(super) fn check_file(input: &Input) -> Result<u64> {
     Ok(metadata.len())
 }
 
-/// Returns the name of a file without its suffix, as a source.
+/// Returns the name of a file without its suffixes, as a source.
 ///
 /// The number of a shard is left out (`train-00003-of-00010`, `ocr-000017`); where nothing else is there to
 /// tell data sets apart (`data-00000-of-00002`, `000017`), the folder's name is the source.
 pub(super) fn stem(path: &Path) -> String {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let is_packed = path
+        .extension()
+        .is_some_and(|suffix| suffix == "gz" || suffix == "zst");
+    let inner = path.with_extension("");
+    let stem = if is_packed { &inner } else { path }.file_stem();
+    let name = stem.unwrap_or_default().to_string_lossy();
     let parts: Vec<&str> = name.split('-').collect();
     let is_number = |part: &str| part.len() >= 5 && part.bytes().all(|byte| byte.is_ascii_digit());
     let named = match parts.iter().position(|part| is_number(part)) {
@@ -148,6 +153,7 @@ mod tests {
             ("a/text-vqa-000017.tar", "text-vqa"),
             ("wds/000017.tar", "wds"),
             ("000017.tar", "000017"),
+            ("mix-000017.jsonl.gz", "mix"),
         ] {
             assert_eq!(stem(Path::new(path)), expected, "{path}");
         }

@@ -1,12 +1,15 @@
 //! Reads a pool as the user has it into `pool.arrow`, and sets bad records aside.
 //!
 //! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
-//! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`] and [`fields`]). The blocks are parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is
-//! checked against the rules ([`record`], [`images`]) and becomes columns ([`rows`], [`table`]); these are
-//! written in order ([`sink`]). Memory is bounded by the blocks in flight plus 16 bytes an id and an image.
+//! [`scan`]; for tars [`shard`] and [`tar`]; for rows [`arrow`], [`cells`] and [`fields`]). The blocks are
+//! parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is checked against the
+//! rules ([`record`], [`turns`], [`images`]) and becomes columns ([`rows`], [`table`]); these are written in
+//! order ([`sink`]). Memory is bounded by the blocks in flight, 16 bytes an id and an image, and the listings of
+//! the image folders.
 //!
-//! Another kind of input is another [`container::Container`], opened in [`Format::open`]: it cuts its input
-//! into blocks, whose `parse` makes a [`record::Draft`] of each record and hands it to [`rows::Rows`].
+//! Another dialect is another set of names in [`format`](self::format). Another kind of input is another
+//! [`container::Container`], opened in [`Format::open`]: it cuts its input into blocks, whose `parse` makes a
+//! [`record::Draft`] of each record and hands it to [`rows::Rows`].
 
 mod arrow;
 mod brackets;
@@ -215,7 +218,8 @@ fn ingest_opened(
     let mut first_record = 0;
     workers.in_place_scope(|scope| {
         let mut queue = Queue::with_capacity(in_flight);
-        let mut read = |file: usize| -> Result<()> {
+        // A fault of the input is handed back beside one of what has been read from it.
+        let mut read = |file: usize| -> Result<Result<()>> {
             let input = &options.inputs[file];
             let context = Arc::new(Context {
                 shown: input.path.display().to_string().into(),
@@ -230,8 +234,16 @@ fn ingest_opened(
                 stem: container::stem(&input.path),
                 first_record,
             });
-            let mut container = open(input)?;
-            while let Some(block) = container.next(observer)? {
+            let mut container = match open(input) {
+                Ok(container) => container,
+                Err(fault) => return Ok(Err(fault)),
+            };
+            loop {
+                let block = match container.next(observer) {
+                    Ok(Some(block)) => block,
+                    Ok(None) => return Ok(Ok(())),
+                    Err(fault) => return Ok(Err(fault)),
+                };
                 if queue.len() == in_flight {
                     collect(&mut queue, &mut sink, observer)?;
                 }
@@ -242,9 +254,14 @@ fn ingest_opened(
                 // The receiver is gone only if this call has failed; then nobody wants the rows.
                 scope.spawn(move |_| drop(sender.send(block.parse(&context))));
             }
-            Ok(())
         };
-        let end = (0..options.inputs.len()).try_for_each(&mut read);
+        let mut end = Ok(());
+        for file in 0..options.inputs.len() {
+            end = read(file)?;
+            if end.is_err() {
+                break;
+            }
+        }
         // The rows before a fault of an input may hold an earlier one, which is the one to report.
         while !queue.is_empty() {
             observer.check()?;
@@ -360,20 +377,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let record =
             r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}"#;
-        let mut records = vec![record.to_owned(); 60];
-        records[40] = r#"{"a":tru}"#.into();
-        records[50] = r#"{"a":}"#.into();
-        let text = format!("[{}] x", records.join(","));
-        let mut options = options(folder.path(), 2);
-        options.format = Format::Text(Dialect::Llava, Framing::Array);
-        fs::write(&options.inputs[0].path, &text).unwrap();
-        let found = ingest_within(&options, SMALL, &Observer::default())
-            .unwrap_err()
-            .to_string();
-        let byte = text.find("tru").unwrap();
-        assert!(
-            found.contains(&format!("byte {byte}, record 40: not JSON: found 't'")),
-            "{found}"
-        );
+        // While the input is read, and once it has been.
+        for (first, second) in [(5, 15), (40, 50)] {
+            let mut records = vec![record.to_owned(); 60];
+            records[first] = r#"{"a":tru}"#.into();
+            records[second] = r#"{"a":}"#.into();
+            let text = format!("[{}] x", records.join(","));
+            let mut options = options(folder.path(), 1);
+            options.format = Format::Text(Dialect::Llava, Framing::Array);
+            fs::write(&options.inputs[0].path, &text).unwrap();
+            let found = ingest_within(&options, SMALL, &Observer::default())
+                .unwrap_err()
+                .to_string();
+            let byte = text.find("tru").unwrap();
+            let expected = format!("byte {byte}, record {first}: not JSON: found 't'");
+            assert!(found.contains(&expected), "{found}");
+        }
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Limits {
 
 pub(super) const LIMITS: Limits = Limits {
     window: 1 << 20,
-    block_bytes: 8 << 20,
+    block_bytes: 4 << 20,
     block_records: 8192,
     record_bytes: 64 << 20,
 };
@@ -305,14 +305,20 @@ mod tests {
     }
 
     fn tiny_limits() -> impl Strategy<Value = Limits> {
-        (1..40_usize, 1..200_usize, 1..5_usize, 1..100_u64).prop_map(
-            |(window, block_bytes, block_records, record_bytes)| Limits {
-                window,
-                block_bytes,
-                block_records,
-                record_bytes,
-            },
+        (
+            prop_oneof![1..40_usize, 64..400_usize],
+            1..200_usize,
+            1..5_usize,
+            1..100_u64,
         )
+            .prop_map(
+                |(window, block_bytes, block_records, record_bytes)| Limits {
+                    window,
+                    block_bytes,
+                    block_records,
+                    record_bytes,
+                },
+            )
     }
 
     proptest! {
@@ -364,7 +370,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_whatever_break_the_reader(text in vec(any::<u8>(), 1..200), limits in tiny_limits()) {
+        fn no_bytes_whatever_break_the_reader(text in vec(any::<u8>(), 1..600), limits in tiny_limits()) {
             let mut array = b"[".to_vec();
             array.extend_from_slice(&text);
             let _ = read(&array, Framing::Array, limits);
