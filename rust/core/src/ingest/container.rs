@@ -155,6 +155,7 @@ mod tests {
             ("a/text-vqa-000017.tar", "text-vqa"),
             ("wds/000017.tar", "wds"),
             ("000017.tar", "000017"),
+            ("mix-000017.jsonl.gz", "mix"),
         ] {
             assert_eq!(stem(Path::new(path)), expected, "{path}");
         }

@@ -1,11 +1,11 @@
 //! Reads a pool as the user has it into `pool.arrow`, and sets bad records aside.
 //!
 //! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
-//! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`] and [`fields`]). The blocks are parsed in parallel
-//! ([`text`], [`read`], [`json`]) into what each record says, which is checked against the rules ([`record`],
-//! [`turns`], [`images`], [`image_checks`], [`header`]) and becomes columns ([`rows`], [`table`]); these are
-//! written in order ([`sink`]). Memory is bounded by the blocks in flight, 16 bytes an id and an image, and the
-//! listings of the image folders.
+//! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`], [`cells`] and [`fields`]). The blocks are
+//! parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is checked against the
+//! rules ([`record`], [`turns`], [`images`], [`image_checks`], [`header`]) and becomes columns ([`rows`],
+//! [`table`]); these are written in order ([`sink`]). Memory is bounded by the blocks in flight, 16 bytes an id
+//! and an image, and the listings of the image folders.
 //!
 //! Another dialect is another set of names in [`format`](self::format). Another kind of input is another
 //! [`container::Container`], opened in [`Format::open`]: it cuts its input into blocks, whose `parse` makes a
