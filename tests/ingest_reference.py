@@ -72,10 +72,18 @@ def reference_turns(conversations: object) -> list[tuple[str, str]]:
             raise Rejected("bad-turn")
         role = turn["from"] if "from" in turn else turn.get("role")
         content = turn["value"] if "value" in turn else turn.get("content")
-        if not isinstance(role, str) or role.lower() not in ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role.lower() not in ROLES:
             raise Rejected("bad-turn")
-        turns.append((ROLES[role.lower()], content))
+        turns.append((ROLES[role.lower()], reference_content(content)))
     return turns
+
+
+def reference_content(content: object) -> str:
+    """Content is a text or a list of texts; the generated records hold no other parts."""
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, str) for part in parts):
+        raise Rejected("bad-turn")
+    return "".join(parts)
 
 
 def check_order(roles: list[str]) -> None:

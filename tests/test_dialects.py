@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from format_fixtures import picture
 from mllm_selector import _internal, formats
 from mllm_selector.config import IngestOptions
 from mllm_selector.errors import PoolError, UsageError
@@ -24,8 +25,8 @@ MARK = "<image>"
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "b").mkdir()
-    for name in NAMES:
-        (folder / name).write_bytes(name.encode())
+    for number, name in enumerate(NAMES):
+        (folder / name).write_bytes(picture(number))
     return folder
 
 
@@ -216,7 +217,7 @@ def test_columns_may_have_other_names(pictures, tmp_path):
 
 
 def test_images_may_stand_in_the_record_itself(tmp_path):
-    content = b"\x89PNG \x00"
+    content = picture(1)
     address = "data:image/png;base64," + base64.b64encode(content).decode()
     parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "?"}]
     records = [
