@@ -112,7 +112,7 @@ class Graph:
     Attributes
     ----------
     module : torch.nn.Module
-        Takes the tensors of `example` in their order, returns a tensor for each of `outputs`.
+        Takes the tensors of `example` by their names, returns a tensor for each of `outputs`.
     example : dict of str to torch.Tensor
         Inputs by name. Every dynamic axis has a length of at least 2, since the exporter bakes a 1 in.
     axes : dict of str to dict of int to str
@@ -147,6 +147,9 @@ class Family(ABC):
         That placeholder, where the tokenizer has no such attribute.
     one_size : bool
         Whether all pictures have the same feature rows whatever their size, so that sizes are not read.
+    rows_at_once : int
+        Most feature rows that one run of the vision graph makes, unless one image has more: what bounds the
+        memory of a run where pictures differ in size.
     config : transformers.PreTrainedConfig
         The content of ``config.json``.
     parts : ProcessorParts
@@ -164,6 +167,7 @@ class Family(ABC):
     image_token_name: ClassVar[str] = "image_token"
     image_token: ClassVar[str] = IMAGE_MARK
     one_size: ClassVar[bool] = False
+    rows_at_once: ClassVar[int] = 8 * 576
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         self.folder = folder

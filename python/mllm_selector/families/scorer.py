@@ -147,7 +147,8 @@ class ScorerGraph(nn.Module):
         weight = pooled_positions.unsqueeze(-1).float()
         # A mean first, so that the squares of the norm cannot overflow in long samples.
         mean = (states.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        pooled: Tensor = mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return pooled
 
     def graph(self, example: dict[str, Tensor] | None = None, axes: Axes | None = None) -> Graph:
         """Describe the export of this module.

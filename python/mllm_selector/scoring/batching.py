@@ -11,10 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mllm_selector.families.base import Arrays, Encoded, Family
 
-__all__ = ["FeaturePlan", "ImageUse", "Placement", "length_batches", "plan_features", "scorer_batch"]
+__all__ = [
+    "FeaturePlan",
+    "ImageUse",
+    "Placement",
+    "length_batches",
+    "plan_features",
+    "scorer_batch",
+    "split_answers",
+]
 
 IMAGES_AT_ONCE = 8
 """Most images in one run of the vision graph."""
@@ -60,7 +69,7 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
     inputs = family.scorer_inputs(batch)
     length = inputs["input_ids"].shape[1]
     image_rows = np.full((len(batch), length), -1, dtype=np.int64)
-    places, samples, tokens = [], [], []
+    places, tokens = [], []
     for row, (sample, first_rows) in enumerate(zip(batch, starts, strict=True)):
         blocks = zip(first_rows, sample.image_tokens, strict=True)
         rows = [np.arange(first, first + count) for first, count in blocks]
@@ -69,15 +78,20 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
         # A token is predicted from the position before it; nothing predicts the first.
         answers = np.flatnonzero(sample.is_answer[1:])
         places.append(row * length + answers)
-        samples.append(np.full(len(answers), row, dtype=np.int64))
         tokens.append(sample.ids[answers + 1])
     return {
         **inputs,
         "image_rows": image_rows,
+        "pooled_positions": inputs["attention_mask"],
         "answer_positions": np.concatenate(places),
-        "answer_samples": np.concatenate(samples),
         "answer_tokens": np.concatenate(tokens),
     }
+
+
+def split_answers(batch: Sequence[Encoded], tokens: NDArray[Any]) -> list[NDArray[Any]]:
+    """Cut an output of the scorer that has a row for each answer token into the samples' own."""
+    counts = [np.count_nonzero(sample.is_answer[1:]) for sample in batch]
+    return np.split(tokens, np.cumsum(counts)[:-1])
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,9 @@ class FeaturePlan:
     rows: int = 0
 
 
-def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> FeaturePlan:
+def plan_features(
+    batches: Sequence[Sequence[ImageUse]], capacity: int, rows_at_once: int
+) -> FeaturePlan:
     """Decide when each image is encoded and where its features lie.
 
     An image is encoded before the first batch that needs it and kept until the last one. Where memory does
@@ -127,6 +143,8 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
         The distinct images that each batch needs, in order.
     capacity : int
         Feature rows to keep at most; raised to what the largest batch needs.
+    rows_at_once : int
+        Most feature rows that one run of the vision graph makes, unless one image has more.
     """
     capacity = max([capacity, *(sum(image.rows for image in batch) for batch in batches)])
     uses: dict[Hashable, list[int]] = {}
@@ -136,7 +154,7 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
     memory = _Rows(capacity)
     plan = FeaturePlan()
     for index, batch in enumerate(batches):
-        placements = _place(batch, memory, uses, index)
+        placements = _place(batch, memory, uses, index, rows_at_once)
         plan.encode.append(placements)
         plan.starts.append({image.key: memory.held[image.key][0] for image in batch})
         for image in batch:
@@ -146,22 +164,36 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
 
 
 def _place(
-    batch: Sequence[ImageUse], memory: _Rows, uses: dict[Hashable, list[int]], index: int
+    batch: Sequence[ImageUse],
+    memory: _Rows,
+    uses: dict[Hashable, list[int]],
+    index: int,
+    rows_at_once: int,
 ) -> list[Placement]:
     needed = {image.key for image in batch}
     missing = [image for image in batch if image.key not in memory.held]
     placements = []
-    for first in range(0, len(missing), IMAGES_AT_ONCE):
-        chunk = missing[first : first + IMAGES_AT_ONCE]
+    for chunk in _chunks(missing, rows_at_once):
         while (starts := memory.take(chunk)) is None:
             others = [key for key in memory.held if key not in needed]
             if not others:
                 # Free rows are scattered between those that this batch needs: start it over from empty.
                 memory.clear()
-                return _place(batch, memory, uses, index)
+                return _place(batch, memory, uses, index, rows_at_once)
             memory.release(max(others, key=lambda key: next(use for use in uses[key] if use > index)))
         placements.append(Placement(tuple(chunk), starts))
     return placements
+
+
+def _chunks(images: Sequence[ImageUse], rows_at_once: int) -> list[list[ImageUse]]:
+    chunks: list[list[ImageUse]] = []
+    for image in images:
+        last = chunks[-1] if chunks else []
+        full = len(last) == IMAGES_AT_ONCE or sum(each.rows for each in last) + image.rows > rows_at_once
+        if not last or full:
+            chunks.append([])
+        chunks[-1].append(image)
+    return chunks
 
 
 class _Rows:

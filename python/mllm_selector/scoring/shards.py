@@ -20,7 +20,7 @@ from mllm_selector.config import ScoreOptions
 from mllm_selector.engine import Engine
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Arrays, Encoded, Family
-from mllm_selector.families.images import load_image
+from mllm_selector.families.images import Size, image_size, load_image
 from mllm_selector.pool import ImageRange, Pool, PoolImage
 from mllm_selector.scoring.batching import (
     IMAGES_AT_ONCE,
@@ -29,6 +29,7 @@ from mllm_selector.scoring.batching import (
     length_batches,
     plan_features,
     scorer_batch,
+    split_answers,
 )
 
 __all__ = ["EncodedShard", "ShardScorer", "ShardScores", "encode_shard"]
@@ -39,9 +40,12 @@ FEATURE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of the pool: what identifies its content, and where a sample has it."""
+    """An image of the pool: what identifies its features, and where a sample has it.
 
-    key: str | bytes
+    Some models see an image in several ways, so its number of feature rows is a part of the key.
+    """
+
+    key: tuple[str | bytes, int]
     row: int
     place: int
 
@@ -101,8 +105,9 @@ class ShardScores:
         """Say why a sample is not scored."""
         self.reasons[row - self.rows.start] = reason
 
-    def put(self, row: int, nll_sum: np.float32, count: int, embedding: NDArray[np.float32]) -> None:
+    def put(self, row: int, token_nll: NDArray[np.float32], embedding: NDArray[np.float32]) -> None:
         """Enter a sample's scores, unless they are not finite."""
+        nll_sum, count = token_nll.sum(dtype=np.float64), len(token_nll)
         if not (np.isfinite(nll_sum) and np.isfinite(embedding).all()):
             self.set_aside(row, f"not-finite: summed loss {nll_sum} over {count} answer tokens")
             return
@@ -116,17 +121,26 @@ def encode_shard(pool: Pool, rows: range, family: Family, options: ScoreOptions)
     """Encode the samples of a shard, setting aside those that are too long or have no answer."""
     limit = min(options.max_tokens, family.max_positions or options.max_tokens)
     shard = EncodedShard(rows)
+    sizes: dict[str | bytes, Size] = {}
+
+    def size_of(image: PoolImage) -> Size:
+        key = _image_key(image)
+        if key not in sizes:
+            sizes[key] = image_size(image, _name(pool, image))
+        return sizes[key]
+
     for row in rows:
         sample = pool.sample(row)
         try:
-            encoded = family.encode(sample)
+            encoded = family.encode(sample, size_of)
             _check(encoded, limit)
         except SampleError as error:
             shard.reasons[row] = str(error)
             continue
         shard.samples[row] = encoded
         shard.images[row] = tuple(
-            ImageRef(_image_key(image), row, place) for place, image in enumerate(sample.images)
+            ImageRef((_image_key(image), tokens), row, place)
+            for place, (image, tokens) in enumerate(zip(sample.images, encoded.image_tokens, strict=True))
         )
     return shard
 
@@ -181,11 +195,12 @@ class ShardScorer:
             for batch in length_batches(lengths, self._options.token_budget)
         ]
         images, uses = _image_uses(shard, batches)
-        plan = plan_features(uses, FEATURE_BYTES // self._engine.feature_row_bytes)
+        capacity = FEATURE_BYTES // self._engine.feature_row_bytes
+        plan = plan_features(uses, capacity, self._family.rows_at_once)
         self._engine.reserve(plan.rows)
         order = [image.key for placements in plan.encode for each in placements for image in each.images]
         pictures = self._prepared([images[key] for key in order])
-        broken: dict[str | bytes, str] = {}
+        broken: dict[Hashable, str] = {}
         for batch, placements, starts in zip(batches, plan.encode, plan.starts, strict=True):
             for placement in placements:
                 self._see(placement, pictures, broken)
@@ -202,7 +217,7 @@ class ShardScorer:
         return scores
 
     def _see(
-        self, placement: Placement, pictures: Iterator[Arrays | SampleError], broken: dict[str | bytes, str]
+        self, placement: Placement, pictures: Iterator[Arrays | SampleError], broken: dict[Hashable, str]
     ) -> None:
         """Run images through the vision graph; those after an unreadable one keep their planned rows."""
         start, rows = 0, 0
@@ -229,11 +244,13 @@ class ShardScorer:
         self, batch: Sequence[int], shard: EncodedShard, starts: Mapping[Hashable, int], scores: ShardScores
     ) -> None:
         first_rows = [[starts[ref.key] for ref in shard.images[row]] for row in batch]
-        inputs = scorer_batch(self._family, [shard.samples[row] for row in batch], first_rows)
-        result = self._engine.read(inputs)
-        for place, row in enumerate(batch):
-            count = int(result.answer_count[place])
-            scores.put(row, result.nll_sum[place], count, result.embedding[place])
+        samples = [shard.samples[row] for row in batch]
+        result = self._engine.read(
+            scorer_batch(self._family, samples, first_rows), ("token_nll", "sample_embedding")
+        )
+        losses = split_answers(samples, result["token_nll"])
+        for row, token_nll, embedding in zip(batch, losses, result["sample_embedding"], strict=True):
+            scores.put(row, token_nll, embedding)
 
     def _prepared(self, refs: Sequence[ImageRef]) -> Iterator[Arrays | SampleError]:
         """Load and prepare images in worker threads, ahead of their use but not more than memory bears."""
@@ -248,19 +265,21 @@ class ShardScorer:
 
     def _prepare(self, ref: ImageRef) -> Arrays | SampleError:
         image = self._pool.sample(ref.row).images[ref.place]
+        _, tokens = ref.key
         try:
-            return self._family.prepare(load_image(image, self._name(image)))
+            return self._family.prepare(load_image(image, _name(self._pool, image)), tokens)
         except SampleError as error:
             return error
 
-    def _name(self, image: PoolImage) -> str | None:
-        """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
-        if isinstance(image, ImageRange):
-            return image.name
-        folder = self._pool.images
-        if isinstance(image, bytes) or folder is None or not image.is_relative_to(folder):
-            return None
-        return str(image.relative_to(folder))
+
+def _name(pool: Pool, image: PoolImage) -> str | None:
+    """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
+    if isinstance(image, ImageRange):
+        return image.name
+    folder = pool.images
+    if isinstance(image, bytes) or folder is None or not image.is_relative_to(folder):
+        return None
+    return str(image.relative_to(folder))
 
 
 def _check(encoded: Encoded, limit: int) -> None:
@@ -274,12 +293,12 @@ def _check(encoded: Encoded, limit: int) -> None:
 
 def _image_uses(
     shard: EncodedShard, batches: Sequence[Sequence[int]]
-) -> tuple[dict[str | bytes, ImageRef], list[list[ImageUse]]]:
+) -> tuple[dict[Hashable, ImageRef], list[list[ImageUse]]]:
     """Find the distinct images, and those that each batch needs in order of first use."""
-    images: dict[str | bytes, ImageRef] = {}
+    images: dict[Hashable, ImageRef] = {}
     uses = []
     for batch in batches:
-        needed: dict[str | bytes, ImageUse] = {}
+        needed: dict[Hashable, ImageUse] = {}
         for row in batch:
             for ref, count in zip(shard.images[row], shard.samples[row].image_tokens, strict=True):
                 images.setdefault(ref.key, ref)
