@@ -109,16 +109,25 @@ def _qwen(
     images = hf.Qwen2VLImageProcessorPil(size=pixels, patch_size=patch, merge_size=2)
     videos = hf.Qwen2VLVideoProcessor if "2" in processor.__name__ else hf.Qwen3VLVideoProcessor
     whole = processor(images, words, videos(), chat_template=QWEN_TEMPLATE)
-    names = {name: words.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in (
-        ("image_token_id", "image_pad"),
-        ("video_token_id", "video_pad"),
-        ("vision_start_token_id", "vision_start"),
-        ("vision_end_token_id", "vision_end"),
-    )}
+    names = {
+        name: words.convert_tokens_to_ids(f"<|{mark}|>")
+        for name, mark in (
+            ("image_token_id", "image_pad"),
+            ("video_token_id", "video_pad"),
+            ("vision_start_token_id", "vision_start"),
+            ("vision_end_token_id", "vision_end"),
+        )
+    }
     sections = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
     settings = config(
         vision_config=vision,
-        text_config={"vocab_size": len(words), **TEXT, "rope_parameters": sections, "eos_token_id": None, **text},
+        text_config={
+            "vocab_size": len(words),
+            **TEXT,
+            "rope_parameters": sections,
+            "eos_token_id": None,
+            **text,
+        },
         **names,
     )
     return save(folder, model(settings), whole)
@@ -262,11 +271,14 @@ def gemma3(folder: Path) -> Path:
         image_seq_length=4,
         chat_template=GEMMA_TEMPLATE,
     )
-    ids = {f"{name}_index": words.convert_tokens_to_ids(token) for name, token in (
-        ("boi_token", "<start_of_image>"),
-        ("eoi_token", "<end_of_image>"),
-        ("image_token", "<image_soft_token>"),
-    )}
+    ids = {
+        f"{name}_index": words.convert_tokens_to_ids(token)
+        for name, token in (
+            ("boi_token", "<start_of_image>"),
+            ("eoi_token", "<end_of_image>"),
+            ("image_token", "<image_soft_token>"),
+        )
+    }
     config = hf.Gemma3Config(
         vision_config=hf.SiglipVisionConfig(**TOWER, image_size=32, patch_size=8, vision_use_head=False),
         text_config=text_config(

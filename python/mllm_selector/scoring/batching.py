@@ -129,9 +129,7 @@ class FeaturePlan:
     rows: int = 0
 
 
-def plan_features(
-    batches: Sequence[Sequence[ImageUse]], capacity: int, rows_at_once: int
-) -> FeaturePlan:
+def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int, rows_at_once: int) -> FeaturePlan:
     """Decide when each image is encoded and where its features lie.
 
     An image is encoded before the first batch that needs it and kept until the last one. Where memory does

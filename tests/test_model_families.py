@@ -1,0 +1,284 @@
+"""Every model family: ONNX graphs against the unmodified model, and the whole method with four of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mllm_selector
+from family_fixtures import BUILDERS
+from mllm_selector import families
+from mllm_selector.config import ExportOptions
+from mllm_selector.engine import Engine
+from mllm_selector.errors import SampleError
+from mllm_selector.families.base import SCORER_OUTPUTS, Encoded, Family
+from mllm_selector.families.chat import encode_for_training
+from mllm_selector.families.loading import load_model
+from mllm_selector.progress import SilentProgress
+from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
+from mllm_selector.stages import export
+from model_fixtures import done, picture
+
+SIZES = [(48, 40), (80, 60), (30, 100), (200, 60), (64, 64), (33, 150), (200, 200)]
+WHOLE_METHOD = ("llava_onevision", "qwen2_5_vl", "smolvlm", "gemma3")
+HALF = ("llava_next", "qwen3_vl", "paligemma2")
+TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
+"""Largest difference of a mean loss, in nats."""
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="mllm-selector-families-")
+
+
+@dataclass(frozen=True)
+class Talk:
+    messages: tuple[tuple[str, str], ...]
+    images: tuple[Any, ...] = ()
+
+
+def open_picture(image: tuple[int, int]) -> Any:
+    """A picture of random pixels; `image` is its seed and the number of its size."""
+    return picture(image[0], size=SIZES[image[1]])
+
+
+def size_of(image: Any) -> tuple[int, int]:
+    return SIZES[image[1]]
+
+
+def talk(seed: int, *sizes: int) -> Talk:
+    """A conversation that shows pictures of these sizes; every third has a second question."""
+    draw = np.random.default_rng(seed)
+    words = np.array(["how", "many", "red", "blue", "boxes", "squares", "is", "there", "a", "wall", "?"])
+    question = "<image>\n" * len(sizes) + " ".join(draw.choice(words, draw.integers(1, 40)))
+    turns = [("user", question), ("assistant", " ".join(draw.choice(words, draw.integers(1, 12))))]
+    if seed % 3 == 2:
+        turns += [("user", "and the other ?"), ("assistant", "no")]
+    return Talk(tuple(turns), tuple((10 * seed + place, size) for place, size in enumerate(sizes)))
+
+
+TALKS = [talk(1), talk(2, 3), talk(3, 0, 2), talk(4, 5, 4, 1), talk(5, 6), talk(6)]
+BATCHES = [[0], [1], [3], [0, 5], [0, 1, 2, 3], [3, 4, 2, 5, 1]]
+
+
+@functools.cache
+def model_folder(name: str) -> Path:
+    return BUILDERS[name](Path(_FOLDER.name) / name / "model")
+
+
+@functools.cache
+def whole_run(name: str) -> Path:
+    """The run directory of the whole method on a small pool: the seed model is trained, not the one built."""
+    folder = Path(_FOLDER.name) / name
+    (folder / "images").mkdir(parents=True)
+    records = []
+    for index in range(12):
+        each = talk(index, *range(index % 3))
+        for image in each.images:
+            open_picture(image).save(folder / "images" / f"{image[0]}.png")
+        speakers = {"user": "human", "assistant": "gpt"}
+        records.append(
+            {
+                "id": str(index),
+                "image": [f"{image[0]}.png" for image in each.images],
+                "conversations": [{"from": speakers[role], "value": text} for role, text in each.messages],
+            }
+        )
+    (folder / "pool.json").write_text(json.dumps(records))
+    mllm_selector.select(
+        folder / "pool.json",
+        images=folder / "images",
+        model=model_folder(name),
+        budget=5,
+        run_dir=folder / "run",
+        seed_size=8,
+        seed_batch_size=4,
+        seed_micro_batch=2,
+        groups="none",
+    )
+    return folder / "run"
+
+
+@functools.cache
+def exported(name: str) -> tuple[Path, Path]:
+    """Return a model directory and the folder of its graphs in float32."""
+    if name in WHOLE_METHOD:
+        return whole_run(name) / "seed" / "model", whole_run(name) / "onnx"
+    return model_folder(name), _export(name, "float32")
+
+
+def _export(name: str, precision: str) -> Path:
+    with RunDirectory(Path(_FOLDER.name) / name / precision) as run:
+        run.stages["seed"] = done(counts={"model": str(model_folder(name))})
+        export.run(run, ExportOptions(precision=precision), SilentProgress())
+    return run.onnx
+
+
+@functools.cache
+def expected(name: str) -> list[tuple[float, Any]]:
+    """Loss and embedding of each talk by the unmodified model, its own processor and full logits."""
+    folder, _ = exported(name)
+    model, family = load_model(folder), families.load(folder)
+    found = []
+    for each in TALKS:
+        inputs = family.training_inputs(each, open_picture)
+        per_token = {key for key, value in inputs.items() if value.shape == inputs["input_ids"].shape}
+        batch = {key: value[None] if key in per_token else value for key, value in inputs.items()}
+        labels = batch.pop("labels")[0, 1:]
+        with torch.no_grad():
+            output = model(**batch, output_hidden_states=True)
+        logits = output.logits[0, :-1].double()
+        mean = output.hidden_states[-1][0].double().mean(0)
+        found.append(
+            (float(torch.nn.functional.cross_entropy(logits, labels)), (mean / mean.norm()).numpy())
+        )
+    assert min(loss for loss, _ in found) > 1, "losses near zero would compare nothing"
+    return found
+
+
+def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float], Any]:
+    """Score a batch through the plan that scores a pool; several images go through the vision graph at once."""
+    samples = [family.encode(each, size_of) for each in talks]
+    uses = {
+        (image, rows): ImageUse((image, rows), rows)
+        for each, sample in zip(talks, samples, strict=True)
+        for image, rows in zip(each.images, sample.image_tokens, strict=True)
+    }
+    plan = plan_features([list(uses.values())], 0, family.rows_at_once)
+    engine.reserve(plan.rows)
+    for placement in plan.encode[0]:
+        prepared = [family.prepare(open_picture(use.key[0]), use.rows) for use in placement.images]
+        engine.see(
+            family.vision_inputs(prepared), placement.starts[0], sum(use.rows for use in placement.images)
+        )
+    starts = [
+        [plan.starts[0][key] for key in zip(each.images, sample.image_tokens, strict=True)]
+        for each, sample in zip(talks, samples, strict=True)
+    ]
+    scores = engine.read(scorer_batch(family, samples, starts), SCORER_OUTPUTS)
+    losses = split_answers(samples, scores["token_nll"])
+    return [float(each.mean(dtype=np.float64)) for each in losses], scores["sample_embedding"]
+
+
+def compare(name: str, graphs: Path, tolerance: float) -> None:
+    family = families.load(graphs / "processor")
+    engine = Engine(graphs, "cpu", threads=1)
+    for batch in BATCHES:
+        losses, embeddings = score(family, engine, [TALKS[index] for index in batch])
+        for place, index in enumerate(batch):
+            loss, embedding = expected(name)[index]
+            assert losses[place] == pytest.approx(loss, abs=tolerance), f"talk {index} in batch {batch}"
+            assert np.abs(embeddings[place] - embedding).max() < tolerance
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_graphs_equal_the_unmodified_forward(name: str) -> None:
+    """In batches of one and of several, with no, one, two and three images of different sizes.
+
+    Each sample has one reference, so its scores do not depend on the batch either.
+    """
+    compare(name, exported(name)[1], TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_graphs_in_half_precision(name: str) -> None:
+    compare(name, _export(name, "float16"), TOLERANCE["float16"])
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_scoring_reads_what_training_reads(name: str) -> None:
+    family = families.load(model_folder(name))
+    for each in TALKS:
+        encoded = family.encode(each, size_of)
+        own = family.training_inputs(each, open_picture)
+        assert encoded.ids.tolist() == own["input_ids"].tolist()
+        assert np.where(encoded.is_answer, encoded.ids, -100).tolist() == own["labels"].tolist()
+        assert encoded.is_image.sum() == sum(encoded.image_tokens)
+        assert len(encoded.image_tokens) == len(each.images)
+
+
+@pytest.mark.parametrize("name", WHOLE_METHOD)
+def test_the_whole_method(name: str) -> None:
+    selection = mllm_selector.Selection.open(whole_run(name))
+    assert len(selection.rows) == 5
+    assert np.isfinite(selection.necessity).all()
+    table = mllm_selector.pipeline.ScoreTable.load(whole_run(name) / "scores") if False else None
+    assert table is None
+
+
+def test_paligemma_writes_what_its_processor_writes() -> None:
+    """The processor's own way to train: a question with all its images first, and a suffix."""
+    family = families.load(model_folder("paligemma"))
+    sample = Talk((("user", "<image><image>how many boxes ?"), ("assistant", "two red")), ((1, 0), (2, 1)))
+    pictures = [open_picture(image) for image in sample.images]
+    own = family.processor(
+        text=["<image><image>how many boxes ?"], images=[pictures], suffix=["two red"], return_tensors="pt"
+    )
+    inputs = family.training_inputs(sample, open_picture)
+    assert set(inputs) == set(own)
+    for key in ("input_ids", "labels", "token_type_ids", "attention_mask"):
+        assert inputs[key].tolist() == own[key][0].tolist(), key
+    assert torch.equal(inputs["pixel_values"], own["pixel_values"])
+
+
+def test_feature_tokens_written_by_a_user_are_set_aside() -> None:
+    family = families.load(model_folder("gemma3"))
+    sample = Talk((("user", "<image>what is <image_soft_token>?"), ("assistant", "a token")), ((1, 0),))
+    with pytest.raises(SampleError, match="image-marks: the text itself holds '<image_soft_token>'"):
+        family.encode(sample, size_of)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_vl", "smolvlm", "internvl"])
+def test_headers_that_lie_about_the_size_are_found_out(name: str) -> None:
+    family = families.load(model_folder(name))
+    rows = family.encode(talk(1, 3), size_of).image_tokens[0]
+    with pytest.raises(SampleError, match="image-unreadable: its header promises another size"):
+        family.prepare(picture(0, (200, 200)), rows)
+
+
+WITHOUT_TORCH = """
+import json, sys
+from pathlib import Path
+for name in ("torch", "torchvision", "num2words", "onnx", "onnxscript", "peft", "accelerate"):
+    sys.modules[name] = None
+import numpy as np
+from PIL import Image
+from mllm_selector import families
+
+class Talk:
+    messages = (("user", "<image>how many ?"), ("assistant", "two"))
+    images = (b"",)
+
+found = {}
+for name, folder in json.loads(sys.argv[1]).items():
+    family = families.load(Path(folder))
+    encoded = family.encode(Talk, lambda image: (200, 60))
+    inputs = family.vision_inputs([family.prepare(Image.new("RGB", (200, 60), "red"), encoded.image_tokens[0])])
+    inputs |= family.scorer_inputs([encoded])
+    found[name] = {key: float(np.float64(value).sum()) for key, value in inputs.items()}
+print(json.dumps(found))
+"""
+
+
+def test_scoring_needs_neither_torch_nor_torchvision() -> None:
+    folders = {name: str(exported(name)[1] / "processor") for name in BUILDERS}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, json.dumps(folders)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name, sums in json.loads(done.stdout.splitlines()[-1]).items():
+        family = families.load(Path(folders[name]))
+        encoded = family.encode(Talk((("user", "<image>how many ?"), ("assistant", "two")), (b"",)), lambda _: (200, 60))
+        shown = picture(0, (200, 60))
+        shown.paste("red", (0, 0, 200, 60))
+        inputs = family.vision_inputs([family.prepare(shown, encoded.image_tokens[0])])
+        inputs |= family.scorer_inputs([encoded])
+        assert sums == pytest.approx({key: float(np.float64(value).sum()) for key, value in inputs.items()})
