@@ -21,8 +21,7 @@ from mllm_selector import families
 from mllm_selector.config import ExportOptions
 from mllm_selector.engine import Engine
 from mllm_selector.errors import SampleError
-from mllm_selector.families.base import SCORER_OUTPUTS, Encoded, Family
-from mllm_selector.families.chat import encode_for_training
+from mllm_selector.families.base import SCORER_OUTPUTS, Family
 from mllm_selector.families.loading import load_model
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
@@ -137,15 +136,13 @@ def expected(name: str) -> list[tuple[float, Any]]:
             output = model(**batch, output_hidden_states=True)
         logits = output.logits[0, :-1].double()
         mean = output.hidden_states[-1][0].double().mean(0)
-        found.append(
-            (float(torch.nn.functional.cross_entropy(logits, labels)), (mean / mean.norm()).numpy())
-        )
+        found.append((float(torch.nn.functional.cross_entropy(logits, labels)), (mean / mean.norm()).numpy()))
     assert min(loss for loss, _ in found) > 1, "losses near zero would compare nothing"
     return found
 
 
 def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float], Any]:
-    """Score a batch through the plan that scores a pool; several images go through the vision graph at once."""
+    """Score a batch through the plan that scores a pool, several images in one run of the vision graph."""
     samples = [family.encode(each, size_of) for each in talks]
     uses = {
         (image, rows): ImageUse((image, rows), rows)
@@ -210,8 +207,9 @@ def test_the_whole_method(name: str) -> None:
     selection = mllm_selector.Selection.open(whole_run(name))
     assert len(selection.rows) == 5
     assert np.isfinite(selection.necessity).all()
-    table = mllm_selector.pipeline.ScoreTable.load(whole_run(name) / "scores") if False else None
-    assert table is None
+    counts = json.loads((whole_run(name) / "manifest.json").read_text())["stages"]
+    assert counts["seed"]["counts"]["seed_samples"] == 8
+    assert counts["score"]["counts"]["scored"] == 12
 
 
 def test_paligemma_writes_what_its_processor_writes() -> None:
@@ -259,11 +257,10 @@ class Talk:
 
 found = {}
 for name, folder in json.loads(sys.argv[1]).items():
-    family = families.load(Path(folder))
-    encoded = family.encode(Talk, lambda image: (200, 60))
-    inputs = family.vision_inputs([family.prepare(Image.new("RGB", (200, 60), "red"), encoded.image_tokens[0])])
-    inputs |= family.scorer_inputs([encoded])
-    found[name] = {key: float(np.float64(value).sum()) for key, value in inputs.items()}
+    family = families.load(Path(folder)) encoded = family.encode(Talk, lambda image: (200, 60)) inputs =
+    family.vision_inputs([family.prepare(Image.new("RGB", (200, 60), "red"), encoded.image_tokens[0])]) inputs
+    |= family.scorer_inputs([encoded]) found[name] = {key: float(np.float64(value).sum()) for key, value in
+    inputs.items()}
 print(json.dumps(found))
 """
 
@@ -271,12 +268,16 @@ print(json.dumps(found))
 def test_scoring_needs_neither_torch_nor_torchvision() -> None:
     folders = {name: str(exported(name)[1] / "processor") for name in BUILDERS}
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, json.dumps(folders)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_TORCH, json.dumps(folders)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     for name, sums in json.loads(done.stdout.splitlines()[-1]).items():
         family = families.load(Path(folders[name]))
-        encoded = family.encode(Talk((("user", "<image>how many ?"), ("assistant", "two")), (b"",)), lambda _: (200, 60))
+        asked = Talk((("user", "<image>how many ?"), ("assistant", "two")), (b"",))
+        encoded = family.encode(asked, lambda _: (200, 60))
         shown = picture(0, (200, 60))
         shown.paste("red", (0, 0, 200, 60))
         inputs = family.vision_inputs([family.prepare(shown, encoded.image_tokens[0])])

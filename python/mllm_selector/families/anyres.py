@@ -1,19 +1,19 @@
 """LLaVA's pictures of any resolution: tiles and the way from their features to the rows of an image.
 
 LLaVA-NeXT (Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024) shows a picture as a
-whole and, enlarged to the grid of tiles that fits it best, in tiles. The tiles' features are laid side by side,
-the part that stems from padding is cut off, and a learned `newline` row ends each line. LLaVA-OneVision (Li et
-al., arXiv 2408.03326) also shrinks the features of very large pictures by bilinear interpolation.
+whole and, enlarged to the grid of tiles that fits it best, in tiles. The tiles' features are laid side by
+side, the part that stems from padding is cut off, and a learned `newline` row ends each line. LLaVA-OneVision
+(Li et al., arXiv 2408.03326) also shrinks the features of very large pictures by bilinear interpolation.
 
-Every row is thus a weighted sum of at most four features, and which and how much depends on the picture's size
-alone: `Layout` says it, so the graph has nothing to decide.
+Every row is thus a weighted sum of at most four features, and which and how much depends on the picture's
+size alone: `Layout` says it, so the graph has nothing to decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,8 @@ class Layout:
 def grid_of(size: Size, pinpoints: Sequence[Sequence[int]], tile: int) -> tuple[int, int]:
     """Return rows and columns of the tiles that a picture is cut into.
 
-    Of the resolutions in `pinpoints` (height, width) the one that keeps most of the picture's pixels, at equal
-    pixels the smallest one.
+    Of the resolutions in `pinpoints` (height, width) the one that keeps most of the picture's pixels, at
+    equal pixels the smallest one.
     """
     width, height = size
 
@@ -142,8 +142,8 @@ class AnyresFamily(Family):
         drops = config.vision_feature_select_strategy == "default"
         if drops != bool(CLASS_TOKENS[config.vision_config.model_type]):
             msg = (
-                f"{model}: vision_feature_select_strategy {config.vision_feature_select_strategy!r} does not go "
-                f"with a tower of type {config.vision_config.model_type!r}: tiles need the patches alone"
+                f"{model}: vision_feature_select_strategy {config.vision_feature_select_strategy!r} does not "
+                f"go with a tower of type {config.vision_config.model_type!r}: tiles need the patches alone"
             )
             raise ModelError(msg)
 
@@ -168,7 +168,7 @@ class AnyresFamily(Family):
         return ImageBlock(self.feature_token, (len(self.layout(size)),))
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
-        """See `Family.prepare`: ``pixel_values`` of the tiles, taps and weights, and the size for the model."""
+        """See `Family.prepare`: ``pixel_values`` of the tiles, their layout, and the size for the model."""
         layout = self.layout(picture.size)
         check_rows(len(layout), rows)
         pixels = self.parts.image_processor(picture, return_tensors="np")["pixel_values"][0]

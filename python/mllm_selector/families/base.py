@@ -177,7 +177,7 @@ class Family(ABC):
         placeholder = getattr(self.parts.tokenizer, self.image_token_name, None) or self.image_token
         self.chat = ChatEncoder(self.parts.tokenizer, self.template, placeholder)
 
-    @classmethod
+    @classmethod  # noqa: B027 - most families have nothing to refuse
     def check_config(cls, config: Any, model: str) -> None:
         """Refuse variants of the model that the family does not support, before any weight is read.
 
@@ -317,8 +317,8 @@ class Family(ABC):
         Returns
         -------
         dict of str to ndarray
-            ``input_ids`` and ``attention_mask``, int64, shape (samples, longest), and all that is `per_token`,
-            shape (..., samples, longest).
+            ``input_ids`` and ``attention_mask``, int64, shape (samples, longest), and all that is
+            `per_token`, shape (..., samples, longest).
         """
         longest = max(map(len, batch))
         arrays = [

@@ -1,10 +1,11 @@
-"""Gemma 3 with a vision tower: 256 feature rows a picture, whose tokens attend to each other in both directions.
+"""Gemma 3 with a vision tower: the tokens of a picture attend to each other in both directions.
 
 "Gemma 3 Technical Report", arXiv 2503.19786.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ from mllm_selector.families.images import Size
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from PIL import Image
 
 __all__ = ["Gemma3Family"]
@@ -43,13 +45,21 @@ class Gemma3Family(Family):
         return ImageBlock(text, (self.config.mm_tokens_per_image,))
 
     def positioned(self, sample: Encoded) -> Encoded:
-        """Add ``token_type_ids``: 1 at image tokens."""
-        return replace(sample, per_token={"token_type_ids": sample.is_image.astype(np.int64)})
+        """Add ``blocks``: the tokens of each image."""
+        blocks = np.full(len(sample), -1, dtype=np.int64)
+        blocks[sample.is_image] = np.repeat(np.arange(len(sample.image_tokens)), sample.image_tokens)
+        return replace(sample, per_token={"blocks": blocks})
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
         """See `Family.prepare`: ``pixel_values``, float32, shape (1, 3, size, size)."""
         pixels = self.parts.image_processor(picture, return_tensors="np")["pixel_values"]
         return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
+
+    def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
+        """See `Family.torch_inputs`; the model wants token types, 1 at image tokens."""
+        inputs = super().torch_inputs(batch, prepared)
+        del inputs["blocks"]
+        return inputs | {"token_type_ids": (inputs["input_ids"] == self.feature_token_id).long()}
 
     def vision_graph(self, model: Any) -> Graph:
         """See `Family.vision_graph`."""
@@ -59,6 +69,6 @@ class Gemma3Family(Family):
 
     def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """See `Family.scorer_graph`."""
-        from mllm_selector.families.graphs import typed_scorer_graph
+        from mllm_selector.families.gemma_graphs import gemma_scorer
 
-        return typed_scorer_graph(model, embedding_layer)
+        return gemma_scorer(model, embedding_layer, first_position=0, window_over_blocks=True)

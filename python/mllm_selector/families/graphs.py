@@ -1,8 +1,8 @@
 """The torch modules that turn pictures into feature rows, which become ONNX graphs.
 
 Imported only where a model is exported or run by torch: everything else in this package works without torch.
-What the exporter (`torch.onnx.export(dynamo=True)`) gets right decides how they are written: nothing depends on
-a value of an input except through indexing.
+What the exporter (`torch.onnx.export(dynamo=True)`) gets right decides how they are written: nothing depends
+on a value of an input except through indexing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mllm_selector.families.base import Graph
-from mllm_selector.families.scorer import ScorerGraph
 
 __all__ = [
     "AnyresVisionGraph",
@@ -21,7 +20,6 @@ __all__ = [
     "PictureVisionGraph",
     "TileVisionGraph",
     "picture_graph",
-    "typed_scorer_graph",
 ]
 
 
@@ -99,7 +97,7 @@ class PictureVisionGraph(nn.Module):
         self.dtype = next(self.model.vision_tower.parameters()).dtype
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return features, shape (pictures * tokens, width), of pixels, shape (pictures, 3, height, width)."""
+        """Return features, shape (pictures * tokens, width), of pixels, (pictures, 3, height, width)."""
         output = self.model.get_image_features(pixel_values.to(self.dtype), return_dict=True)
         features: Tensor = output.pooler_output
         return features.reshape(-1, features.shape[-1])
@@ -135,38 +133,3 @@ def picture_graph(model: Any, height: int, width: int) -> Graph:
         axes={"pixel_values": {0: "pictures"}},
         outputs=("features",),
     )
-
-
-class CappedScorerGraph(ScorerGraph):
-    """The scorer of models that squeeze logits into a range (Gemma 2).
-
-    Parameters
-    ----------
-    cap : float or None
-        Bound of the logits; None for none.
-    """
-
-    def __init__(self, *parts: Any, cap: float | None) -> None:
-        super().__init__(*parts)
-        self.cap = cap
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Project hidden states to the vocabulary."""
-        logits = super().logits(states)
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
-
-
-def typed_scorer_graph(model: Any, embedding_layer: int) -> Graph:
-    """Describe the scorer of a model whose attention depends on token types (PaliGemma, Gemma 3).
-
-    The model's own ``forward`` makes the masks of them, and is given the merged embeddings.
-    """
-    module = CappedScorerGraph(
-        model.get_input_embeddings(),
-        model.model,
-        model.lm_head,
-        embedding_layer,
-        cap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
-    )
-    types = torch.tensor([[0, 1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]])
-    return module.graph({"token_type_ids": types}, {"token_type_ids": {0: "batch", 1: "length"}})

@@ -1,4 +1,4 @@
-"""InternVL in the form of transformers (``OpenGVLab/...-hf``): a picture in the grid of tiles nearest its shape.
+"""InternVL in the form of transformers: a picture in the grid of tiles nearest to its shape.
 
 Chen et al., "InternVL 1.5", arXiv 2404.16821. Every tile has the same number of feature rows.
 """

@@ -1,21 +1,21 @@
 """PaliGemma 1 and 2: images and question are read in both directions, the answer in one.
 
-Beyer et al., "PaliGemma", arXiv 2407.07726; Steiner et al., "PaliGemma 2", arXiv 2412.03555. The models are made
-for one question: all images, the begin-of-sequence token, the question, a line break, the answer. A conversation
-of several turns is read as a longer answer, of which the answers count.
+Beyer et al., "PaliGemma", arXiv 2407.07726; Steiner et al., "PaliGemma 2", arXiv 2412.03555. The models are
+made for one question: all images, the begin-of-sequence token, the question, a line break, the answer. A
+conversation of several turns is read as a longer answer, of which the answers count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mllm_selector.families.base import Arrays, Encoded, Family, Graph, ImageBlock
-from mllm_selector.families.images import Size
 from mllm_selector.families.chat import Conversation
+from mllm_selector.families.images import Size
 from mllm_selector.pool import PoolImage
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PaliGemmaFamily"]
 
-# The published models bring no chat template; this one writes what their processor makes of a question and the
-# answer, its `suffix`. A system turn stands before the first question.
+# The published models bring no chat template; this one writes what their processor makes of a question and
+# the answer, its `suffix`. A system turn stands before the first question.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'assistant' %}"
@@ -64,15 +64,20 @@ class PaliGemmaFamily(Family):
         return ImageBlock(self.feature_token, ((vision.image_size // vision.patch_size) ** 2,))
 
     def positioned(self, sample: Encoded) -> Encoded:
-        """Add ``token_type_ids``: 0 up to the first answer, 1 from there on."""
+        """Add ``blocks``: all that comes before the first answer."""
         first = int(np.argmax(sample.is_answer)) if sample.is_answer.any() else len(sample)
-        types = (np.arange(len(sample)) >= first).astype(np.int64)
-        return replace(sample, per_token={"token_type_ids": types})
+        blocks = np.where(np.arange(len(sample)) < first, 0, -1)
+        return replace(sample, per_token={"blocks": blocks})
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
         """See `Family.prepare`: ``pixel_values``, float32, shape (1, 3, size, size)."""
         pixels = self.parts.image_processor(picture, return_tensors="np")["pixel_values"]
         return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
+
+    def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
+        """See `Family.torch_inputs`; the model wants token types, 1 from the first answer on."""
+        inputs = super().torch_inputs(batch, prepared)
+        return inputs | {"token_type_ids": (inputs.pop("blocks") < 0).long()}
 
     def training_inputs(
         self, sample: Conversation, load_image: Callable[[PoolImage], Image.Image]
@@ -95,6 +100,6 @@ class PaliGemmaFamily(Family):
 
     def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """See `Family.scorer_graph`."""
-        from mllm_selector.families.graphs import typed_scorer_graph
+        from mllm_selector.families.gemma_graphs import gemma_scorer
 
-        return typed_scorer_graph(model, embedding_layer)
+        return gemma_scorer(model, embedding_layer, first_position=1, window_over_blocks=False)

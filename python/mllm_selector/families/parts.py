@@ -1,4 +1,4 @@
-"""What scoring reads of a model's processor: its tokenizer, its image processor in Pillow's variant, settings.
+"""What scoring reads of a processor: tokenizer, image processor in Pillow's variant, settings.
 
 A processor of transformers may need packages for videos (torchvision, num2words) that scoring has no use for,
 so it is put together from its parts here; training and the check of an export use the whole one.

@@ -1,15 +1,18 @@
-"""What Qwen's vision-language models share: patches of pictures of any size, and positions in three directions.
+"""What Qwen's models share: patches of pictures of any size, and positions in three directions.
 
 A picture is brought to a multiple of its patches' size and cut into patches, four of which (2 x 2) make one
-feature row (Wang et al., "Qwen2-VL", arXiv 2409.12191). All that depends on sizes is computed here with NumPy:
-which patches attend to which, where a patch stands in its picture, and where a token stands in its sample.
+feature row (Wang et al., "Qwen2-VL", arXiv 2409.12191). All that depends on sizes is computed here with
+NumPy: which patches attend to which, where a patch stands in its picture, and where a token stands in its
+sample.
 
-The graph attends within *segments*, the pictures or windows of them: patches are gathered to a field of segments
-of equal length and scattered back, so that memory grows with the segments' lengths, not with all patches at once.
+The graph attends within *segments*, the pictures or windows of them: patches are gathered to a field of
+segments of equal length and scattered back, so that memory grows with the segments' lengths, not with all
+patches at once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +27,8 @@ from mllm_selector.families.images import Size
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+    from mllm_selector.families.scorer import ScorerGraph
 
 __all__ = [
     "Grid",
@@ -135,8 +140,8 @@ def segments(patches: Sequence[Ints]) -> tuple[Ints, Ints]:
 def position_taps(positions: Ints, grid: Grid, side: int) -> tuple[Ints, NDArray[np.float32]]:
     """Return which learned positions each patch takes, and their weights.
 
-    A square of `side` x `side` learned positions is stretched over the picture, corners on corners, and read by
-    bilinear interpolation, in float32 as PyTorch does it.
+    A square of `side` x `side` learned positions is stretched over the picture, corners on corners, and read
+    by bilinear interpolation, in float32 as PyTorch does it.
 
     Returns
     -------
@@ -209,7 +214,7 @@ class QwenFamily(Family):
         grids = [(int(rows), int(columns)) for _, rows, columns in inputs["image_grid_thw"]]
         positions = [vision_positions(grid, self.merge) for grid in grids]
         starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
-        pictures = [np.arange(first, last) for first, last in zip(starts[:-1], starts[1:], strict=True)]
+        pictures = [np.arange(first, last) for first, last in itertools.pairwise(starts)]
         slots, places = segments(pictures)
         per_patch = {
             "pixel_values": inputs["pixel_values"],
@@ -267,7 +272,7 @@ class QwenFamily(Family):
         example = {"position_ids": torch.zeros(3, 2, 7, dtype=torch.int64)}
         return module.graph(example, {"position_ids": {1: "batch", 2: "length"}})
 
-    def scorer(self, model: Any, embedding_layer: int) -> Any:
+    def scorer(self, model: Any, embedding_layer: int) -> ScorerGraph:
         """Return the module that reads."""
         from mllm_selector.families.scorer import ScorerGraph
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mllm_selector.families.base import Arrays
 from mllm_selector.families.qwen import Grid, Ints, QwenFamily, position_taps
+
+if TYPE_CHECKING:
+    from mllm_selector.families.scorer import ScorerGraph
 
 __all__ = ["Qwen3VlFamily"]
 
@@ -30,7 +33,7 @@ class Qwen3VlFamily(QwenFamily):
         taps, weights = zip(*each, strict=True)
         return {"taps": np.concatenate(taps), "weights": np.concatenate(weights)}
 
-    def scorer(self, model: Any, embedding_layer: int) -> Any:
+    def scorer(self, model: Any, embedding_layer: int) -> ScorerGraph:
         """Return the module that reads."""
         from mllm_selector.families.qwen_graphs import DeepstackScorerGraph
 

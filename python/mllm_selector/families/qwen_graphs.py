@@ -109,7 +109,7 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class DeepstackScorerGraph(ScorerGraph):
-    """The scorer of Qwen3-VL: feature rows hold, side by side, what is read and what is added after early layers.
+    """The scorer of Qwen3-VL: feature rows hold what is read and, beside it, what early layers add.
 
     Meng et al., "DeepStack", arXiv 2406.04334.
     """
@@ -117,8 +117,8 @@ class DeepstackScorerGraph(ScorerGraph):
     def __init__(
         self, embedding: nn.Module, decoder: Any, head: nn.Module, embedding_layer: int, levels: int
     ) -> None:
-        # The model's own way to add levels indexes by a mask, whose result has no fixed shape; here a level is as
-        # long as the batch, zero where tokens stand. The copy leaves the model as it is.
+        # The model's own way to add levels indexes by a mask, whose result has no fixed shape; here a level
+        # is as long as the batch, zero where tokens stand. The copy leaves the model as it is.
         decoder = copy.copy(decoder)
         decoder._deepstack_process = _add
         super().__init__(embedding, decoder, head, embedding_layer)

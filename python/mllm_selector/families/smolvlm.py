@@ -69,7 +69,8 @@ class SmolVlmFamily(Family):
         if rest or odd or written != self.tile_rows:
             msg = (
                 f"{folder}: the processor writes {written} placeholders for a tile, the model makes "
-                f"{self.tile_rows} features of it; mend image_seq_len and max_image_size in its processor files"
+                f"{self.tile_rows} features of it; mend image_seq_len and max_image_size in its processor "
+                "files"
             )
             raise ModelError(msg)
 
