@@ -52,7 +52,7 @@ def smart_size(size: Size, factor: int, smallest: int, largest: int) -> Size:
     Both are multiples of `factor`, their product lies between `smallest` and `largest` pixels, and the aspect
     ratio is kept as well as that allows.
     """
-    width, height = (max(factor, round(length / factor) * factor) for length in size)
+    width, height = (round(length / factor) * factor for length in size)
     if width * height > largest:
         scale = math.sqrt(size[0] * size[1] / largest)
         width, height = (max(factor, math.floor(length / scale / factor) * factor) for length in size)
