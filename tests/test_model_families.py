@@ -66,7 +66,7 @@ def whole_run(name: str) -> Path:
         seed_size=8,
         seed_batch_size=4,
         seed_micro_batch=2,
-        groups="none",
+        groups="random",
     )
     return folder / "run"
 

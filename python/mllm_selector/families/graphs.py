@@ -79,7 +79,8 @@ class AnyresVisionGraph(nn.Module):
         """
         features = torch.cat([self.newline.unsqueeze(0), self.tiles(pixel_values)])
         tapped = features.index_select(0, taps.reshape(-1)).reshape(*taps.shape, -1)
-        return (tapped * weights.to(features.dtype).unsqueeze(-1)).sum(1)
+        # A product, since the exporter makes float32 of a sum in half precision.
+        return (weights.to(features.dtype).unsqueeze(1) @ tapped).squeeze(1)
 
 
 class PictureVisionGraph(nn.Module):

@@ -65,8 +65,9 @@ class QwenVisionGraph(nn.Module):
         """
         states = self.tower.patch_embed(pixel_values.flatten(0, 1))
         if taps is not None and weights is not None:
-            learned = self.tower.pos_embed(taps.flatten(0, 1)) * weights.flatten(0, 1).unsqueeze(-1)
-            states = states + learned.sum(1).to(states.dtype)
+            # A product, since the exporter makes float32 of a sum in half precision.
+            learned = weights.flatten(0, 1).unsqueeze(1) @ self.tower.pos_embed(taps.flatten(0, 1)).float()
+            states = states + learned.squeeze(1).to(states.dtype)
         rotation = self.tower.rotary_pos_emb(states, patch_positions.flatten(0, 1))
         pictures = (image_slots, image_places)
         levels = []

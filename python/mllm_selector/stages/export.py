@@ -16,7 +16,7 @@ from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION
 from mllm_selector.errors import ExportError, MissingPackageError
 from mllm_selector.families.base import Graph
-from mllm_selector.families.loading import load_model
+from mllm_selector.families.loading import load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.parity import Check, check_against, reference
@@ -67,8 +67,7 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
         expected = reference(family, model)
         progress.update(1)
-        if options.precision == "float16":
-            model.half()
+        to_precision(model, options.precision)
         _export(family.vision_graph(model), temporary / VISION)
         progress.update(2)
         _export(family.scorer_graph(model), temporary / SCORER)
