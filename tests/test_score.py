@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector.artifacts import ScoreTable, score_schema
 from mllm_selector.config import ScoreOptions
-from mllm_selector.engine import Engine
+from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import RunDirectoryError, ScoreError
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
@@ -223,15 +223,15 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     samples = many(50)
     whole, broken = make_run(samples, name="whole"), make_run(samples, name="broken")
     score_run(whole)
-    real, calls = Engine.read, iter(range(100))
+    real, calls = OnnxEngine.read, iter(range(100))
 
-    def read(self: Engine, inputs: Any) -> Any:
+    def read(self: OnnxEngine, inputs: Any) -> Any:
         if next(calls) == stops_after:
             raise KeyboardInterrupt
         return real(self, inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "read", read)
+        patch.setattr(OnnxEngine, "read", read)
         with pytest.raises(KeyboardInterrupt):
             score_run(broken)
     finished = parts(broken) if (broken / "scores").exists() else {}
@@ -320,13 +320,13 @@ def test_progress_counts_every_sample(make_run: Any, score_run: Any) -> None:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images in each run of the vision graph."""
     counts: list[int] = []
-    real = Engine.see
+    real = OnnxEngine.see
 
-    def see(self: Engine, inputs: Any, start: int, rows: int) -> None:
+    def see(self: OnnxEngine, inputs: Any, start: int, rows: int) -> None:
         counts.append(len(inputs["pixel_values"]))
         real(self, inputs, start, rows)
 
-    monkeypatch.setattr(Engine, "see", see)
+    monkeypatch.setattr(OnnxEngine, "see", see)
     return counts
 
 

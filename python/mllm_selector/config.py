@@ -276,12 +276,19 @@ class SeedOptions(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(StageOptions):
-    """How the seed model becomes ONNX scoring graphs."""
+    """How the seed model is made ready for scoring."""
 
+    engine: str = option(
+        "onnx",
+        help="What scores: ONNX graphs made from the seed model, or PyTorch, slower, for models that "
+        "cannot be exported.",
+        choices=("onnx", "torch"),
+    )
     precision: str = option(
         "float32",
-        help="Number format of the scoring graphs; reductions are always float32.",
-        choices=("float32", "float16"),
+        help="Number format of scoring; reductions are always float32. bfloat16 needs CUDA or "
+        "the engine torch.",
+        choices=("float32", "float16", "bfloat16"),
     )
 
 

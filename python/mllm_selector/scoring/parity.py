@@ -1,7 +1,7 @@
-"""Whether the scoring graphs agree with the model that they were made from.
+"""Whether an engine agrees with the model that it was made from.
 
 The reference is the unmodified model's own ``forward``: one sample at a time, no padding, all logits, a plain
-cross entropy. The graphs get the same samples in ragged batches through the same code that scores a pool.
+cross entropy. The engine gets the same samples in ragged batches through the same code that scores a pool.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ WORDS = ((3, 1), (9, 5), (30, 12), (5, 40), (17, 2))
 
 @dataclass(frozen=True)
 class BatchDifference:
-    """How far the graphs are from the model on one batch.
+    """How far the engine is from the model on one batch.
 
     Attributes
     ----------
@@ -149,9 +148,8 @@ def plain_scores(
     return float(nll_sum), int((labels != -100).sum()), embedding.numpy()
 
 
-def check_against(family: Family, folder: Path, expected: Sequence[Expected]) -> Check:
-    """Score the reference's batches with the graphs in a folder, on the CPU, and compare."""
-    engine = Engine(folder, device="cpu")
+def check_against(family: Family, engine: Engine, expected: Sequence[Expected]) -> Check:
+    """Score the reference's batches with an engine and compare."""
     return Check(tuple(_compare(family, engine, batch) for batch in expected))
 
 

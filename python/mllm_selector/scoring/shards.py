@@ -141,7 +141,7 @@ class ShardScorer:
     pool : Pool
         The pool.
     engine : Engine
-        The graphs.
+        What computes.
     options : ScoreOptions
         Token budget and number of worker threads.
     """

@@ -16,11 +16,11 @@ from PIL import Image
 from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable, open_arrow, score_schema, write_arrow
 from mllm_selector.config import ScoreOptions
-from mllm_selector.engine import Engine
 from mllm_selector.errors import PoolError, RunDirectoryError, ScoreError
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.opening import open_engine
 from mllm_selector.scoring.shards import EncodedShard, ShardScorer, ShardScores, encode_shard
 
 __all__ = ["run"]
@@ -64,7 +64,7 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     trust = bool(run.need("seed").options.get("trust_remote_code", False))
     pool = Pool.of(run)
     family = families.load(run.onnx / "processor", trust_remote_code=trust)
-    engine = Engine(run.onnx, options.device, options.threads, progress.note)
+    engine = open_engine(run, family, options.device, options.threads, progress.note)
     schema = score_schema(engine.embedding_size, {KEY: run.stages["score"].key})
     starts = range(0, len(pool), options.shard_size)
     shards = [range(start, min(start + options.shard_size, len(pool))) for start in starts]
