@@ -61,14 +61,12 @@ class TorchEngine:
         torch.backends.cudnn.allow_tf32 = False
         self._vision = vision.module.to(self._device).eval()
         self._scorer = scorer.module.to(self._device).eval()
-        self._vision_names = list(vision.example)
-        self._scorer_names = list(scorer.example)
         self._outputs = scorer.outputs
         example = scorer.example["features"]
         self._features = torch.zeros(1, example.shape[1], dtype=example.dtype, device=self._device)
-        inputs = [tensor.to(self._device) for tensor in scorer.example.values()]
+        inputs = {name: tensor.to(self._device) for name, tensor in scorer.example.items()}
         with torch.inference_mode():
-            outputs = dict(zip(self._outputs, self._scorer(*inputs), strict=True))
+            outputs = dict(zip(self._outputs, self._scorer(**inputs), strict=True))
         self.embedding_size = int(outputs["sample_embedding"].shape[1])
 
     @property
@@ -84,15 +82,15 @@ class TorchEngine:
     def see(self, inputs: dict[str, NDArray[Any]], start: int, rows: int) -> None:
         """See `Engine.see`."""
         with self._torch.inference_mode():
-            features = self._vision(*(self._on_device(inputs[name]) for name in self._vision_names))
-            self._features[start : start + rows] = features
+            tensors = {name: self._on_device(array) for name, array in inputs.items()}
+            self._features[start : start + rows] = self._vision(**tensors)
 
     def read(self, inputs: dict[str, NDArray[Any]]) -> BatchScores:
         """See `Engine.read`."""
         tensors = {name: self._on_device(array) for name, array in inputs.items()}
         tensors["features"] = self._features
         with self._torch.inference_mode():
-            outputs = self._scorer(*(tensors[name] for name in self._scorer_names))
+            outputs = self._scorer(**tensors)
         values = {name: value.cpu().numpy() for name, value in zip(self._outputs, outputs, strict=True)}
         return BatchScores(values["nll_sum"], values["answer_count"], values["sample_embedding"])
 
