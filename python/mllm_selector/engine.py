@@ -6,8 +6,7 @@ rows into one block of memory, and the scorer reads from it the rows that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,6 @@ from mllm_selector.errors import MissingPackageError, ScoreError
 __all__ = [
     "SCORER",
     "VISION",
-    "BatchScores",
     "Engine",
     "OnnxEngine",
     "has_cuda",
@@ -45,25 +43,6 @@ _TYPES: dict[str, tuple[Any, int]] = {
     "tensor(float16)": (np.float16, 2),
     "tensor(bfloat16)": (16, 2),
 }
-
-
-@dataclass(frozen=True)
-class BatchScores:
-    """What the scorer says of one batch.
-
-    Attributes
-    ----------
-    nll_sum : ndarray of float32, shape (batch,)
-        Negative log-likelihood of the answer tokens, in nats.
-    answer_count : ndarray of int64, shape (batch,)
-        Number of answer tokens.
-    embedding : ndarray of float32, shape (batch, width)
-        L2-normalised mean of the last hidden states.
-    """
-
-    nll_sum: NDArray[np.float32]
-    answer_count: NDArray[np.int64]
-    embedding: NDArray[np.float32]
 
 
 def onnxruntime_conflict() -> str | None:
@@ -145,13 +124,20 @@ class Engine(Protocol):
             Where their feature rows go, and how many there are.
         """
 
-    def read(self, inputs: dict[str, NDArray[Any]]) -> BatchScores:
+    def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Score a batch.
 
         Parameters
         ----------
         inputs : dict of str to ndarray
             All inputs of the scorer except the features.
+        outputs : sequence of str
+            Which of its outputs are wanted; what only the others need may be left out.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The outputs by name.
         """
 
 
@@ -208,7 +194,10 @@ class OnnxEngine:
         features = next(node for node in self._scorer.get_inputs() if node.name == "features")
         self._feature_type, self._feature_bytes = _TYPES[features.type]
         self._feature_width = int(features.shape[1])
-        self.embedding_size = int(self._scorer.get_outputs()[2].shape[1])
+        embedding = next(node for node in self._scorer.get_outputs() if node.name == "sample_embedding")
+        self.embedding_size = int(embedding.shape[1])
+        self._only_outputs = self._ort.RunOptions()
+        self._only_outputs.only_execute_path_to_fetches = True
         self._features = self._new_features(1)
 
     @property
@@ -236,16 +225,16 @@ class OnnxEngine:
         )
         self._vision.run_with_iobinding(binding)
 
-    def read(self, inputs: dict[str, NDArray[Any]]) -> BatchScores:
+    def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the scorer; see `Engine.read`."""
         binding = self._scorer.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         binding.bind_ortvalue_input("features", self._features)
-        for output in ("nll_sum", "answer_count", "sample_embedding"):
+        for output in outputs:
             binding.bind_output(output, "cpu")
-        self._scorer.run_with_iobinding(binding)
-        return BatchScores(*(value.numpy() for value in binding.get_outputs()))
+        self._scorer.run_with_iobinding(binding, self._only_outputs)
+        return {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
 
     def _new_features(self, rows: int) -> Any:
         shape = [rows, self._feature_width]

@@ -5,13 +5,12 @@ It runs the very modules that `mllm_selector.engine.OnnxEngine` has as graphs, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import BatchScores
 from mllm_selector.errors import ScoreError
 
 if TYPE_CHECKING:
@@ -85,14 +84,12 @@ class TorchEngine:
             tensors = {name: self._on_device(array) for name, array in inputs.items()}
             self._features[start : start + rows] = self._vision(**tensors)
 
-    def read(self, inputs: dict[str, NDArray[Any]]) -> BatchScores:
+    def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `Engine.read`."""
-        tensors = {name: self._on_device(array) for name, array in inputs.items()}
-        tensors["features"] = self._features
         with self._torch.inference_mode():
-            outputs = self._scorer(**tensors)
-        values = {name: value.cpu().numpy() for name, value in zip(self._outputs, outputs, strict=True)}
-        return BatchScores(values["nll_sum"], values["answer_count"], values["sample_embedding"])
+            tensors = {name: self._on_device(array) for name, array in inputs.items()}
+            values = dict(zip(self._outputs, self._scorer(**tensors, features=self._features), strict=True))
+            return {name: values[name].cpu().numpy() for name in outputs}
 
     def _on_device(self, array: NDArray[Any]) -> torch.Tensor:
         return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
