@@ -302,6 +302,11 @@ class ScoreOptions(StageOptions):
     token_budget: int = option(
         4096, help="Most tokens, padding included, in one batch; a longer sample forms its own.", metavar="N"
     )
+    image_budget: int = option(
+        4096,
+        help="Most image tokens that are computed together by the vision tower; a larger image is alone.",
+        metavar="N",
+    )
     max_tokens: int = option(8192, help="Samples longer than this are set aside with a reason.", metavar="N")
     shard_size: int = option(
         2048, help="Pool rows per score file, the unit that a killed run does not repeat.", metavar="N"
@@ -315,7 +320,7 @@ class ScoreOptions(StageOptions):
 
     def check(self) -> None:
         """Check the scoring options."""
-        for name in ("token_budget", "max_tokens", "shard_size", "workers", "threads"):
+        for name in ("token_budget", "image_budget", "max_tokens", "shard_size", "workers", "threads"):
             _at_least(self, name, 1)
 
 

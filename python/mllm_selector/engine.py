@@ -6,7 +6,8 @@ rows into one block of memory, and the scorer reads from it the rows that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.errors import MissingPackageError, ScoreError
+from mllm_selector.errors import DeviceMemoryError, MissingPackageError, ScoreError
 
 __all__ = [
     "SCORER",
@@ -22,6 +23,7 @@ __all__ = [
     "Engine",
     "OnnxEngine",
     "has_cuda",
+    "memory_errors",
     "onnxruntime_conflict",
     "working_providers",
 ]
@@ -43,6 +45,38 @@ _TYPES: dict[str, tuple[Any, int]] = {
     "tensor(float16)": (np.float16, 2),
     "tensor(bfloat16)": (16, 2),
 }
+
+
+# How ONNX Runtime, CUDA, cuBLAS, PyTorch and the C++ library say that memory is lacking; none has a class of
+# its own for it in every case.
+_NO_MEMORY = (
+    "failed to allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "can't allocate memory",
+    "not enough memory",
+    "alloc_failed",
+)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn the many ways in which a lack of memory is told into one.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If the block fails for want of memory. Retry after the handler only: the traceback keeps arrays alive.
+    """
+    try:
+        yield
+    # Exceptions of ONNX Runtime share no base class below Exception.
+    except Exception as error:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or any(sign in said for sign in _NO_MEMORY):
+            raise DeviceMemoryError(str(error)) from None
+        raise
 
 
 def onnxruntime_conflict() -> str | None:
@@ -111,7 +145,10 @@ class Engine(Protocol):
         """Size of one feature row in bytes."""
 
     def reserve(self, rows: int) -> None:
-        """Make room for feature rows; what was there is lost if the memory has to grow."""
+        """Make room for feature rows; what was there is lost if the memory has to grow.
+
+        This and the following raise DeviceMemoryError if the device's memory does not suffice.
+        """
 
     def see(self, inputs: dict[str, NDArray[Any]], start: int, rows: int) -> None:
         """Turn images into feature rows and keep them on the device.
@@ -208,7 +245,9 @@ class OnnxEngine:
     def reserve(self, rows: int) -> None:
         """See `Engine.reserve`."""
         if rows > self._features.shape()[0]:
-            self._features = self._new_features(rows)
+            self._features = self._new_features(1)  # so that old and new need not fit together
+            with memory_errors():
+                self._features = self._new_features(rows)
 
     def see(self, inputs: dict[str, NDArray[Any]], start: int, rows: int) -> None:
         """Run the vision graph; see `Engine.see`."""
@@ -223,7 +262,8 @@ class OnnxEngine:
             (rows, self._feature_width),
             self._features.data_ptr() + start * self.feature_row_bytes,
         )
-        self._vision.run_with_iobinding(binding)
+        with memory_errors():
+            self._vision.run_with_iobinding(binding)
 
     def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the scorer; see `Engine.read`."""
@@ -233,7 +273,8 @@ class OnnxEngine:
         binding.bind_ortvalue_input("features", self._features)
         for output in outputs:
             binding.bind_output(output, "cpu")
-        self._scorer.run_with_iobinding(binding, self._only_outputs)
+        with memory_errors():
+            self._scorer.run_with_iobinding(binding, self._only_outputs)
         return {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
 
     def _new_features(self, rows: int) -> Any:

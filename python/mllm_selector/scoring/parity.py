@@ -227,7 +227,7 @@ def _score(family: Family, engine: Engine, expected: Expected) -> Arrays:
         for row, sample in enumerate(expected.samples)
         for key, rows in zip(keys[row], sample.image_tokens, strict=True)
     ]
-    plan = plan_features([uses], capacity=0)
+    plan = plan_features([uses], capacity=0, rows_at_once=sum(use.rows for use in uses))
     engine.reserve(plan.rows)
     for placement in plan.encode[0]:
         prepared = [expected.pictures[row][place] for row, place in (image.key for image in placement.images)]

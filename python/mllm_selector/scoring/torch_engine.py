@@ -5,13 +5,15 @@ It runs the very modules that `mllm_selector.engine.OnnxEngine` has as graphs, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.errors import ScoreError
+from mllm_selector.engine import memory_errors
+from mllm_selector.errors import DeviceMemoryError, ScoreError
 
 if TYPE_CHECKING:
     import torch
@@ -76,20 +78,34 @@ class TorchEngine:
     def reserve(self, rows: int) -> None:
         """See `Engine.reserve`."""
         if rows > len(self._features):
-            self._features = self._features.new_zeros(rows, self._features.shape[1])
+            width = self._features.shape[1]
+            self._features = self._features[:1].clone()  # so that old and new need not fit together
+            with self._computing():
+                self._features = self._features.new_zeros(rows, width)
 
     def see(self, inputs: dict[str, NDArray[Any]], start: int, rows: int) -> None:
         """See `Engine.see`."""
-        with self._torch.inference_mode():
+        with self._computing():
             tensors = {name: self._on_device(array) for name, array in inputs.items()}
             self._features[start : start + rows] = self._vision(**tensors)
 
     def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `Engine.read`."""
-        with self._torch.inference_mode():
+        with self._computing():
             tensors = {name: self._on_device(array) for name, array in inputs.items()}
             values = dict(zip(self._outputs, self._scorer(**tensors, features=self._features), strict=True))
             return {name: values[name].cpu().numpy() for name in outputs}
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        try:
+            with memory_errors(), self._torch.inference_mode():
+                yield
+        except DeviceMemoryError:
+            # Blocks kept for later are of the sizes that did not fit.
+            if self._device == "cuda":
+                self._torch.cuda.empty_cache()
+            raise
 
     def _on_device(self, array: NDArray[Any]) -> torch.Tensor:
         return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,19 @@ from mllm_selector.errors import PoolError, RunDirectoryError, ScoreError
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.batching import BatchBudget
+from mllm_selector.scoring.loading import ahead
 from mllm_selector.scoring.opening import open_engine
-from mllm_selector.scoring.shards import EncodedShard, ShardScorer, ShardScores, encode_shard
+from mllm_selector.scoring.scorer import ShardScorer, Work
+from mllm_selector.scoring.shards import ShardScores, encode_shard
 
 __all__ = ["run"]
 
 KEY = "mllm_selector.key"
 """Schema metadata of a part: the key of the score stage that wrote it."""
+
+WORK = "mllm_selector.work"
+"""Schema metadata of a part: what its scores took, as JSON."""
 
 
 def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[str, Any]:
@@ -47,9 +55,11 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     Returns
     -------
     dict
-        ``samples``, ``scored``, ``set_aside`` (number by reason code), ``answer_tokens``, ``parts``,
-        ``resumed`` (parts that an earlier run had finished), ``embedding_size``, ``provider`` and
-        ``image_backend``.
+        ``samples``, ``scored``, ``set_aside`` (number by reason code), ``answer_tokens``,
+        ``images_encoded``, ``rescored`` (samples that needed float32 for a finite score), ``parts``,
+        ``resumed`` (parts that an earlier run had finished), ``embedding_size``, ``provider``,
+        ``image_backend``, ``idle_share`` of the device's time in this process and ``halved_batches``, those
+        that did not fit in its memory.
 
     Raises
     ------
@@ -65,21 +75,28 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     pool = Pool.of(run)
     family = families.load(run.onnx / "processor", trust_remote_code=trust)
     engine = open_engine(run, family, options.device, options.threads, progress.note)
+    half = run.need("export").options.get("precision", "float32") != "float32"
     schema = score_schema(engine.embedding_size, {KEY: run.stages["score"].key})
     starts = range(0, len(pool), options.shard_size)
     shards = [range(start, min(start + options.shard_size, len(pool))) for start in starts]
     parts = [run.score_part(index) for index in range(len(shards))]
     todo = _todo(run.scores, parts, shards, schema, progress.note)
 
+    exact = partial(open_engine, run, family, options.device, options.threads, precision="float32")
+    budget = BatchBudget(options.token_budget, options.image_budget)
     progress.start("score", total=len(pool))
-    meter = _Meter(progress, finished=len(pool) - sum(len(shards[index]) for index in todo))
-    encoded = _one_ahead(lambda index: encode_shard(pool, shards[index], family, options), todo)
     # Pillow only warns of pictures up to twice its limit; here they are as unreadable as larger ones.
-    with warnings.catch_warnings(), ShardScorer(family, pool, engine, options) as scorer:
+    with (
+        warnings.catch_warnings(),
+        ShardScorer(family, pool, engine, budget, options.workers, exact if half else None) as scorer,
+    ):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for index, shard in zip(todo, encoded, strict=True):
-            meter.count(len(shard.reasons), 0)
-            write_arrow(parts[index], _table(scorer.score(shard, meter.count), schema))
+        meter = _Meter(progress, scorer.work, finished=len(pool) - sum(len(shards[index]) for index in todo))
+        plans = (scorer.plan(encode_shard(pool, shards[index], family, options)) for index in todo)
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+            for index, planned in zip(todo, ahead(plans, thread, 1), strict=True):
+                meter.count(len(planned.shard.reasons), 0)
+                write_arrow(parts[index], _table(scorer.score(planned, meter.count), schema))
 
     counts = _counts(run.scores)
     aside = sum(counts["set_aside"].values())
@@ -92,14 +109,17 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         "embedding_size": engine.embedding_size,
         "provider": engine.provider,
         "image_backend": family.image_backend,
+        "idle_share": round(meter.idle, 4) if todo else None,
+        "halved_batches": scorer.work.splits,
     }
 
 
 class _Meter:
-    """Reports progress with the speed of this run, finished parts of earlier ones left out."""
+    """Reports progress with the speed of this process, finished parts of earlier ones left out."""
 
-    def __init__(self, progress: Progress, finished: int) -> None:
+    def __init__(self, progress: Progress, work: Work, finished: int) -> None:
         self._progress = progress
+        self._work = work
         self._finished = finished
         self._samples = self._tokens = 0
         self._started = time.monotonic()
@@ -110,6 +130,11 @@ class _Meter:
         return self._samples / self._seconds
 
     @property
+    def idle(self) -> float:
+        """Share of the time in which the device waited for work."""
+        return max(0.0, 1 - self._work.busy_seconds / self._seconds)
+
+    @property
     def _seconds(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)
 
@@ -117,20 +142,12 @@ class _Meter:
         """Add samples and tokens that are done."""
         self._samples += samples
         self._tokens += tokens
-        speed = {"samples/s": self.rate, "tokens/s": self._tokens / self._seconds}
+        speed: dict[str, float | str] = {
+            "samples/s": self.rate,
+            "tokens/s": self._tokens / self._seconds,
+            "idle": f"{self.idle:.0%}",
+        }
         self._progress.update(self._finished + self._samples, **speed)
-
-
-def _one_ahead(encode: Callable[[int], EncodedShard], todo: Sequence[int]) -> Iterator[EncodedShard]:
-    """Encode each shard while the one before it is scored."""
-    with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
-        following = thread.submit(encode, todo[0]) if todo else None
-        for index in todo[1:]:
-            assert following is not None
-            shard, following = following.result(), thread.submit(encode, index)
-            yield shard
-        if following is not None:
-            yield following.result()
 
 
 def _todo(
@@ -157,12 +174,16 @@ def _todo(
             note(f"{error} Scoring it again.")
             todo.append(index)
             continue
-        if not table.schema.equals(schema, check_metadata=True):
+        if not table.schema.equals(schema) or _key(table.schema) != _key(schema):
             raise RunDirectoryError(_another_run(part))
         if table["row"].to_pylist() != list(rows):
             note(f"{part} does not hold its rows; scoring it again")
             todo.append(index)
     return todo
+
+
+def _key(schema: pa.Schema) -> bytes | None:
+    return (schema.metadata or {}).get(KEY.encode())
 
 
 def _another_run(part: Path) -> str:
@@ -184,7 +205,9 @@ def _table(scores: ShardScores, schema: pa.Schema) -> pa.Table:
         pa.array(scores.reasons, type=pa.utf8()),
         embedding,
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    work = {"images_encoded": scores.images_encoded, "rescored": scores.rescored}
+    metadata = {**schema.metadata, WORK: json.dumps(work)}
+    return pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
 
 
 def _counts(folder: Path) -> dict[str, Any]:
@@ -208,9 +231,14 @@ def _counts(folder: Path) -> dict[str, Any]:
             f"Mend the cause, delete {folder} and run the same command again"
         )
         raise ScoreError(msg)
+    work: Counter[str] = Counter()
+    for part in folder.glob("part-*.arrow"):
+        work.update(json.loads(open_arrow(part).schema.metadata[WORK.encode()]))
     return {
         "samples": len(table),
         "scored": len(table) - len(reasons),
         "set_aside": dict(sorted(set_aside.items())),
         "answer_tokens": int(table.answer_tokens.sum()),
+        "images_encoded": work["images_encoded"],
+        "rescored": work["rescored"],
     }
