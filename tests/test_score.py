@@ -177,6 +177,8 @@ def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, imag
         "embedding_size": 32,
         "provider": "CPUExecutionProvider",
         "image_backend": "pil",
+        "token_budget": 512,
+        "image_budget": 4096,
         "halved_batches": 0,
     }
 
@@ -186,7 +188,12 @@ def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
     score_run(folder, key="this run")
     part = pa.ipc.open_file(folder / "scores" / "part-00001.arrow").read_all()
     work = json.dumps({"images_encoded": 4, "rescored": 0})
-    metadata = {"mllm_selector.key": "this run", "mllm_selector.work": work}
+    batches = json.dumps({"tokens": 512, "image_rows": 4096})
+    metadata = {
+        "mllm_selector.key": "this run",
+        "mllm_selector.batches": batches,
+        "mllm_selector.work": work,
+    }
     assert part.schema.equals(score_schema(32, metadata), check_metadata=True)
     assert part["row"].to_pylist() == [16, 17, 18, 19]
     quotients = part["nll_sum"].to_numpy() / part["answer_tokens"].to_numpy()

@@ -40,6 +40,11 @@ def samples(count: int, seed: int = 2) -> list[Any]:
     return made
 
 
+def ask(text: str) -> Any:
+    """A sample without images."""
+    return [("user", text), ("assistant", "yes")], []
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
@@ -144,7 +149,7 @@ def test_batches_that_do_not_fit_are_halved(scored: Any, monkeypatch: pytest.Mon
 def test_what_does_not_fit_alone_is_set_aside(scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = samples(40)
     _, expected = scored(pool)
-    longest = [([("user", "many " * 60), ("assistant", "yes")], []), *pool]
+    longest = [ask("many " * 60), *pool]
     with little_memory(monkeypatch, tokens=100):
         counts, table = scored([pool[0], *longest])
     reasons = table.reasons.to_pylist()
@@ -160,7 +165,9 @@ def test_what_does_not_fit_alone_is_set_aside(scored: Any, monkeypatch: pytest.M
 def test_an_image_that_does_not_fit_takes_only_its_samples_along(
     scored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = samples(40)
+    pool = [each if each[1] else ask("many") for each in samples(20)] + [
+        ask("red " * n) for n in range(1, 25)
+    ]
     with little_memory(monkeypatch, pictures=0):
         counts, table = scored(pool)
     shown = [bool(images) for _, images in pool]
@@ -230,7 +237,7 @@ def test_a_sample_that_overflows_is_scored_again_in_float32(scored: Any) -> None
         poison(graphs / "scorer.onnx", np.inf)
 
     pool = samples(30)
-    pool[3] = ([("user", "a \x7f b"), ("assistant", "yes , red")], ["1.png"])
+    pool[3] = ask("a \x7f b")
     pool[7] = ([("user", "<image>\n? \x7f"), ("assistant", "no")], ["2.png"])
     counts, table = scored(pool, "layers-float16", overflow)
     assert counts["rescored"] == 2
@@ -248,7 +255,7 @@ def test_what_is_not_finite_in_float32_either_is_set_aside(scored: Any) -> None:
         poison(graphs / "float32" / "scorer.onnx", np.nan)
 
     pool = samples(30)
-    pool[3] = ([("user", "a \x7f b"), ("assistant", "yes")], [])
+    pool[3] = ask("a \x7f b")
     counts, table = scored(pool, "layers-float16", broken)
     assert counts["rescored"] == 1
     assert counts["set_aside"] == {"not-finite": 1}

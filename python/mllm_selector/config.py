@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.errors import UsageError
-from mllm_selector.values import Amount, Columns, Input, Inputs, Limits
+from mllm_selector.values import Amount, AutoCount, Columns, Input, Inputs, Limits
 
 __all__ = [
     "Amount",
+    "AutoCount",
     "Columns",
     "ExportOptions",
     "IngestOptions",
@@ -105,6 +106,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         return Inputs.parse(value, name)
     if kind is Amount and isinstance(value, str | int | float | Amount):
         return Amount.parse(value, cli_name(name))
+    if kind is AutoCount and isinstance(value, str | int | AutoCount) and not isinstance(value, bool):
+        return AutoCount.parse(value, cli_name(name))
     if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
         limits = Limits.parse(value, cli_name(name))
         return limits if limits.amounts else None
@@ -120,6 +123,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         str: "text",
         Limits: "mapping of names to counts or shares",
         Columns: "mapping of kinds to columns",
+        AutoCount: "whole number or auto",
     }
     msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
     raise UsageError(msg)
@@ -134,7 +138,7 @@ def _as_json(value: Any) -> Any:
         return dict(value.names)
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
-    return str(value) if isinstance(value, Amount) else value
+    return str(value) if isinstance(value, Amount | AutoCount) else value
 
 
 def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
@@ -299,13 +303,16 @@ class ScoreOptions(StageOptions):
     device: str = option(
         "auto", help="Where to score; auto takes CUDA where it works.", choices=("auto", "cpu", "cuda")
     )
-    token_budget: int = option(
-        4096, help="Most tokens, padding included, in one batch; a longer sample forms its own.", metavar="N"
+    token_budget: AutoCount = option(
+        AutoCount(),
+        help="Most tokens, padding included, in one batch; a longer sample forms its own. auto measures what "
+        "is fastest and fits, once for a device and a model.",
+        metavar="N|auto",
     )
-    image_budget: int = option(
-        4096,
-        help="Most image tokens that are computed together by the vision tower; a larger image is alone.",
-        metavar="N",
+    image_budget: AutoCount = option(
+        AutoCount(),
+        help="Most image tokens that the vision tower computes together; a larger image is alone.",
+        metavar="N|auto",
     )
     max_tokens: int = option(8192, help="Samples longer than this are set aside with a reason.", metavar="N")
     shard_size: int = option(
@@ -320,7 +327,7 @@ class ScoreOptions(StageOptions):
 
     def check(self) -> None:
         """Check the scoring options."""
-        for name in ("token_budget", "image_budget", "max_tokens", "shard_size", "workers", "threads"):
+        for name in ("max_tokens", "shard_size", "workers", "threads"):
             _at_least(self, name, 1)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mllm_selector.errors import UsageError
 
-__all__ = ["Amount", "Columns", "Input", "Inputs", "Limits"]
+__all__ = ["Amount", "AutoCount", "Columns", "Input", "Inputs", "Limits"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,44 @@ class Amount:
 
     def __str__(self) -> str:
         return f"{float(self.value * 100):.15g}%" if self.is_share else str(int(self.value))
+
+
+@dataclass(frozen=True)
+class AutoCount:
+    """A whole number from 1 up, or ``auto``: found by the program.
+
+    Examples
+    --------
+    >>> AutoCount.parse("4096").value, AutoCount.parse("auto").value
+    (4096, None)
+    """
+
+    value: int | None = None
+
+    @classmethod
+    def parse(cls, given: str | int | AutoCount, name: str = "count") -> Self:
+        """Read a number or ``auto``.
+
+        Raises
+        ------
+        UsageError
+            If it is neither, or below 1.
+        """
+        if isinstance(given, AutoCount):
+            return cls(given.value)
+        text = str(given).strip().replace("_", "")
+        if text == "auto":
+            return cls(None)
+        if not text.isdecimal():
+            msg = f"{name}: {given!r} is neither a whole number nor auto"
+            raise UsageError(msg)
+        if int(text) < 1:
+            msg = f"{name}: {given} is too small; give at least 1, or auto"
+            raise UsageError(msg)
+        return cls(int(text))
+
+    def __str__(self) -> str:
+        return "auto" if self.value is None else str(self.value)
 
 
 @dataclass(frozen=True)

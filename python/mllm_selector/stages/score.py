@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
+from mllm_selector.scoring.budget import budget_memory, settle_budget
 from mllm_selector.scoring.loading import ahead
 from mllm_selector.scoring.opening import open_engine
 from mllm_selector.scoring.scorer import ShardScorer, Work
@@ -32,6 +34,9 @@ __all__ = ["run"]
 
 KEY = "mllm_selector.key"
 """Schema metadata of a part: the key of the score stage that wrote it."""
+
+BATCHES = "mllm_selector.batches"
+"""Schema metadata of a part: the budget of its batches, as JSON."""
 
 WORK = "mllm_selector.work"
 """Schema metadata of a part: what its scores took, as JSON."""
@@ -58,8 +63,8 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         ``samples``, ``scored``, ``set_aside`` (number by reason code), ``answer_tokens``,
         ``images_encoded``, ``rescored`` (samples that needed float32 for a finite score), ``parts``,
         ``resumed`` (parts that an earlier run had finished), ``embedding_size``, ``provider``,
-        ``image_backend``, ``idle_share`` of the device's time in this process and ``halved_batches``, those
-        that did not fit in its memory.
+        ``image_backend``, ``token_budget``, ``image_budget``, ``idle_share`` (of the device's time in this
+        process) and ``halved_batches`` (those that did not fit in its memory).
 
     Raises
     ------
@@ -76,14 +81,16 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     family = families.load(run.onnx / "processor", trust_remote_code=trust)
     engine = open_engine(run, family, options.device, options.threads, progress.note)
     half = run.need("export").options.get("precision", "float32") != "float32"
-    schema = score_schema(engine.embedding_size, {KEY: run.stages["score"].key})
+    budget = settle_budget(run, family, pool, engine, options)
+    schema = score_schema(
+        engine.embedding_size, {KEY: run.stages["score"].key, BATCHES: json.dumps(asdict(budget))}
+    )
     starts = range(0, len(pool), options.shard_size)
     shards = [range(start, min(start + options.shard_size, len(pool))) for start in starts]
     parts = [run.score_part(index) for index in range(len(shards))]
     todo = _todo(run.scores, parts, shards, schema, progress.note)
 
     exact = partial(open_engine, run, family, options.device, options.threads, precision="float32")
-    budget = BatchBudget(options.token_budget, options.image_budget)
     progress.start("score", total=len(pool))
     # Pillow only warns of pictures up to twice its limit; here they are as unreadable as larger ones.
     with (
@@ -98,6 +105,12 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
                 meter.count(len(planned.shard.reasons), 0)
                 write_arrow(parts[index], _table(scorer.score(planned, meter.count), schema))
 
+    if scorer.work.splits:
+        progress.note(
+            f"{scorer.work.splits:,} batches did not fit in memory and were halved; lower budgets than "
+            f"--token-budget {budget.tokens} --image-budget {budget.image_rows} save the vain attempts"
+        )
+        budget_memory(run, engine).remember(BatchBudget(budget.tokens // 2, budget.image_rows // 2))
     counts = _counts(run.scores)
     aside = sum(counts["set_aside"].values())
     speed = f"; {meter.rate:,.1f} samples/s with {engine.provider}" if todo else ""
@@ -109,6 +122,8 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         "embedding_size": engine.embedding_size,
         "provider": engine.provider,
         "image_backend": family.image_backend,
+        "token_budget": budget.tokens,
+        "image_budget": budget.image_rows,
         "idle_share": round(meter.idle, 4) if todo else None,
         "halved_batches": scorer.work.splits,
     }
@@ -174,7 +189,7 @@ def _todo(
             note(f"{error} Scoring it again.")
             todo.append(index)
             continue
-        if not table.schema.equals(schema) or _key(table.schema) != _key(schema):
+        if not table.schema.equals(schema) or _origin(table.schema) != _origin(schema):
             raise RunDirectoryError(_another_run(part))
         if table["row"].to_pylist() != list(rows):
             note(f"{part} does not hold its rows; scoring it again")
@@ -182,8 +197,9 @@ def _todo(
     return todo
 
 
-def _key(schema: pa.Schema) -> bytes | None:
-    return (schema.metadata or {}).get(KEY.encode())
+def _origin(schema: pa.Schema) -> list[bytes | None]:
+    """Return what must be the same in all parts of a run."""
+    return [(schema.metadata or {}).get(key.encode()) for key in (KEY, BATCHES)]
 
 
 def _another_run(part: Path) -> str:
