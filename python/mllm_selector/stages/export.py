@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import families
-from mllm_selector.artifacts import atomic_folder, write_json
+from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION, Engine, OnnxEngine, has_cuda
 from mllm_selector.errors import ExportError, MissingPackageError
@@ -78,7 +78,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
                 _write_graphs(family, model, precision, graph_folder(temporary, options.precision, precision))
                 progress.update(next(steps))
         del model
-        family.save(temporary / "processor")
+        with writing(run.onnx):
+            family.save(temporary / "processor")
         checks = {}
         for precision in precisions:
             graphs = graph_folder(temporary, options.precision, precision)
@@ -147,7 +148,6 @@ def _export(graph: Graph, path: Path) -> None:
             )
             assert program is not None  # what dynamo=True returns; for the type checker
             _drop_metadata(program.model)
-            program.save(path, external_data=True)
     # torch.export raises a dozen unrelated classes; the model, not the caller, is what they are about.
     except Exception as error:
         msg = (
@@ -156,6 +156,8 @@ def _export(graph: Graph, path: Path) -> None:
             f"Its last words: {log.getvalue()[-2000:].strip() or 'none'}"
         )
         raise ExportError(msg) from error
+    with writing(path), _captured(log):
+        program.save(path, external_data=True)
 
 
 def _drop_metadata(model: Any) -> None:
