@@ -184,10 +184,13 @@ def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, imag
 
 
 def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
-    folder = make_run(many(20))
+    samples = many(20)
+    folder = make_run(samples)
     score_run(folder, key="this run")
     part = pa.ipc.open_file(folder / "scores" / "part-00001.arrow").read_all()
-    work = json.dumps({"images_encoded": 4, "rescored": 0})
+    work = json.dumps(
+        {"images_encoded": len({image for _, shown in samples[16:] for image in shown}), "rescored": 0}
+    )
     batches = json.dumps({"tokens": 512, "image_rows": 4096})
     metadata = {
         "mllm_selector.key": "this run",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.errors import UsageError
-from mllm_selector.values import Amount, AutoCount, Columns, Input, Inputs, Limits
+from mllm_selector.values import Amount, AutoCount, Columns, Input, Inputs, Limits, Shard
 
 __all__ = [
     "Amount",
@@ -30,6 +30,7 @@ __all__ = [
     "ReportOptions",
     "ScoreOptions",
     "SeedOptions",
+    "Shard",
     "StageOptions",
     "cli_name",
     "option",
@@ -108,6 +109,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         return Amount.parse(value, cli_name(name))
     if kind is AutoCount and isinstance(value, str | int | AutoCount) and not isinstance(value, bool):
         return AutoCount.parse(value, cli_name(name))
+    if kind is Shard and isinstance(value, str | Shard):
+        return Shard.parse(value, cli_name(name))
     if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
         limits = Limits.parse(value, cli_name(name))
         return limits if limits.amounts else None
@@ -124,6 +127,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         Limits: "mapping of names to counts or shares",
         Columns: "mapping of kinds to columns",
         AutoCount: "whole number or auto",
+        Shard: "text such as 2/8",
     }
     msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
     raise UsageError(msg)
@@ -138,7 +142,7 @@ def _as_json(value: Any) -> Any:
         return dict(value.names)
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
-    return str(value) if isinstance(value, Amount | AutoCount) else value
+    return str(value) if isinstance(value, Amount | AutoCount | Shard) else value
 
 
 def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
@@ -324,9 +328,21 @@ class ScoreOptions(StageOptions):
     threads: int | None = option(
         None, help="CPU threads for computing; default all.", metavar="N", matters=False
     )
+    shard: Shard | None = option(
+        None,
+        help="Score only this process's share, the I-th of N, for job arrays; --merge puts them together.",
+        metavar="I/N",
+        matters=False,
+    )
+    merge: bool = option(
+        False, help="Score nothing; put together what the processes with --shard scored.", matters=False
+    )
 
     def check(self) -> None:
         """Check the scoring options."""
+        if self.shard is not None and self.merge:
+            msg = "--shard and --merge: give one; --merge comes when all shards are done"
+            raise UsageError(msg)
         for name in ("max_tokens", "shard_size", "workers", "threads"):
             _at_least(self, name, 1)
 

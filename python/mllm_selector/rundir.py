@@ -112,6 +112,11 @@ class RunDirectory:
         """How much is computed together, once that has been found (score)."""
         return self.path / "batches.json"
 
+    @property
+    def shards(self) -> Path:
+        """Folder of the parts that processes with ``--shard`` have scored, until they are merged (score)."""
+        return self.path / "shards"
+
     def score_part(self, index: int) -> Path:
         """One of the score parts (score)."""
         return self.scores / f"part-{index:05d}.arrow"
