@@ -34,7 +34,7 @@ LAYERS = [
 ]
 
 # A torch module is a class, so its file needs torch at the top; it is imported inside functions only.
-TORCH_CODE = {PACKAGE / "families" / "graphs.py"}
+TORCH_CODE = {PACKAGE / "families" / name for name in ("graphs.py", "scorer.py")}
 
 
 def modules() -> list[Path]:

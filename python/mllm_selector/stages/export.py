@@ -96,16 +96,16 @@ def _export(graph: Graph, path: Path) -> None:
 
     # An axis name stands for one length, wherever it occurs.
     dims = {name: torch.export.Dim(name) for axes in graph.axes.values() for name in axes.values()}
-    shapes = tuple(
-        {axis: dims[name] for axis, name in graph.axes.get(input_name, {}).items()}
+    shapes = {
+        input_name: {axis: dims[name] for axis, name in graph.axes.get(input_name, {}).items()}
         for input_name in graph.example
-    )
+    }
     log = io.StringIO()
     try:
         with _captured(log), torch.no_grad():
             program = torch.onnx.export(
                 graph.module.eval(),
-                tuple(graph.example.values()),
+                kwargs=graph.example,
                 dynamo=True,
                 input_names=list(graph.example),
                 output_names=list(graph.outputs),
@@ -138,15 +138,14 @@ def _drop_metadata(model: Any) -> None:
 def _judge(check: Check, precision: str, folder: Path) -> None:
     tolerance = TOLERANCE[precision]
     write_json(folder / "check.json", {"precision": precision, "tolerance": tolerance, **check.as_json()})
-    worst = max(check.batches, key=lambda batch: max(batch.nll_difference, batch.embedding_difference))
-    # Written so that a difference of NaN fails.
-    if worst.nll_difference <= tolerance and worst.embedding_difference <= tolerance:
+    worst = max(check.batches, key=lambda batch: batch.worst)
+    if worst.worst <= tolerance:
         return
     msg = (
         f"the {precision} graphs do not agree with the model: on a batch of {len(worst.tokens)} samples with "
         f"{worst.tokens} tokens and {worst.images} images the mean loss differs by "
-        f"{worst.nll_difference:.2e} nats and the embedding by {worst.embedding_difference:.2e}, "
-        f"more than {tolerance:g}. "
+        f"{worst.nll_difference:.2e} nats, the mean entropy by {worst.entropy_difference:.2e} and the "
+        f"embedding by {worst.embedding_difference:.2e}, more than {tolerance:g}. "
         + ("Use --precision float32." if precision == "float16" else "Please report the model's name.")
     )
     raise ExportError(msg)
