@@ -29,16 +29,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from mllm_selector.demo.model import ModelSize
 from mllm_selector.families.chat import ChatEncoder, encode_for_training
 from mllm_selector.families.images import load_image
 from mllm_selector.families.loading import load_model, load_processor
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
-from scoring_setup import Scored, machine, make_llava, make_pool, prepare, score_once
+from scoring_setup import SIZE, VOCABULARY, Scored, machine, make_llava, make_pool, prepare, score_once
 
-SIZE = ModelSize(hidden=256, vision_layers=4, text_layers=4, image_side=96, patch_side=12, vocabulary=2000)
-VOCABULARY = 32_000
 LOOP_BATCH = 8
 
 

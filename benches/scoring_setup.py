@@ -23,6 +23,10 @@ from mllm_selector.resources import processor_name
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import score
 
+SIZE = ModelSize(hidden=256, vision_layers=4, text_layers=4, image_side=96, patch_side=12, vocabulary=2000)
+VOCABULARY = 32_000
+"""A LLaVA of 22 M parameters, 16 M of them in token embeddings and vocabulary projection."""
+
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "pillow", "numpy")
 
 

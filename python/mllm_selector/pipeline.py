@@ -197,8 +197,6 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
         If a stage fails; what was finished before stays, and the same call goes on from there.
     """
     progress = progress or SilentProgress()
-    options = _with_files(options)
-    _check_inputs(options)
     of_score = options.get("score")
     if isinstance(of_score, ScoreOptions) and of_score.shard is not None:
         if len(options) > 1:
@@ -208,6 +206,8 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
             raise UsageError(msg)
         _run_shard(directory, of_score, progress)
         return
+    options = _with_files(options)
+    _check_inputs(options)
     with RunDirectory(directory) as run:
         if run.manifest_problem is not None:
             progress.note(f"{run.manifest} {run.manifest_problem}; made again from the records of its stages")

@@ -18,6 +18,7 @@ from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.shards import ShardScores
 
 __all__ = [
+    "check_origin",
     "check_scored",
     "count_parts",
     "merged_schema",
@@ -104,6 +105,23 @@ def missing_parts(
             if fault:
                 note(f"{fault}; scoring it again")
     return missing
+
+
+def check_origin(parts: Iterable[Path], schema: pa.Schema) -> None:
+    """Check that parts, whole or not, are not another run's.
+
+    Raises
+    ------
+    RunDirectoryError
+        If one is.
+    """
+    for part in parts:
+        try:
+            found = open_arrow(part).schema
+        except PoolError:
+            continue
+        if not found.equals(schema) or _origin(found) != _origin(schema):
+            raise RunDirectoryError(_another_run(part))
 
 
 def count_parts(parts: Sequence[Path]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mllm_selector.scoring.loading import ahead
 from mllm_selector.scoring.merging import CHECKSUMS, DONE, gather_parts, held_shard
 from mllm_selector.scoring.opening import open_engine
 from mllm_selector.scoring.parts import (
+    check_origin,
     check_scored,
     count_parts,
     merged_schema,
@@ -105,6 +106,7 @@ def _score(
     budget = settle_budget(run, family, pool, engine, options)
     schema = part_schema(engine.embedding_size, run.stages["score"].key, budget)
     parts = _share(run, pool, options, folder)
+    check_origin(run.shards.glob("*/part-*.arrow"), schema)
     todo = missing_parts(parts, schema, checksums, progress.note)
 
     total = sum(map(len, parts.values()))
