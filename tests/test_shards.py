@@ -145,10 +145,10 @@ def test_what_is_missing_is_named(ready: Path, capsys: pytest.CaptureFixture[str
 def test_shards_that_do_not_go_together(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("score", "--shard", "1/2", *OPTIONS, at=ready)
     assert "has 1-of-2; give the same number" in fails(capsys, "score", "--shard", "1/3", *OPTIONS, at=ready)
-    said = fails(capsys, "score", *OPTIONS, at=ready)
-    assert "is being scored by processes with --shard" in said
     said = fails(capsys, "score", "--shard", "2/2", "--device", "cpu", "--shard-size", "12", at=ready)
     assert "written with another pool, model or other options" in said
+    said = fails(capsys, "score", *OPTIONS, at=ready)
+    assert "is being scored by processes with --shard" in said
     lock = RunLock(ready / "shards" / "1-of-2" / "lock")
     lock.take()
     assert "1-of-2 is in use by process" in fails(capsys, "score", "--shard", "1/2", *OPTIONS, at=ready)
