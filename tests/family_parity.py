@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mllm_selector import families
-from mllm_selector.engine import Engine
+from mllm_selector.engine import Engine, OnnxEngine
 from mllm_selector.families.base import SCORER_OUTPUTS, Family
 from mllm_selector.families.loading import load_model
 from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
@@ -79,7 +79,7 @@ def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float
         for each, sample in zip(talks, samples, strict=True)
         for image, rows in zip(each.images, sample.image_tokens, strict=True)
     }
-    plan = plan_features([list(uses.values())], 0, family.rows_at_once)
+    plan = plan_features([list(uses.values())], 0, rows_at_once=60)
     engine.reserve(plan.rows)
     for placement in plan.encode[0]:
         prepared = [family.prepare(open_picture(use.key[0]), use.rows) for use in placement.images]
@@ -98,7 +98,7 @@ def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float
 def differences(graphs: Path, reference: list[tuple[float, Any]]) -> tuple[float, float]:
     """Largest difference of a mean loss, in nats, and of an element of an embedding, over all batches."""
     family = families.load(graphs / "processor")
-    engine = Engine(graphs, "cpu", threads=1)
+    engine = OnnxEngine(graphs, "cpu", threads=1)
     losses, embeddings = [], []
     for batch in BATCHES:
         scores = score(family, engine, [TALKS[index] for index in batch])

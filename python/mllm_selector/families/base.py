@@ -147,9 +147,6 @@ class Family(ABC):
         That placeholder, where the tokenizer has no such attribute.
     one_size : bool
         Whether all pictures have the same feature rows whatever their size, so that sizes are not read.
-    rows_at_once : int
-        Most feature rows that one run of the vision graph makes, unless one image has more: what bounds the
-        memory of a run where pictures differ in size.
     config : transformers.PreTrainedConfig
         The content of ``config.json``.
     parts : ProcessorParts
@@ -167,7 +164,6 @@ class Family(ABC):
     image_token_name: ClassVar[str] = "image_token"
     image_token: ClassVar[str] = IMAGE_MARK
     one_size: ClassVar[bool] = False
-    rows_at_once: ClassVar[int] = 8 * 576
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         self.folder = folder

@@ -172,7 +172,6 @@ class QwenFamily(Family):
     """
 
     image_token: ClassVar[str] = "<|image_pad|>"
-    rows_at_once: ClassVar[int] = 1280
 
     @property
     def merge(self) -> int:

@@ -6,7 +6,7 @@ same batches as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mllm_selector.families.base import Arrays, Encoded, Family
 
 __all__ = [
+    "BatchBudget",
     "FeaturePlan",
     "ImageUse",
     "Placement",
@@ -25,8 +26,22 @@ __all__ = [
     "split_answers",
 ]
 
-IMAGES_AT_ONCE = 8
-"""Most images in one run of the vision graph."""
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """How much is computed together.
+
+    Attributes
+    ----------
+    tokens : int
+        Most tokens in a batch, padding included; a longer sample forms its own batch.
+    image_rows : int
+        Most feature rows in one run of the vision graph; an image of more has its own. A row stands for a
+        fixed number of patches, so this bounds the work of the vision tower, whatever the images' sizes.
+    """
+
+    tokens: int
+    image_rows: int
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -142,7 +157,7 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int, rows_at_
     capacity : int
         Feature rows to keep at most; raised to what the largest batch needs.
     rows_at_once : int
-        Most feature rows that one run of the vision graph makes, unless one image has more.
+        Feature rows of the images that are encoded together, at most; an image of more is encoded alone.
     """
     capacity = max([capacity, *(sum(image.rows for image in batch) for batch in batches)])
     uses: dict[Hashable, list[int]] = {}
@@ -183,15 +198,15 @@ def _place(
     return placements
 
 
-def _chunks(images: Sequence[ImageUse], rows_at_once: int) -> list[list[ImageUse]]:
-    chunks: list[list[ImageUse]] = []
+def _chunks(images: Sequence[ImageUse], rows_at_once: int) -> Iterator[list[ImageUse]]:
+    chunk: list[ImageUse] = []
     for image in images:
-        last = chunks[-1] if chunks else []
-        full = len(last) == IMAGES_AT_ONCE or sum(each.rows for each in last) + image.rows > rows_at_once
-        if not last or full:
-            chunks.append([])
-        chunks[-1].append(image)
-    return chunks
+        if chunk and sum(each.rows for each in chunk) + image.rows > rows_at_once:
+            yield chunk
+            chunk = []
+        chunk.append(image)
+    if chunk:
+        yield chunk
 
 
 class _Rows:
