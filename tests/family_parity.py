@@ -95,9 +95,8 @@ def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float
     return [float(each.mean(dtype=np.float64)) for each in losses], scores["sample_embedding"]
 
 
-def differences(graphs: Path, reference: list[tuple[float, Any]]) -> tuple[float, float]:
+def differences(family: Family, graphs: Path, reference: list[tuple[float, Any]]) -> tuple[float, float]:
     """Largest difference of a mean loss, in nats, and of an element of an embedding, over all batches."""
-    family = families.load(graphs / "processor")
     engine = OnnxEngine(graphs, "cpu", threads=1)
     losses, embeddings = [], []
     for batch in BATCHES:
