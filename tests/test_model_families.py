@@ -74,7 +74,7 @@ def whole_run(name: str) -> Path:
 
 @functools.cache
 def exported(name: str) -> tuple[Path, Path]:
-    """Return a model directory and its `onnx` folder; an export in half precision holds float32 graphs too."""
+    """Return a model directory and its `onnx` folder; one in half precision holds float32 graphs too."""
     if name in WHOLE_METHOD:
         return whole_run(name) / "seed" / "model", whole_run(name) / "onnx"
     precision = "float16" if name in HALF else "float32"
