@@ -62,7 +62,7 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
         "device": "cpu",
         "threads": given.threads,
     }
-    seconds = run(folder / "run", whole, list(pipeline.STAGES))
+    seconds = run(folder / "run", whole, ["ingest", *SELECTION])
     chosen = {**common, "pool": str(folder / "run" / "subset.json")}
     epoch = run(folder / "epoch", {**common, "seed_size": "100%"}, ["ingest", "seed"])["seed"]
     subset = run(folder / "subset", {**chosen, "seed_size": "100%"}, ["ingest", "seed"])["seed"]
