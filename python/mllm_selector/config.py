@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.errors import UsageError
-from mllm_selector.values import Amount, Columns, Input, Inputs, Limits
+from mllm_selector.values import Amount, Columns, Files, Input, Inputs, Limits, Settings
 
 __all__ = [
     "Amount",
     "Columns",
     "ExportOptions",
+    "Files",
     "IngestOptions",
     "Input",
     "Inputs",
@@ -29,6 +30,7 @@ __all__ = [
     "ReportOptions",
     "ScoreOptions",
     "SeedOptions",
+    "Settings",
     "StageOptions",
     "cli_name",
     "option",
@@ -42,6 +44,7 @@ def option(
     metavar: str | None = None,
     choices: tuple[str, ...] | None = None,
     matters: bool = True,
+    of_method: bool = False,
 ) -> Any:
     """Declare one option of a stage.
 
@@ -58,8 +61,16 @@ def option(
     matters : bool
         False for options that cannot change the result (threads, workers): a finished stage stays
         valid when they change.
+    of_method : bool
+        True for options that only some selection methods use: see `mllm_selector.methods.base.Method.uses`.
     """
-    metadata = {"help": help, "metavar": metavar, "choices": choices, "matters": matters}
+    metadata = {
+        "help": help,
+        "metavar": metavar,
+        "choices": choices,
+        "matters": matters,
+        "of_method": of_method,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -75,16 +86,30 @@ class StageOptions:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = _converted(field.name, getattr(self, field.name), hints[field.name])
+            value = _converted(self.shown(field.name), getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
             choices = field.metadata["choices"]
             if choices and value not in choices:
-                msg = f"{cli_name(field.name)}: {value!r} is not one of {', '.join(choices)}"
+                msg = f"{self.shown(field.name)}: {value!r} is not one of {', '.join(choices)}"
                 raise UsageError(msg)
         self.check()
 
     def check(self) -> None:
         """Check what is special to one stage."""
+
+    @staticmethod
+    def shown(name: str) -> str:
+        """Write a field name the way the command line shows it."""
+        return cli_name(name)
+
+    def at_least(self, name: str, low: float, *, above: bool = False) -> None:
+        """Check that a number, if there is one, is not below a bound, or above it."""
+        value = getattr(self, name)
+        if value is None or (value > low if above else value >= low):
+            return
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        msg = f"{self.shown(name)}: {value} is too small; it must be {bound}"
+        raise UsageError(msg)
 
     def as_json(self, *, only_that_matter: bool = False) -> dict[str, Any]:
         """Return the options as JSON values, on request only those that can change the result."""
@@ -95,33 +120,41 @@ class StageOptions:
         }
 
 
-def _converted(name: str, value: Any, hint: Any) -> Any:
+def _converted(shown: str, value: Any, hint: Any) -> Any:
     """Bring a value from Python or a config file to the declared type."""
-    kinds = typing.get_args(hint) or (hint,)
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in kinds:
         return None
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     if kind is Inputs:
-        return Inputs.parse(value, name)
+        return Inputs.parse(value, shown.removeprefix("--"))
     if kind is Amount and isinstance(value, str | int | float | Amount):
-        return Amount.parse(value, cli_name(name))
+        return Amount.parse(value, shown)
     if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
-        limits = Limits.parse(value, cli_name(name))
+        limits = Limits.parse(value, shown)
         return limits if limits.amounts else None
     if kind is Columns and isinstance(value, Columns | Mapping | str | list | tuple):
-        return Columns.parse(value, cli_name(name))
+        return Columns.parse(value, shown)
+    if kind is Settings and isinstance(value, Settings | Mapping | list | tuple):
+        settings = Settings.parse(value, shown)
+        return settings if settings.values else None
+    if kind is Files and isinstance(value, Files | str | Path | list | tuple):
+        files = Files.parse(value, shown)
+        return files if files.paths else None
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is kind:
+    if type(value) is (typing.get_origin(kind) or kind):
         return value
     words = {
         str: "text",
         Limits: "mapping of names to counts or shares",
         Columns: "mapping of kinds to columns",
+        Settings: "mapping of names to values",
+        Files: "list of paths",
     }
-    msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
+    msg = f"{shown}: {value!r} is not of type {words.get(kind, getattr(kind, '__name__', kind))}"
     raise UsageError(msg)
 
 
@@ -132,18 +165,15 @@ def _as_json(value: Any) -> Any:
         return [{"path": str(entry.path.absolute()), "source": entry.source} for entry in value.inputs]
     if isinstance(value, Columns):
         return dict(value.names)
+    if isinstance(value, Settings):
+        return dict(value.values)
+    if isinstance(value, Files):
+        return [str(path.absolute()) for path in value.paths]
+    if isinstance(value, tuple):
+        return list(value)
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
     return str(value) if isinstance(value, Amount) else value
-
-
-def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
-    value = getattr(options, name)
-    if value is None or (value > low if above else value >= low):
-        return
-    bound = f"above {low:g}" if above else f"at least {low:g}"
-    msg = f"{cli_name(name)}: {value} is too small; it must be {bound}"
-    raise UsageError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +248,8 @@ class IngestOptions(StageOptions):
 
     def check(self) -> None:
         """Check the reading options."""
-        _at_least(self, "max_image_pixels", 1)
-        _at_least(self, "threads", 1)
+        self.at_least("max_image_pixels", 1)
+        self.at_least("threads", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,11 +291,11 @@ class SeedOptions(StageOptions):
         if self.seed_model is not None and self.model is not None:
             msg = "--model and --seed-model: give one; --seed-model DIR skips the fine-tuning of --model"
             raise UsageError(msg)
-        _at_least(self, "seed_epochs", 0, above=True)
-        _at_least(self, "seed_learning_rate", 0, above=True)
+        self.at_least("seed_epochs", 0, above=True)
+        self.at_least("seed_learning_rate", 0, above=True)
         for name in ("seed_batch_size", "seed_micro_batch", "seed_max_tokens", "lora_rank", "lora_alpha"):
-            _at_least(self, name, 1)
-        _at_least(self, "seed", 0)
+            self.at_least(name, 1)
+        self.at_least("seed", 0)
         if self.seed_batch_size % self.seed_micro_batch:
             msg = (
                 f"--seed-batch-size: {self.seed_batch_size} is not a multiple of "
@@ -309,7 +339,7 @@ class ScoreOptions(StageOptions):
     def check(self) -> None:
         """Check the scoring options."""
         for name in ("token_budget", "max_tokens", "shard_size", "workers", "threads"):
-            _at_least(self, name, 1)
+            self.at_least(name, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,25 +352,56 @@ class PickOptions(StageOptions):
     out: Path | None = option(
         None, help="Also write the subset here, in the format of the pool.", metavar="FILE", matters=False
     )
+    method: str = option(
+        "grouped",
+        help="How samples are chosen: one of the methods listed below. The options --groups, --share, "
+        "--within, --smooth, --trim and --skip-duplicates are those of grouped.",
+        metavar="NAME",
+    )
+    param: Settings | None = option(
+        None,
+        help="Parameter of the method, as listed below. May be given several times.",
+        metavar="NAME=VALUE",
+    )
+    scores: Files | None = option(
+        None,
+        help="More scores of the samples for methods that need them: Parquet, CSV or JSON lines with "
+        "a column "
+        "id and columns of numbers. May be given several times.",
+        metavar="FILE",
+        matters=False,
+    )
     groups: str = option(
         "cluster",
         help="What a group is: k-means on the embeddings, score strata, sources, or random.",
         choices=("cluster", "necessity", "source", "random"),
+        of_method=True,
     )
     group_count: int | None = option(
         None,
-        help="Number of groups; default sqrt(samples / 2), up to 10000 (strata and random groups: 10).",
+        help="Number of groups, of grouped and of methods that make clusters; default sqrt(samples / 2), up "
+        "to 10000 (strata and random groups: 10).",
         metavar="N",
+        of_method=True,
     )
     share: str = option(
         "size-necessity",
         help="What a group's share of the budget is proportional to.",
         choices=("size-necessity", "necessity", "size", "equal"),
+        of_method=True,
     )
     within: str = option(
         "uniform",
         help="How samples are chosen inside a group.",
         choices=("uniform", "top", "weighted", "k-center", "facility-location", "middle"),
+        of_method=True,
+    )
+    smooth: int | None = option(
+        None,
+        help="Let the necessity of a sample be the mean over its N nearest neighbours, without the highest "
+        "and lowest tenth; the time grows with the square of the pool.",
+        metavar="N",
+        of_method=True,
     )
     source_floor: Limits | None = option(
         None,
@@ -357,6 +418,7 @@ class PickOptions(StageOptions):
         0.0,
         help="Share of the highest necessity in each group that is never chosen (often wrong labels).",
         metavar="X",
+        of_method=True,
     )
     seed_samples: str = option(
         "compete",
@@ -368,6 +430,7 @@ class PickOptions(StageOptions):
         None,
         help="Skip samples whose embedding has at least this cosine with an already chosen one.",
         metavar="COSINE",
+        of_method=True,
     )
     order: str = option("pool", help="Order of the written subset.", choices=("pool", "chosen"))
     seed: int = option(0, help="Random seed of every draw.", metavar="N")
@@ -377,9 +440,9 @@ class PickOptions(StageOptions):
 
     def check(self) -> None:
         """Check the picking options."""
-        for name in ("group_count", "threads"):
-            _at_least(self, name, 1)
-        _at_least(self, "seed", 0)
+        for name in ("group_count", "smooth", "threads"):
+            self.at_least(name, 1)
+        self.at_least("seed", 0)
         if not 0 <= self.trim < 1:
             msg = f"--trim: {self.trim} is not a share; it must be at least 0 and below 1"
             raise UsageError(msg)
@@ -396,4 +459,4 @@ class ReportOptions(StageOptions):
 
     def check(self) -> None:
         """Check the report options."""
-        _at_least(self, "gallery", 0)
+        self.at_least("gallery", 0)

@@ -8,6 +8,7 @@ mod dedup;
 mod error;
 mod facility;
 mod files;
+mod groupwise;
 mod hash;
 pub mod ingest;
 mod kcenter;
@@ -15,6 +16,7 @@ mod kmeans;
 mod linalg;
 mod neighbours;
 mod observe;
+mod penalty;
 pub mod pool;
 mod recall;
 mod representatives;
@@ -28,12 +30,14 @@ pub use error::{Error, Result};
 pub use facility::{
     FacilityLocation, FacilityOptions, facility_location, facility_location_of_rows,
 };
+pub use groupwise::{MmdOptions, greedy_mmd, kernel_sums, redundancy, typicality};
 pub use hash::hash_file;
 pub use kcenter::{First, KCenter, KCenterOptions, k_center};
 pub use kmeans::{KMeans, KMeansOptions, kmeans};
 pub use linalg::{Chunk, Metric, Rows, Simd};
 pub use neighbours::{Neighbours, near_duplicate_pairs, nearest_neighbours};
 pub use observe::Observer;
+pub use penalty::{PenaltyOptions, penalised};
 pub use recall::recall;
 pub use representatives::{NearDuplicates, near_duplicates_by_pairs};
 pub use sampling::{

@@ -2,6 +2,7 @@
 
 mod call;
 mod convert;
+mod groupwise;
 mod io;
 mod neighbours;
 mod pool;
@@ -17,5 +18,6 @@ fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pool::register(module)?;
     select::register(module)?;
     neighbours::register(module)?;
+    groupwise::register(module)?;
     sample::register(module)
 }
