@@ -14,6 +14,7 @@ import pytest
 from mllm_selector import engine
 from mllm_selector.engine import Engine
 from mllm_selector.errors import MissingPackageError, ScoreError
+from mllm_selector.families.base import SCORER_OUTPUTS
 from model_fixtures import export_once
 
 CPU = "CPUExecutionProvider"
@@ -86,10 +87,22 @@ def test_features_lie_where_they_are_told_to(graphs: Path) -> None:
     device.see(pixels, 7, 16)
     device.see({"pixel_values": -pixels["pixel_values"]}, 23, 16)
     device.see(pixels, 60, 16)
-    scores = [device.read(inputs(first)) for first in (7, 23, 60)]
-    assert scores[0].nll_sum == scores[2].nll_sum
-    assert np.array_equal(scores[0].embedding, scores[2].embedding)
-    assert scores[0].nll_sum != scores[1].nll_sum
+    scores = [device.read(inputs(first), SCORER_OUTPUTS) for first in (7, 23, 60)]
+    assert scores[0]["token_nll"] == scores[2]["token_nll"]
+    assert np.array_equal(scores[0]["sample_embedding"], scores[2]["sample_embedding"])
+    assert scores[0]["token_nll"] != scores[1]["token_nll"]
+
+
+def test_outputs_that_are_left_out_change_no_other(graphs: Path) -> None:
+    device = Engine(graphs, "cpu", threads=1)
+    device.reserve(100)
+    device.see({"pixel_values": np.ones((1, 3, 32, 32), dtype=np.float32)}, 7, 16)
+    everything = device.read(inputs(7), SCORER_OUTPUTS)
+    assert list(everything) == list(SCORER_OUTPUTS)
+    for name in SCORER_OUTPUTS:
+        alone = device.read(inputs(7), [name])
+        assert list(alone) == [name]
+        assert np.array_equal(alone[name], everything[name])
 
 
 def inputs(first: int) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def inputs(first: int) -> dict[str, Any]:
         "input_ids": np.array([[1, *[3] * 16, 20, 30]]),
         "attention_mask": np.ones((1, 19), dtype=np.int64),
         "image_rows": np.array([[-1, *range(first, first + 16), -1, -1]]),
+        "pooled_positions": np.ones((1, 19), dtype=np.int64),
         "answer_positions": np.array([17]),
-        "answer_samples": np.array([0]),
         "answer_tokens": np.array([30]),
     }

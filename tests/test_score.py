@@ -225,10 +225,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     score_run(whole)
     real, calls = Engine.read, iter(range(100))
 
-    def read(self: Engine, inputs: Any) -> Any:
+    def read(self: Engine, inputs: Any, outputs: Any) -> Any:
         if next(calls) == stops_after:
             raise KeyboardInterrupt
-        return real(self, inputs)
+        return real(self, inputs, outputs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "read", read)
@@ -287,8 +287,23 @@ def test_lost_and_damaged_parts_are_scored_again(make_run: Any, score_run: Any) 
     assert score_run(folder, progress)["resumed"] == 1
     assert parts(folder) == whole
     assert len(progress.notes) == 2
-    assert "part-00001.arrow is not a whole Arrow file" in progress.notes[0]
-    assert "part-00002.arrow does not hold its rows" in progress.notes[1]
+    assert "part-00001.arrow is damaged: its checksum is not the one in checksums.b3" in progress.notes[0]
+    assert "part-00002.arrow is damaged" in progress.notes[1]
+
+
+def test_damaged_parts_are_found_without_checksums(make_run: Any, score_run: Any) -> None:
+    folder = make_run(many(40))
+    score_run(folder)
+    whole = parts(folder)
+    scores = folder / "scores"
+    (folder / "checksums.b3").unlink()
+    (scores / "part-00000.arrow").write_bytes(whole["part-00000.arrow"][:-200])
+    (scores / "part-00001.arrow").write_bytes(whole["part-00000.arrow"])
+    progress = Notes()
+    assert score_run(folder, progress)["resumed"] == 1
+    assert parts(folder) == whole
+    assert "part-00000.arrow is not a whole Arrow file" in progress.notes[0]
+    assert "part-00001.arrow does not hold its rows" in progress.notes[1]
 
 
 def test_parts_of_another_run_are_refused(make_run: Any, score_run: Any) -> None:
@@ -438,8 +453,9 @@ def test_losses_that_are_not_finite(make_run: Any, score_run: Any) -> None:
 
 def test_infinite_embeddings_are_set_aside() -> None:
     scores = ShardScores(range(5, 7), width=2)
-    scores.put(5, np.float32(3), 2, np.array([np.inf, 0], dtype=np.float32))
-    scores.put(6, np.float32(3), 2, np.array([0.6, 0.8], dtype=np.float32))
+    losses = np.array([1, 2], dtype=np.float32)
+    scores.put(5, losses, np.array([np.inf, 0], dtype=np.float32))
+    scores.put(6, losses, np.array([0.6, 0.8], dtype=np.float32))
     assert scores.reasons == ["not-finite: summed loss 3.0 over 2 answer tokens", None]
     assert np.isnan(scores.necessity[0])
     assert scores.necessity[1] == 1.5

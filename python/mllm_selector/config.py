@@ -456,7 +456,13 @@ class ReportOptions(StageOptions):
     """What the report shows."""
 
     gallery: int = option(24, help="Samples in each gallery of the report.", metavar="N")
+    hourly_price: float | None = option(
+        None,
+        help="Price of this machine an hour, in any currency: the report then says what each stage cost.",
+        metavar="X",
+    )
 
     def check(self) -> None:
         """Check the report options."""
         self.at_least("gallery", 0)
+        self.at_least("hourly_price", 0)

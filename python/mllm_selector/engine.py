@@ -6,8 +6,7 @@ rows into one block of memory, and the scorer reads from it the rows that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from mllm_selector.errors import MissingPackageError, ScoreError
 
-__all__ = ["SCORER", "VISION", "BatchScores", "Engine", "onnxruntime_conflict", "working_providers"]
+__all__ = ["SCORER", "VISION", "Engine", "onnxruntime_conflict", "working_providers"]
 
 VISION = "vision.onnx"
 SCORER = "scorer.onnx"
@@ -33,25 +32,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
-
-
-@dataclass(frozen=True)
-class BatchScores:
-    """What the scorer says of one batch.
-
-    Attributes
-    ----------
-    nll_sum : ndarray of float32, shape (batch,)
-        Negative log-likelihood of the answer tokens, in nats.
-    answer_count : ndarray of int64, shape (batch,)
-        Number of answer tokens.
-    embedding : ndarray of float32, shape (batch, width)
-        L2-normalised mean of the last hidden states.
-    """
-
-    nll_sum: NDArray[np.float32]
-    answer_count: NDArray[np.int64]
-    embedding: NDArray[np.float32]
 
 
 def onnxruntime_conflict() -> str | None:
@@ -149,7 +129,10 @@ class Engine:
         features = next(node for node in self._scorer.get_inputs() if node.name == "features")
         self._feature_dtype = _DTYPES[features.type]
         self._feature_width = int(features.shape[1])
-        self.embedding_size = int(self._scorer.get_outputs()[2].shape[1])
+        embedding = next(node for node in self._scorer.get_outputs() if node.name == "sample_embedding")
+        self.embedding_size = int(embedding.shape[1])
+        self._only_outputs = self._ort.RunOptions()
+        self._only_outputs.only_execute_path_to_fetches = True
         self._features = self._new_features(1)
 
     @property
@@ -185,22 +168,29 @@ class Engine:
         )
         self._vision.run_with_iobinding(binding)
 
-    def read(self, inputs: dict[str, NDArray[Any]]) -> BatchScores:
+    def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the scorer.
 
         Parameters
         ----------
         inputs : dict of str to ndarray
             All inputs of the scorer except the features.
+        outputs : sequence of str
+            Which of its outputs to compute; what only the others need is left out.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The outputs by name.
         """
         binding = self._scorer.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         binding.bind_ortvalue_input("features", self._features)
-        for output in ("nll_sum", "answer_count", "sample_embedding"):
+        for output in outputs:
             binding.bind_output(output, "cpu")
-        self._scorer.run_with_iobinding(binding)
-        return BatchScores(*(value.numpy() for value in binding.get_outputs()))
+        self._scorer.run_with_iobinding(binding, self._only_outputs)
+        return {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
 
     def _new_features(self, rows: int) -> Any:
         shape = [rows, self._feature_width]

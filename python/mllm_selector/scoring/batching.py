@@ -11,10 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mllm_selector.families.base import Arrays, Encoded, Family
 
-__all__ = ["FeaturePlan", "ImageUse", "Placement", "length_batches", "plan_features", "scorer_batch"]
+__all__ = [
+    "FeaturePlan",
+    "ImageUse",
+    "Placement",
+    "length_batches",
+    "plan_features",
+    "scorer_batch",
+    "split_answers",
+]
 
 IMAGES_AT_ONCE = 8
 """Most images in one run of the vision graph."""
@@ -60,7 +69,7 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
     inputs = family.scorer_inputs(batch)
     length = inputs["input_ids"].shape[1]
     image_rows = np.full((len(batch), length), -1, dtype=np.int64)
-    places, samples, tokens = [], [], []
+    places, tokens = [], []
     for row, (sample, first_rows) in enumerate(zip(batch, starts, strict=True)):
         blocks = zip(first_rows, sample.image_tokens, strict=True)
         rows = [np.arange(first, first + count) for first, count in blocks]
@@ -69,15 +78,20 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
         # A token is predicted from the position before it; nothing predicts the first.
         answers = np.flatnonzero(sample.is_answer[1:])
         places.append(row * length + answers)
-        samples.append(np.full(len(answers), row, dtype=np.int64))
         tokens.append(sample.ids[answers + 1])
     return {
         **inputs,
         "image_rows": image_rows,
+        "pooled_positions": inputs["attention_mask"],
         "answer_positions": np.concatenate(places),
-        "answer_samples": np.concatenate(samples),
         "answer_tokens": np.concatenate(tokens),
     }
+
+
+def split_answers(batch: Sequence[Encoded], tokens: NDArray[Any]) -> list[NDArray[Any]]:
+    """Cut an output of the scorer that has a row for each answer token into the samples' own."""
+    counts = [np.count_nonzero(sample.is_answer[1:]) for sample in batch]
+    return np.split(tokens, np.cumsum(counts)[:-1])
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from mllm_selector.scoring.batching import (
     length_batches,
     plan_features,
     scorer_batch,
+    split_answers,
 )
 
 __all__ = ["EncodedShard", "ShardScorer", "ShardScores", "encode_shard"]
@@ -101,8 +102,9 @@ class ShardScores:
         """Say why a sample is not scored."""
         self.reasons[row - self.rows.start] = reason
 
-    def put(self, row: int, nll_sum: np.float32, count: int, embedding: NDArray[np.float32]) -> None:
+    def put(self, row: int, token_nll: NDArray[np.float32], embedding: NDArray[np.float32]) -> None:
         """Enter a sample's scores, unless they are not finite."""
+        nll_sum, count = token_nll.sum(dtype=np.float64), len(token_nll)
         if not (np.isfinite(nll_sum) and np.isfinite(embedding).all()):
             self.set_aside(row, f"not-finite: summed loss {nll_sum} over {count} answer tokens")
             return
@@ -229,11 +231,13 @@ class ShardScorer:
         self, batch: Sequence[int], shard: EncodedShard, starts: Mapping[Hashable, int], scores: ShardScores
     ) -> None:
         first_rows = [[starts[ref.key] for ref in shard.images[row]] for row in batch]
-        inputs = scorer_batch(self._family, [shard.samples[row] for row in batch], first_rows)
-        result = self._engine.read(inputs)
-        for place, row in enumerate(batch):
-            count = int(result.answer_count[place])
-            scores.put(row, result.nll_sum[place], count, result.embedding[place])
+        samples = [shard.samples[row] for row in batch]
+        result = self._engine.read(
+            scorer_batch(self._family, samples, first_rows), ("token_nll", "sample_embedding")
+        )
+        losses = split_answers(samples, result["token_nll"])
+        for row, token_nll, embedding in zip(batch, losses, result["sample_embedding"], strict=True):
+            scores.put(row, token_nll, embedding)
 
     def _prepared(self, refs: Sequence[ImageRef]) -> Iterator[Arrays | SampleError]:
         """Load and prepare images in worker threads, ahead of their use but not more than memory bears."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import families
-from mllm_selector.artifacts import atomic_folder, write_json
+from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION
 from mllm_selector.errors import ExportError, MissingPackageError
@@ -74,7 +74,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         _export(family.scorer_graph(model), temporary / SCORER)
         progress.update(3)
         del model
-        family.save(temporary / "processor")
+        with writing(run.onnx):
+            family.save(temporary / "processor")
         check = check_against(family, temporary, expected)
         _judge(check, options.precision, temporary)
     size = sum(path.stat().st_size for path in run.onnx.iterdir() if path.is_file())
@@ -96,16 +97,16 @@ def _export(graph: Graph, path: Path) -> None:
 
     # An axis name stands for one length, wherever it occurs.
     dims = {name: torch.export.Dim(name) for axes in graph.axes.values() for name in axes.values()}
-    shapes = tuple(
-        {axis: dims[name] for axis, name in graph.axes.get(input_name, {}).items()}
+    shapes = {
+        input_name: {axis: dims[name] for axis, name in graph.axes.get(input_name, {}).items()}
         for input_name in graph.example
-    )
+    }
     log = io.StringIO()
     try:
         with _captured(log), torch.no_grad():
             program = torch.onnx.export(
                 graph.module.eval(),
-                tuple(graph.example.values()),
+                kwargs=graph.example,
                 dynamo=True,
                 input_names=list(graph.example),
                 output_names=list(graph.outputs),
@@ -113,7 +114,6 @@ def _export(graph: Graph, path: Path) -> None:
             )
             assert program is not None  # what dynamo=True returns; for the type checker
             _drop_metadata(program.model)
-            program.save(path, external_data=True)
     # torch.export raises a dozen unrelated classes; the model, not the caller, is what they are about.
     except Exception as error:
         msg = (
@@ -121,6 +121,8 @@ def _export(graph: Graph, path: Path) -> None:
             f"Its last words: {log.getvalue()[-2000:].strip() or 'none'}"
         )
         raise ExportError(msg) from error
+    with writing(path), _captured(log):
+        program.save(path, external_data=True)
 
 
 def _drop_metadata(model: Any) -> None:
@@ -138,15 +140,14 @@ def _drop_metadata(model: Any) -> None:
 def _judge(check: Check, precision: str, folder: Path) -> None:
     tolerance = TOLERANCE[precision]
     write_json(folder / "check.json", {"precision": precision, "tolerance": tolerance, **check.as_json()})
-    worst = max(check.batches, key=lambda batch: max(batch.nll_difference, batch.embedding_difference))
-    # Written so that a difference of NaN fails.
-    if worst.nll_difference <= tolerance and worst.embedding_difference <= tolerance:
+    worst = max(check.batches, key=lambda batch: batch.worst)
+    if worst.worst <= tolerance:
         return
     msg = (
         f"the {precision} graphs do not agree with the model: on a batch of {len(worst.tokens)} samples with "
         f"{worst.tokens} tokens and {worst.images} images the mean loss differs by "
-        f"{worst.nll_difference:.2e} nats and the embedding by {worst.embedding_difference:.2e}, "
-        f"more than {tolerance:g}. "
+        f"{worst.nll_difference:.2e} nats, the mean entropy by {worst.entropy_difference:.2e} and the "
+        f"embedding by {worst.embedding_difference:.2e}, more than {tolerance:g}. "
         + ("Use --precision float32." if precision == "float16" else "Please report the model's name.")
     )
     raise ExportError(msg)

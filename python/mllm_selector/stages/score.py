@@ -69,7 +69,7 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     starts = range(0, len(pool), options.shard_size)
     shards = [range(start, min(start + options.shard_size, len(pool))) for start in starts]
     parts = [run.score_part(index) for index in range(len(shards))]
-    todo = _todo(run.scores, parts, shards, schema, progress.note)
+    todo = _todo(run, parts, shards, schema, progress.note)
 
     progress.start("score", total=len(pool))
     meter = _Meter(progress, finished=len(pool) - sum(len(shards[index]) for index in todo))
@@ -80,6 +80,7 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         for index, shard in zip(todo, encoded, strict=True):
             meter.count(len(shard.reasons), 0)
             write_arrow(parts[index], _table(scorer.score(shard, meter.count), schema))
+            run.checksums.add(parts[index])
 
     counts = _counts(run.scores)
     aside = sum(counts["set_aside"].values())
@@ -134,22 +135,25 @@ def _one_ahead(encode: Callable[[int], EncodedShard], todo: Sequence[int]) -> It
 
 
 def _todo(
-    folder: Path,
+    run: RunDirectory,
     parts: Sequence[Path],
     shards: Sequence[range],
     schema: pa.Schema,
     note: Callable[[str], None],
 ) -> list[int]:
     """Find the shards that have no whole part of this run yet."""
-    for unfinished in folder.glob(".part-*.tmp"):
-        unfinished.unlink()
-    foreign = sorted(set(folder.glob("part-*.arrow")) - set(parts))
+    foreign = sorted(set(run.scores.glob("part-*.arrow")) - set(parts))
     if foreign:
         raise RunDirectoryError(_another_run(foreign[0]))
     todo = []
     for index, (part, rows) in enumerate(zip(parts, shards, strict=True)):
         if not part.exists():
             todo.append(index)
+            continue
+        for damage in run.checksums.damages([part]):
+            note(f"{damage}; scoring it again")
+            todo.append(index)
+        if index in todo[-1:]:
             continue
         try:
             table = open_arrow(part)

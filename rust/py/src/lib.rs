@@ -5,6 +5,7 @@ mod convert;
 mod groupwise;
 mod io;
 mod neighbours;
+mod overview;
 mod pool;
 mod rows;
 mod sample;
@@ -19,5 +20,6 @@ fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
     select::register(module)?;
     neighbours::register(module)?;
     groupwise::register(module)?;
+    overview::register(module)?;
     sample::register(module)
 }
