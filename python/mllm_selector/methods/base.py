@@ -118,6 +118,15 @@ class Samples:
             raise UsageError(msg)
         return self._scored.embeddings
 
+    def index(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64] | None:
+        """Return rows (of all candidates by default) as the core takes them: None for the whole pool.
+
+        Without an index the core reads blocks of rows where they lie.
+        """
+        rows = self.rows if rows is None else rows
+        whole = len(rows) == self.pool_size and bool((rows == np.arange(self.pool_size)).all())
+        return None if whole else rows
+
     def report(self, step: str, unit: str) -> Callable[[int, int], None]:
         """Return what a long call of the core reports its progress to."""
         return reporter(self._progress, step, unit)
@@ -146,7 +155,7 @@ class Samples:
         if count is not None and count > len(rows):
             msg = f"group_count: {count} groups of {len(rows)} candidates; ask for at most {len(rows)}"
             raise UsageError(msg)
-        return cluster(self.matrix, rows, len(rows), count, self.options, self._progress)
+        return cluster(self.matrix, self.index(rows), len(rows), count, self.options, self._progress)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _choose(task: Task, parameters: _Coincide) -> NDArray[np.int64]:
         "kernel sums",
         lambda: _internal.kernel_sums(
             samples.matrix,
-            samples.rows,
+            samples.index(),
             groups,
             bandwidth=parameters.bandwidth,
             threads=threads,
@@ -96,7 +96,7 @@ def _choose(task: Task, parameters: _Coincide) -> NDArray[np.int64]:
     is_open[task.open] = True
     chosen = _internal.greedy_mmd(
         samples.matrix,
-        samples.rows,
+        samples.index(),
         groups,
         sums=sums,
         is_open=is_open,

@@ -34,7 +34,7 @@ def covering(task: Task, weights: NDArray[np.float32] | None) -> NDArray[np.int6
         weights=None if weights is None else np.ascontiguousarray(weights[places]),
         threads=samples.options.threads,
         progress=samples.report("cover", "samples"),
-        index=samples.rows[places],
+        index=samples.index(samples.rows[places]),
     )
     return places[centres[before:]]
 

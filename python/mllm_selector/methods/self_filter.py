@@ -38,7 +38,7 @@ def _choose(task: Task, parameters: _SelfFilter) -> NDArray[np.int64]:
     places = np.sort(np.concatenate([task.taken, task.open]))
     chosen = _internal.penalised(
         samples.matrix,
-        samples.rows[places],
+        samples.index(samples.rows[places]),
         samples.column(parameters.by)[places].astype(np.float64),
         k=task.budget,
         first=np.searchsorted(places, task.taken),

@@ -31,7 +31,7 @@ def _choose(task: Task, parameters: Parameters) -> NDArray[np.int64]:
     def compare() -> NDArray[np.float64]:
         return _internal.redundancy(
             samples.matrix,
-            samples.rows,
+            samples.index(),
             groups,
             threads=samples.options.threads,
             progress=samples.report("compare", "samples"),
