@@ -34,6 +34,7 @@ LAYERS = [
     {"rundir", "resources", "columns"},
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
+    {"options"},
     {"values"},
     {"errors", "_internal"},
 ]
