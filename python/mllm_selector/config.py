@@ -254,8 +254,7 @@ class PickOptions(StageOptions):
     scores: Files | None = option(
         None,
         help="More scores of the samples for methods that need them: Parquet, CSV or JSON lines with "
-        "a column "
-        "id and columns of numbers. May be given several times.",
+        "a column id and columns of numbers. May be given several times.",
         metavar="FILE",
         matters=False,
     )
