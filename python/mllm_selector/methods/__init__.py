@@ -179,7 +179,7 @@ def described() -> str:
     """List the methods and their parameters, for ``--help``."""
     lines = []
     for method in known().values():
-        lines.append(f"{method.name:<{NAME_WIDTH}}{method.about}")
+        lines.append(_filled(f"{method.name:<{NAME_WIDTH}}{method.about}", NAME_WIDTH, 0))
         for field in fields(method.parameters):
             default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
             told = f"{field.name}: {field.metadata['help']}"
@@ -187,6 +187,9 @@ def described() -> str:
                 told += " Required."
             elif default not in (None, ""):
                 told += f" Default {default}."
-            indent = " " * (NAME_WIDTH + 2)
-            lines.append(textwrap.fill(told, 96, initial_indent=indent, subsequent_indent=f"{indent}  "))
+            lines.append(_filled(told, NAME_WIDTH + 4, NAME_WIDTH + 2))
     return "\n".join(lines)
+
+
+def _filled(text: str, indent: int, first: int) -> str:
+    return textwrap.fill(text, 76, initial_indent=" " * first, subsequent_indent=" " * indent)
