@@ -97,7 +97,7 @@ def test_help_shows_methods_and_parameters(capsys):
     shown = capsys.readouterr().out
     for name in methods.known():
         assert f"  {name} " in shown
-    assert "temperature: Of the softmax over the clusters. Default 0.1." in shown
+    assert "temperature: Of the softmax over the clusters." in shown
 
 
 PLUGIN = """
