@@ -468,6 +468,28 @@ def test_images_are_opened_as_upright_rgb(tmp_path: Path) -> None:
     assert images.load_image(tmp_path / "palette.png").mode == "RGB"
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 5, 6, 8])
+def test_sizes_from_headers_are_those_of_the_pictures(kind: str, orientation: int | None) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture(0, (60, 40)).save(buffer, kind, exif=exif)
+    content = buffer.getvalue()
+    assert images.image_size(content) == images.load_image(content).size
+
+
+def test_sizes_are_read_from_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    path.write_bytes(png((64, 60))[:-900])
+    assert images.image_size(path) == (64, 60)
+    with pytest.raises(SampleError, match=f"^image-unreadable: {tmp_path}/none.png: No such file"):
+        images.image_size(tmp_path / "none.png")
+    with pytest.raises(SampleError, match="^image-unreadable: thin: 1 x 300 pixels are narrower"):
+        images.image_size(png((1, 300)), "thin")
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
