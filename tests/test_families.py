@@ -486,7 +486,7 @@ def test_sizes_are_read_from_the_header_alone(tmp_path: Path) -> None:
     assert images.image_size(path) == (64, 60)
     with pytest.raises(SampleError, match=f"^image-unreadable: {tmp_path}/none.png: No such file"):
         images.image_size(tmp_path / "none.png")
-    with pytest.raises(SampleError, match="^image-unreadable: thin: 1 x 300 pixels are narrower"):
+    with pytest.raises(SampleError, match=r"^image-unreadable: thin: 1 x 300 pixels are narrower"):
         images.image_size(png((1, 300)), "thin")
 
 
