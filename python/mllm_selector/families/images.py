@@ -44,7 +44,7 @@ def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
 
 
 def image_size(image: PoolImage, name: str | None = None) -> Size:
-    """Read the size of the picture that `load_image` gives, from the header alone.
+    """Read the size of the picture that `load_image` gives, from the header alone (TIFF: by decoding it).
 
     Raises
     ------
@@ -52,6 +52,8 @@ def image_size(image: PoolImage, name: str | None = None) -> Size:
         As `load_image`, but for damage after the header.
     """
     with _opened(image, name) as file:
+        if file.format == "TIFF":  # whose size is already upright, but for some orientations and versions
+            return ImageOps.exif_transpose(file).size
         # The method of PNG files would decode the picture, since the format allows EXIF after it.
         orientation = Image.Image.getexif(file).get(ExifTags.Base.Orientation)
         width, height = file.size
