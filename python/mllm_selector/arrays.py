@@ -266,10 +266,10 @@ def kmeans(
     Nested mini-batch k-means (NIPS 2016); the updates on all training rows mend what a sample cannot tell.
 
     A search among all centroids leaves each row a shortlist of the 8 whose scores 8-bit codes bound highest.
-    The next updates go by the nearest on the list, which costs little, until they lower the inertia by at most
-    `tolerance`, or by more than 1 % at once, so that the lists are out of date; then all centroids are searched
-    again. Keeping to few centroids of each row is the idea of Wang et al., Fast approximate k-means via cluster
-    closures (CVPR 2012); here an exact search confirms the end.
+    The next updates go by the nearest on the list, which costs little, until they lower the inertia by at
+    most `tolerance`, or by more than 1 % at once, so that the lists are out of date; then all centroids are
+    searched again. Keeping to few centroids of each row is the idea of Wang et al., Fast approximate k-means
+    via cluster closures (CVPR 2012); here an exact search confirms the end.
 
     Time O(n k d) for a search among all, at worst: 8-bit codes rule out most centroids of a row. Memory, X
     apart: about 44 bytes a row, 17 k d bytes.
