@@ -29,7 +29,7 @@ LAYERS = [
     {"checks"},
     {"rundir", "resources"},
     {"artifacts", "config", "progress"},
-    {"values"},
+    {"metrics", "values"},
     {"errors", "_internal"},
 ]
 

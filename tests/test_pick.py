@@ -86,6 +86,7 @@ def write_scores(run, rows=N):
                 pa.array(np.full(length, 3), pa.uint32()),
                 pa.array(necessity[part], pa.float32()),
                 pa.array([None] * length, pa.utf8()),
+                pa.array([[]] * length, score_schema(8).field("missing").type),
                 pa.FixedSizeListArray.from_arrays(
                     pa.array(X[part].ravel()), type=score_schema(8).field("embedding").type
                 ),

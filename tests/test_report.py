@@ -120,7 +120,7 @@ def real(real_run: Path) -> tuple[Page, dict, str]:
 @pytest.fixture(scope="module")
 def raw(real_run: Path) -> dict:
     """Return the artifacts as plain lists, read without the package."""
-    scores: dict[str, list] = {"necessity": [], "reason": []}
+    scores: dict[str, list] = {"nll": [], "reason": []}
     for part in sorted((real_run / "scores").iterdir()):
         table = read(part)
         for name in scores:
@@ -129,7 +129,8 @@ def raw(real_run: Path) -> dict:
         "pool": read(real_run / "pool.arrow"),
         "selection": read(real_run / "selection.arrow"),
         "seed": read(real_run / "seed" / "indices.arrow")["row"],
-        **scores,
+        "necessity": scores["nll"],
+        "reason": scores["reason"],
     }
 
 

@@ -26,11 +26,13 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import RunDirectoryError, ScoreError
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
+from mllm_selector.metrics import Answer, Metrics, Variant
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.scoring import shards
 from mllm_selector.scoring.shards import ShardScores
+from mllm_selector.scoring.tables import score_table
 from mllm_selector.stages import score
 from model_fixtures import done, export_once, picture, write_pool
 
@@ -165,6 +167,7 @@ def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, imag
         "samples": 62,
         "scored": 62,
         "set_aside": {},
+        "missing": {},
         "answer_tokens": total,
         "parts": 4,
         "resumed": 0,
@@ -178,10 +181,12 @@ def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
     folder = make_run(many(20))
     score_run(folder, key="this run")
     part = pa.ipc.open_file(folder / "scores" / "part-00001.arrow").read_all()
-    assert part.schema.equals(score_schema(32, {"mllm_selector.key": "this run"}), check_metadata=True)
+    assert part.schema.equals(
+        score_schema(32, metadata={"mllm_selector.key": "this run"}), check_metadata=True
+    )
     assert part["row"].to_pylist() == [16, 17, 18, 19]
     quotients = part["nll_sum"].to_numpy() / part["answer_tokens"].to_numpy()
-    assert np.allclose(part["necessity"].to_numpy(), quotients, rtol=1e-6)
+    assert np.allclose(part["nll"].to_numpy(), quotients, rtol=1e-6)
 
 
 def test_batches_do_not_change_scores(make_run: Any, score_run: Any) -> None:
@@ -193,14 +198,14 @@ def test_batches_do_not_change_scores(make_run: Any, score_run: Any) -> None:
     }.items():
         folders.append(make_run(samples, "siglip-qwen2", name))
         score_run(folders[-1], **options)
-    one, together = (np.array(column(folder, "necessity")) for folder in folders)
+    one, together = (np.array(column(folder, "nll")) for folder in folders)
     assert np.abs(one - together).max() < 1e-5
 
 
 def test_float16_graphs(make_run: Any, score_run: Any) -> None:
     folder = make_run(many(20), "layers-float16")
     score_run(folder)
-    assert np.isfinite(column(folder, "necessity")).all()
+    assert np.isfinite(column(folder, "nll")).all()
 
 
 # One result whatever happens on the way
@@ -356,7 +361,7 @@ def test_little_feature_memory_changes_nothing(
     monkeypatch.setattr(shards, "FEATURE_BYTES", 0)
     score_run(tight, **options)
     assert sum(seen) > 2 * with_room, "images are encoded again where features cannot be kept"
-    one, other = (np.array(column(folder, "necessity")) for folder in (roomy, tight))
+    one, other = (np.array(column(folder, "nll")) for folder in (roomy, tight))
     assert np.abs(one - other).max() < 1e-5
 
 
@@ -372,8 +377,8 @@ def test_unreadable_images_take_no_other_sample_along(make_run: Any, score_run: 
     alone, mixed = make_run(good, name="alone"), make_run([*good, *bad], name="mixed")
     for folder in (alone, mixed):
         score_run(folder, shard_size=100)
-    expected = np.array(column(alone, "necessity"))
-    assert np.abs(np.array(column(mixed, "necessity"))[:30] - expected).max() < 1e-5
+    expected = np.array(column(alone, "nll"))
+    assert np.abs(np.array(column(mixed, "nll"))[:30] - expected).max() < 1e-5
     assert column(mixed, "reason")[:30] == [None] * 30
     reasons = column(mixed, "reason")[30:]
     assert reasons[0].startswith("image-unreadable: cut.png: ")
@@ -403,7 +408,7 @@ def test_every_unscored_sample_has_a_reason(make_run: Any, score_run: Any, image
     assert counts["scored"] == 10
     assert re.fullmatch(r"too-long: \d+ tokens, at most 75", column(folder, "reason")[11])
     reasons = np.array([reason is not None for reason in column(folder, "reason")])
-    assert np.array_equal(np.isnan(column(folder, "necessity")), reasons)
+    assert np.array_equal(np.isnan(column(folder, "nll")), reasons)
     assert np.array_equal(np.array(column(folder, "answer_tokens")) == 0, reasons)
     assert np.array_equal(~np.array(column(folder, "embedding")).any(axis=1), reasons)
 
@@ -432,18 +437,20 @@ def test_losses_that_are_not_finite(make_run: Any, score_run: Any) -> None:
     write_pool(folder, [*many(10), *bad])
     for each in (folder, clean):
         score_run(each, shard_size=100)
-    assert np.array_equal(column(folder, "necessity")[:10], column(clean, "necessity"))
+    assert np.array_equal(column(folder, "nll")[:10], column(clean, "nll"))
     assert all(reason.startswith("not-finite: ") for reason in column(folder, "reason")[10:])
 
 
 def test_infinite_embeddings_are_set_aside() -> None:
-    scores = ShardScores(range(5, 7), width=2)
-    losses = np.array([1, 2], dtype=np.float32)
-    scores.put(5, losses, np.array([np.inf, 0], dtype=np.float32))
-    scores.put(6, losses, np.array([0.6, 0.8], dtype=np.float32))
-    assert scores.reasons == ["not-finite: summed loss 3.0 over 2 answer tokens", None]
-    assert np.isnan(scores.necessity[0])
-    assert scores.necessity[1] == 1.5
+    scores = ShardScores()
+    answer = Answer(np.array([1, 2], dtype=np.float32))
+    scores.put((Variant.FULL, 5), answer, np.array([np.inf, 0], dtype=np.float32))
+    scores.put((Variant.FULL, 6), answer, np.array([0.6, 0.8], dtype=np.float32))
+    assert scores.reasons == {(Variant.FULL, 5): "not-finite: summed loss 3 over 2 answer tokens"}
+    assert scores.answers == {(Variant.FULL, 6): answer}
+    table = score_table(range(5, 7), scores, Metrics(), score_schema(2))
+    assert np.isnan(table["nll"][0].as_py())
+    assert table["nll"][1].as_py() == 1.5
 
 
 def test_more_than_half_unscored_is_an_error(make_run: Any, score_run: Any) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mllm_selector import __version__, demo, doctor, pipeline
-from mllm_selector.config import Amount, Columns, Limits, StageOptions, cli_name
+from mllm_selector.config import Amount, Columns, Limits, Metrics, StageOptions, cli_name
 from mllm_selector.errors import MllmSelectorError, UsageError
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
 from mllm_selector.rundir import RunDirectory
@@ -178,7 +178,7 @@ def _add_options(
 def _plain_type(hint: Any) -> Any:
     """Return what argparse converts a text with: ``int`` for ``int | None``."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
-    return str if kinds[0] is Amount else kinds[0]
+    return str if kinds[0] in (Amount, Metrics) else kinds[0]
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

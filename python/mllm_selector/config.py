@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.errors import UsageError
+from mllm_selector.metrics import METRICS, NLL, Metrics
 from mllm_selector.values import Amount, Columns, Input, Inputs, Limits
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Input",
     "Inputs",
     "Limits",
+    "Metrics",
     "PickOptions",
     "ReportOptions",
     "ScoreOptions",
@@ -110,6 +112,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         return limits if limits.amounts else None
     if kind is Columns and isinstance(value, Columns | Mapping | str | list | tuple):
         return Columns.parse(value, cli_name(name))
+    if kind is Metrics and isinstance(value, Metrics | str | list | tuple):
+        return Metrics.parse(value, cli_name(name))
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     if kind is float and type(value) is int:
@@ -120,6 +124,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         str: "text",
         Limits: "mapping of names to counts or shares",
         Columns: "mapping of kinds to columns",
+        Metrics: "list of names",
     }
     msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
     raise UsageError(msg)
@@ -134,7 +139,7 @@ def _as_json(value: Any) -> Any:
         return dict(value.names)
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
-    return str(value) if isinstance(value, Amount) else value
+    return str(value) if isinstance(value, Amount | Metrics) else value
 
 
 def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
@@ -283,6 +288,12 @@ class ExportOptions(StageOptions):
         help="Number format of the scoring graphs; reductions are always float32.",
         choices=("float32", "float16"),
     )
+    embedding_layer: int = option(
+        -1,
+        help="Layer whose hidden states become embeddings: 0 the token embeddings, 1 the first layer, -1 the "
+        "last one after the final norm.",
+        metavar="N",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +303,29 @@ class ScoreOptions(StageOptions):
     device: str = option(
         "auto", help="Where to score; auto takes CUDA where it works.", choices=("auto", "cpu", "cuda")
     )
+    metrics: Metrics = option(
+        Metrics(),
+        help="What to compute besides the mean loss, with commas: "
+        f"{', '.join(name for name in METRICS if name != NLL)}. "
+        "visnec, ifd and miwv take a further forward pass each.",
+        metavar="NAME,...",
+    )
+    embedding: str = option(
+        "all",
+        help="Positions whose hidden states are averaged to a sample's embedding: all, those of its images, "
+        "or those of its text. Samples without images take all in place of image.",
+        choices=("all", "image", "text"),
+    )
+    embedding_size: int | None = option(
+        None, help="Project embeddings to this many numbers; default the model's own width.", metavar="N"
+    )
+    projection: str = option(
+        "random",
+        help="How embeddings are projected: by a seeded random matrix, which keeps distances (random), or to "
+        "the directions in which a sample of the pool varies most (pca).",
+        choices=("random", "pca"),
+    )
+    seed: int = option(0, help="Random seed of every draw.", metavar="N")
     token_budget: int = option(
         4096, help="Most tokens, padding included, in one batch; a longer sample forms its own.", metavar="N"
     )
@@ -308,8 +342,9 @@ class ScoreOptions(StageOptions):
 
     def check(self) -> None:
         """Check the scoring options."""
-        for name in ("token_budget", "max_tokens", "shard_size", "workers", "threads"):
+        for name in ("embedding_size", "token_budget", "max_tokens", "shard_size", "workers", "threads"):
             _at_least(self, name, 1)
+        _at_least(self, "seed", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +356,12 @@ class PickOptions(StageOptions):
     )
     out: Path | None = option(
         None, help="Also write the subset here, in the format of the pool.", metavar="FILE", matters=False
+    )
+    necessity: str = option(
+        NLL,
+        help="Metric of the scores that is the necessity; samples without it are no candidates. All but nll "
+        "have to be asked for by score --metrics.",
+        choices=tuple(METRICS),
     )
     groups: str = option(
         "cluster",

@@ -125,6 +125,10 @@ class RunDirectory:
         """One of the score parts (score)."""
         return self.scores / f"part-{index:05d}.arrow"
 
+    def example_part(self, index: int) -> Path:
+        """One of the parts of the sweep in which each sample has an example in front (score)."""
+        return self.scores / f"example-{index:05d}.arrow"
+
     @property
     def selection(self) -> Path:
         """The chosen rows with order, group and necessity (pick)."""

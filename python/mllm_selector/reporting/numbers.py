@@ -233,7 +233,7 @@ def collect(run: RunDirectory, pool: Pool, gallery: int) -> Numbers:
 
     run.need("score")
     pick = run.need("pick")
-    scores = ScoreTable.load(run.scores)
+    scores = ScoreTable.load(run.scores, str(pick.options["necessity"]))
     if len(scores) != len(pool):
         msg = f"{run.scores} has {len(scores)} scores for {len(pool)} samples; run 'score' again"
         raise RunDirectoryError(msg)

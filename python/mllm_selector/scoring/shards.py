@@ -21,6 +21,7 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Arrays, Encoded, Family
 from mllm_selector.families.images import load_image
+from mllm_selector.metrics import Answer, Variant
 from mllm_selector.pool import ImageRange, Pool, PoolImage
 from mllm_selector.scoring.batching import (
     IMAGES_AT_ONCE,
@@ -31,6 +32,7 @@ from mllm_selector.scoring.batching import (
     scorer_batch,
     split_answers,
 )
+from mllm_selector.scoring.readings import read_as
 
 __all__ = ["EncodedShard", "ShardScorer", "ShardScores", "encode_shard"]
 
@@ -47,89 +49,105 @@ class ImageRef:
     place: int
 
 
+Item = tuple[Variant, int]
+"""A reading of a row of the pool."""
+
+
 @dataclass(frozen=True)
 class EncodedShard:
     """The samples of a shard in tokens.
 
     Attributes
     ----------
-    rows : range
-        The shard's rows of the pool.
-    samples : dict of int to Encoded
-        The samples that can be scored, by row.
-    images : dict of int to tuple of ImageRef
+    samples : dict of Item to Encoded
+        The readings that can be scored.
+    images : dict of Item to tuple of ImageRef
         Their images.
-    reasons : dict of int to str
-        Why the other samples cannot be scored.
+    reasons : dict of Item to str
+        Why others cannot be scored. A row that cannot be scored as it is has no other readings.
     """
 
-    rows: range
-    samples: dict[int, Encoded] = field(default_factory=dict)
-    images: dict[int, tuple[ImageRef, ...]] = field(default_factory=dict)
-    reasons: dict[int, str] = field(default_factory=dict)
+    samples: dict[Item, Encoded] = field(default_factory=dict)
+    images: dict[Item, tuple[ImageRef, ...]] = field(default_factory=dict)
+    reasons: dict[Item, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class ShardScores:
-    """Scores of a shard, filled in as they come; a sample starts out as not scored.
+    """What is known of a shard, entered as it comes.
 
     Attributes
     ----------
-    rows : range
-        The shard's rows of the pool.
-    nll_sum : ndarray of float32, shape (n,)
-        Summed negative log-likelihood in nats; NaN where not scored.
-    answer_tokens : ndarray of uint32, shape (n,)
-        Answer tokens; 0 where not scored.
-    embedding : ndarray of float16, shape (n, width)
-        L2-normalised; zeros where not scored.
-    reasons : list of str or None
-        Why a sample was not scored.
+    answers : dict of Item to Answer
+        The readings that were scored.
+    embeddings : dict of int to ndarray of float16, shape (width,)
+        Of each row that was scored as it is, L2-normalised.
+    reasons : dict of Item to str
+        Why other readings were not scored.
     """
 
-    def __init__(self, rows: range, width: int) -> None:
-        self.rows = rows
-        self.nll_sum = np.full(len(rows), np.nan, dtype=np.float32)
-        self.answer_tokens = np.zeros(len(rows), dtype=np.uint32)
-        self.embedding = np.zeros((len(rows), width), dtype=np.float16)
-        self.reasons: list[str | None] = [None] * len(rows)
+    answers: dict[Item, Answer] = field(default_factory=dict)
+    embeddings: dict[int, NDArray[np.float16]] = field(default_factory=dict)
+    reasons: dict[Item, str] = field(default_factory=dict)
 
-    @property
-    def necessity(self) -> NDArray[np.float32]:
-        """Mean negative log-likelihood of the answer tokens, in nats; NaN where not scored."""
-        return np.divide(self.nll_sum, np.maximum(self.answer_tokens, 1), dtype=np.float32)
-
-    def set_aside(self, row: int, reason: str) -> None:
-        """Say why a sample is not scored."""
-        self.reasons[row - self.rows.start] = reason
-
-    def put(self, row: int, token_nll: NDArray[np.float32], embedding: NDArray[np.float32]) -> None:
-        """Enter a sample's scores, unless they are not finite."""
-        nll_sum, count = token_nll.sum(dtype=np.float64), len(token_nll)
-        if not (np.isfinite(nll_sum) and np.isfinite(embedding).all()):
-            self.set_aside(row, f"not-finite: summed loss {nll_sum} over {count} answer tokens")
+    def put(self, item: Item, answer: Answer, embedding: NDArray[np.float32] | None = None) -> None:
+        """Enter a reading's scores, unless loss or embedding are not finite."""
+        finite = embedding is None or np.isfinite(embedding).all()
+        if not (finite and np.isfinite(answer.nll).all()):
+            summed = answer.nll.sum(dtype=np.float64)
+            self.reasons[item] = f"not-finite: summed loss {summed:g} over {len(answer.nll)} answer tokens"
             return
-        place = row - self.rows.start
-        self.nll_sum[place] = nll_sum
-        self.answer_tokens[place] = count
-        self.embedding[place] = embedding.astype(np.float16)
+        self.answers[item] = answer
+        if embedding is not None:
+            self.embeddings[item[1]] = embedding.astype(np.float16)
 
 
-def encode_shard(pool: Pool, rows: range, family: Family, options: ScoreOptions) -> EncodedShard:
-    """Encode the samples of a shard, setting aside those that are too long or have no answer."""
+def encode_shard(
+    pool: Pool,
+    rows: Sequence[int],
+    family: Family,
+    options: ScoreOptions,
+    variants: Sequence[Variant] = (Variant.FULL,),
+    examples: Mapping[int, int] | None = None,
+) -> EncodedShard:
+    """Encode the samples of a shard, setting aside those that are too long or have no answer.
+
+    Parameters
+    ----------
+    pool : Pool
+        The pool.
+    rows : sequence of int
+        The shard's rows.
+    family : Family
+        The model's family.
+    options : ScoreOptions
+        The largest length.
+    variants : sequence of Variant
+        The readings of each row.
+    examples : mapping of int to int, optional
+        The row that is each row's example, for `Variant.ONE_SHOT`.
+    """
     limit = min(options.max_tokens, family.max_positions or options.max_tokens)
-    shard = EncodedShard(rows)
+    shard = EncodedShard()
     for row in rows:
         sample = pool.sample(row)
-        try:
-            encoded = family.encode(sample)
-            _check(encoded, limit)
-        except SampleError as error:
-            shard.reasons[row] = str(error)
-            continue
-        shard.samples[row] = encoded
-        shard.images[row] = tuple(
-            ImageRef(_image_key(image), row, place) for place, image in enumerate(sample.images)
-        )
+        example = pool.sample(examples[row]) if examples and row in examples else None
+        for variant in variants:
+            item = (variant, row)
+            try:
+                reading = read_as(variant, sample, example)
+                encoded = family.encode(reading)
+                _check(encoded, limit)
+            except SampleError as error:
+                shard.reasons[item] = str(error)
+                if variant is Variant.FULL:
+                    break
+                continue
+            shard.samples[item] = encoded
+            shard.images[item] = tuple(
+                ImageRef(_image_key(image), *place)
+                for image, place in zip(reading.images, reading.places, strict=True)
+            )
     return shard
 
 
@@ -145,14 +163,24 @@ class ShardScorer:
     engine : Engine
         The graphs.
     options : ScoreOptions
-        Token budget and number of worker threads.
+        Metrics, positions of the embedding, token budget and number of worker threads.
+    project : callable, optional
+        Projects embeddings, float32 of shape (batch, width); by default they stay as they are.
     """
 
-    def __init__(self, family: Family, pool: Pool, engine: Engine, options: ScoreOptions) -> None:
+    def __init__(
+        self,
+        family: Family,
+        pool: Pool,
+        engine: Engine,
+        options: ScoreOptions,
+        project: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    ) -> None:
         self._family = family
         self._pool = pool
         self._engine = engine
         self._options = options
+        self._project = project or (lambda embeddings: embeddings)
         self._threads = ThreadPoolExecutor(options.workers, thread_name_prefix="images")
 
     def __enter__(self) -> Self:
@@ -171,17 +199,10 @@ class ShardScorer:
         shard : EncodedShard
             From `encode_shard`.
         on_batch : callable
-            Is told the numbers of samples and tokens of each batch when it is done.
+            Is told the numbers of readings and tokens of each batch when it is done.
         """
-        scores = ShardScores(shard.rows, self._engine.embedding_size)
-        for row, reason in shard.reasons.items():
-            scores.set_aside(row, reason)
-        rows = sorted(shard.samples)
-        lengths = [len(shard.samples[row]) for row in rows]
-        batches = [
-            [rows[position] for position in batch]
-            for batch in length_batches(lengths, self._options.token_budget)
-        ]
+        scores = ShardScores(reasons=dict(shard.reasons))
+        batches = _batches(shard, self._options.token_budget)
         images, uses = _image_uses(shard, batches)
         plan = plan_features(uses, FEATURE_BYTES // self._engine.feature_row_bytes)
         self._engine.reserve(plan.rows)
@@ -192,15 +213,15 @@ class ShardScorer:
             for placement in placements:
                 self._see(placement, pictures, broken)
             readable = []
-            for row in batch:
-                failed = next((ref.key for ref in shard.images[row] if ref.key in broken), None)
+            for item in batch:
+                failed = next((ref.key for ref in shard.images[item] if ref.key in broken), None)
                 if failed is None:
-                    readable.append(row)
+                    readable.append(item)
                 else:
-                    scores.set_aside(row, broken[failed])
+                    scores.reasons[item] = broken[failed]
             if readable:
                 self._read(readable, shard, starts, scores)
-            on_batch(len(batch), sum(len(shard.samples[row]) for row in batch))
+            on_batch(len(batch), sum(len(shard.samples[item]) for item in batch))
         return scores
 
     def _see(
@@ -228,16 +249,24 @@ class ShardScorer:
         flush()
 
     def _read(
-        self, batch: Sequence[int], shard: EncodedShard, starts: Mapping[Hashable, int], scores: ShardScores
+        self, batch: Sequence[Item], shard: EncodedShard, starts: Mapping[Hashable, int], scores: ShardScores
     ) -> None:
-        first_rows = [[starts[ref.key] for ref in shard.images[row]] for row in batch]
-        samples = [shard.samples[row] for row in batch]
-        result = self._engine.read(
-            scorer_batch(self._family, samples, first_rows), ("token_nll", "sample_embedding")
-        )
-        losses = split_answers(samples, result["token_nll"])
-        for row, token_nll, embedding in zip(batch, losses, result["sample_embedding"], strict=True):
-            scores.put(row, token_nll, embedding)
+        first_rows = [[starts[ref.key] for ref in shard.images[item]] for item in batch]
+        samples = [shard.samples[item] for item in batch]
+        inputs = scorer_batch(self._family, samples, first_rows, self._options.embedding)
+        if batch[0][0] is not Variant.FULL:
+            losses = split_answers(samples, self._engine.read(inputs, ("token_nll",))["token_nll"])
+            for item, nll in zip(batch, losses, strict=True):
+                scores.put(item, Answer(nll))
+            return
+        wanted = self._options.metrics.outputs
+        result = self._engine.read(inputs, (*wanted, "sample_embedding"))
+        tokens = {name: split_answers(samples, result[name]) for name in wanted}
+        embeddings = self._project(result["sample_embedding"])
+        for place, (item, embedding) in enumerate(zip(batch, embeddings, strict=True)):
+            of_sample = {name.removeprefix("token_"): values[place] for name, values in tokens.items()}
+            answer = Answer(**of_sample, vocabulary=self._family.vocabulary)
+            scores.put(item, answer, embedding)
 
     def _prepared(self, refs: Sequence[ImageRef]) -> Iterator[Arrays | SampleError]:
         """Load and prepare images in worker threads, ahead of their use but not more than memory bears."""
@@ -276,16 +305,32 @@ def _check(encoded: Encoded, limit: int) -> None:
         raise SampleError(msg)
 
 
+def _batches(shard: EncodedShard, token_budget: int) -> list[list[Item]]:
+    """Form batches of one variant each, so that a sample's scores do not depend on the other variants.
+
+    Batches of all variants are run together, longest first: a sample's readings are about as long as each
+    other, so the features of its images wait for a short time only.
+    """
+    batches = []
+    for variant in Variant:
+        items = sorted(item for item in shard.samples if item[0] is variant)
+        lengths = [len(shard.samples[item]) for item in items]
+        batches += [
+            [items[position] for position in batch] for batch in length_batches(lengths, token_budget)
+        ]
+    return sorted(batches, key=lambda batch: -len(shard.samples[batch[0]]))
+
+
 def _image_uses(
-    shard: EncodedShard, batches: Sequence[Sequence[int]]
+    shard: EncodedShard, batches: Sequence[Sequence[Item]]
 ) -> tuple[dict[str | bytes, ImageRef], list[list[ImageUse]]]:
     """Find the distinct images, and those that each batch needs in order of first use."""
     images: dict[str | bytes, ImageRef] = {}
     uses = []
     for batch in batches:
         needed: dict[str | bytes, ImageUse] = {}
-        for row in batch:
-            for ref, count in zip(shard.images[row], shard.samples[row].image_tokens, strict=True):
+        for item in batch:
+            for ref, count in zip(shard.images[item], shard.samples[item].image_tokens, strict=True):
                 images.setdefault(ref.key, ref)
                 needed.setdefault(ref.key, ImageUse(ref.key, count))
         uses.append(list(needed.values()))

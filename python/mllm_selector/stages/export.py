@@ -65,13 +65,13 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         family = families.load(folder, trust_remote_code=trust)
         model = load_model(folder, trust_remote_code=trust)
         # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
-        expected = reference(family, model)
+        expected = reference(family, model, options.embedding_layer)
         progress.update(1)
         if options.precision == "float16":
             model.half()
         _export(family.vision_graph(model), temporary / VISION)
         progress.update(2)
-        _export(family.scorer_graph(model), temporary / SCORER)
+        _export(family.scorer_graph(model, options.embedding_layer), temporary / SCORER)
         progress.update(3)
         del model
         family.save(temporary / "processor")

@@ -49,7 +49,7 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
         If the scores are not those of the pool.
     """
     pool = Pool.of(run)
-    scores = ScoreTable.load(run.scores)
+    scores = ScoreTable.load(run.scores, options.necessity)
     if len(scores) != len(pool):
         msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
         raise RunDirectoryError(msg)
