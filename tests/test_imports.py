@@ -19,6 +19,7 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "onnx", "
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"inspection"},
     {"demo", "doctor", "pipeline"},
     {"stages"},
     {"scoring"},
@@ -28,6 +29,7 @@ LAYERS = [
     {"sampling"},
     {"checks"},
     {"rundir", "resources"},
+    {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"metrics", "values"},
     {"errors", "_internal"},

@@ -190,8 +190,23 @@ def test_lost_and_damaged_parts_are_scored_again(make_run: Any, score_run: Any) 
     assert score_run(folder, progress)["resumed"] == 1
     assert parts(folder) == whole
     assert len(progress.notes) == 2
-    assert "part-00001.arrow is not a whole Arrow file" in progress.notes[0]
-    assert "part-00002.arrow does not hold its rows" in progress.notes[1]
+    assert "part-00001.arrow is damaged: its checksum is not the one in checksums.b3" in progress.notes[0]
+    assert "part-00002.arrow is damaged" in progress.notes[1]
+
+
+def test_damaged_parts_are_found_without_checksums(make_run: Any, score_run: Any) -> None:
+    folder = make_run(many(40))
+    score_run(folder)
+    whole = parts(folder)
+    scores = folder / "scores"
+    (folder / "checksums.b3").unlink()
+    (scores / "part-00000.arrow").write_bytes(whole["part-00000.arrow"][:-200])
+    (scores / "part-00001.arrow").write_bytes(whole["part-00000.arrow"])
+    progress = Notes()
+    assert score_run(folder, progress)["resumed"] == 1
+    assert parts(folder) == whole
+    assert "part-00000.arrow is not a whole Arrow file" in progress.notes[0]
+    assert "part-00001.arrow does not hold its rows" in progress.notes[1]
 
 
 def test_parts_of_another_run_are_refused(make_run: Any, score_run: Any) -> None:

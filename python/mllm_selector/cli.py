@@ -1,6 +1,6 @@
 """The command line: arguments to options, options to the pipeline, errors to exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
 import sys
 import textwrap
 import tomllib
@@ -17,11 +16,12 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mllm_selector import __version__, demo, doctor, pipeline
+from mllm_selector import __version__, demo, doctor, inspection, pipeline
 from mllm_selector.config import Amount, Columns, Limits, Metrics, StageOptions, cli_name
 from mllm_selector.errors import MllmSelectorError, UsageError
+from mllm_selector.interrupts import Stopped, stoppable
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.selection import Selection
@@ -75,23 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenMP threads that spin while they wait take the cores from whatever else runs: two trainings on two
     # cores were over ten times slower than with sleeping threads. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        given = _parser().parse_args(arguments)
-        return int(given.command_function(given))
+        with stoppable():
+            given = _parser().parse_args(arguments)
+            return int(given.command_function(given))
     except MllmSelectorError as error:
         print(f"mllm-selector: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"mllm-selector: {error}", file=sys.stderr)
+        print(f"mllm-selector: {error}. What is finished is kept; mend the cause and go on", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("mllm-selector: stopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-
-
-def _stop(signum: int, frame: types.FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,8 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     checks = _command(
         commands,
         "doctor",
-        "show versions, devices, what is missing and how to get it",
-        "mllm-selector doctor",
+        "show versions, devices, what is missing and how to get it; or what a run directory holds",
+        "mllm-selector doctor\nmllm-selector doctor run",
+    )
+    checks.add_argument(
+        "run_dir",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="Look at this run directory: what is done, what is damaged, what the next command does. "
+        "Every file is read; nothing is written.",
     )
     checks.set_defaults(command_function=_doctor)
     shown = _command(
@@ -248,7 +252,8 @@ def _tell(selection: Selection, *, as_json: bool) -> None:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    text, healthy = doctor.examine()
+    run_dir: Path | None = getattr(given, "run_dir", None)
+    text, healthy = doctor.examine() if run_dir is None else inspection.inspect(run_dir)
     print(text)
     return 0 if healthy else 1
 

@@ -434,7 +434,13 @@ class ReportOptions(StageOptions):
     """What the report shows."""
 
     gallery: int = option(24, help="Samples in each gallery of the report.", metavar="N")
+    hourly_price: float | None = option(
+        None,
+        help="Price of this machine an hour, in any currency: the report then says what each stage cost.",
+        metavar="X",
+    )
 
     def check(self) -> None:
         """Check the report options."""
         _at_least(self, "gallery", 0)
+        _at_least(self, "hourly_price", 0)

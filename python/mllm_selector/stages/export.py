@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import families
-from mllm_selector.artifacts import atomic_folder, write_json
+from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION
 from mllm_selector.errors import ExportError, MissingPackageError
@@ -74,7 +74,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         _export(family.scorer_graph(model, options.embedding_layer), temporary / SCORER)
         progress.update(3)
         del model
-        family.save(temporary / "processor")
+        with writing(run.onnx):
+            family.save(temporary / "processor")
         check = check_against(family, temporary, expected)
         _judge(check, options.precision, temporary)
     size = sum(path.stat().st_size for path in run.onnx.iterdir() if path.is_file())
@@ -113,7 +114,6 @@ def _export(graph: Graph, path: Path) -> None:
             )
             assert program is not None  # what dynamo=True returns; for the type checker
             _drop_metadata(program.model)
-            program.save(path, external_data=True)
     # torch.export raises a dozen unrelated classes; the model, not the caller, is what they are about.
     except Exception as error:
         msg = (
@@ -121,6 +121,8 @@ def _export(graph: Graph, path: Path) -> None:
             f"Its last words: {log.getvalue()[-2000:].strip() or 'none'}"
         )
         raise ExportError(msg) from error
+    with writing(path), _captured(log):
+        program.save(path, external_data=True)
 
 
 def _drop_metadata(model: Any) -> None:

@@ -143,7 +143,7 @@ class _Scoring:
         names = metrics.of((Variant.FULL, *variants))
         schema = score_schema(self.embedding_size, names, {KEY: self._key})
         paths = [self._run.score_part(index) for index in range(len(self._shards))]
-        todo = _todo(self._run.scores, PARTS, paths, self._shards, schema, self._progress.note)
+        todo = _todo(self._run, PARTS, paths, self._shards, schema, self._progress.note)
         self._sweep(
             paths,
             todo,
@@ -159,7 +159,7 @@ class _Scoring:
         (name,) = self._options.metrics.of([Variant.ONE_SHOT])
         schema = example_schema(name, {KEY: self._key})
         paths = [self._run.example_part(index) for index in range(len(self._shards))]
-        todo = _todo(self._run.scores, EXAMPLE_PARTS, paths, self._shards, schema, self._progress.note)
+        todo = _todo(self._run, EXAMPLE_PARTS, paths, self._shards, schema, self._progress.note)
         if not todo:
             self.parts += len(paths)
             return
@@ -205,6 +205,7 @@ class _Scoring:
                 rows = self._shards[index]
                 meter.begin(len(rows), len(shard.samples))
                 write_arrow(paths[index], table(rows, scorer.score(shard, meter.count)))
+                self._run.checksums.add(paths[index])
                 meter.end()
         self.parts += len(paths)
         self.written += len(todo)
@@ -293,7 +294,7 @@ def _one_ahead(encode: Callable[[int], EncodedShard], todo: Sequence[int]) -> It
 
 
 def _todo(
-    folder: Path,
+    run: RunDirectory,
     pattern: str,
     parts: Sequence[Path],
     shards: Sequence[range],
@@ -301,15 +302,18 @@ def _todo(
     note: Callable[[str], None],
 ) -> list[int]:
     """Find the shards that have no whole part of this run yet."""
-    for unfinished in folder.glob(f".{pattern}.*.tmp"):
-        unfinished.unlink()
-    foreign = sorted(set(folder.glob(pattern)) - set(parts))
+    foreign = sorted(set(run.scores.glob(pattern)) - set(parts))
     if foreign:
         raise RunDirectoryError(_another_run(foreign[0]))
     todo = []
     for index, (part, rows) in enumerate(zip(parts, shards, strict=True)):
         if not part.exists():
             todo.append(index)
+            continue
+        for damage in run.checksums.damages([part]):
+            note(f"{damage}; scoring it again")
+            todo.append(index)
+        if index in todo[-1:]:
             continue
         try:
             table = open_arrow(part)
