@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector.artifacts import ScoreTable
-from mllm_selector.engine import Engine
+from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import UsageError
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
@@ -123,9 +123,9 @@ def test_an_interrupted_run_of_several_readings_ends_with_the_same_bytes(
     samples = many(24)
     options = {"metrics": "ifd,miwv", "embedding_size": 8, "projection": "pca", "token_budget": 1000}
     whole, broken = make_run(samples, name="whole"), make_run(samples, name="broken")
-    real, calls, last = Engine.read, 0, 10**9
+    real, calls, last = OnnxEngine.read, 0, 10**9
 
-    def read(self: Engine, inputs: Any, outputs: Any) -> Any:
+    def read(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > last:
@@ -133,7 +133,7 @@ def test_an_interrupted_run_of_several_readings_ends_with_the_same_bytes(
         return real(self, inputs, outputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "read", read)
+        patch.setattr(OnnxEngine, "read", read)
         score_run(whole, **options)
         calls, last = 0, int(stops_at * calls)
         with pytest.raises(KeyboardInterrupt):
@@ -172,13 +172,13 @@ def test_readings_without_images_cost_no_vision(
     make_run: Any, score_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    real = Engine.see
+    real = OnnxEngine.see
 
-    def see(self: Engine, inputs: Any, start: int, rows: int) -> None:
+    def see(self: OnnxEngine, inputs: Any, start: int, rows: int) -> None:
         seen.append(len(inputs["pixel_values"]))
         real(self, inputs, start, rows)
 
-    monkeypatch.setattr(Engine, "see", see)
+    monkeypatch.setattr(OnnxEngine, "see", see)
     samples = [ask("many " * index, images=[f"{index % 5}.png"]) for index in range(1, 25)]
     score_run(make_run(samples), metrics="visnec,ifd", shard_size=100)
     assert sum(seen) == 5, "each picture once, for both readings that show it"
@@ -215,7 +215,7 @@ def test_projections_are_kept_in_the_run_directory(make_run: Any, score_run: Any
     plain, random = make_run(samples, name="plain"), make_run(samples, name="random")
     score_run(plain)
     score_run(random, embedding_size=12, seed=5)
-    table = pa.ipc.open_file(random / "scores" / "projection.arrow").read_all()
+    table = pa.ipc.open_file(random / "projection.arrow").read_all()
     directions = np.array(table["direction"].to_pylist())
     projected = np.array(column(plain, "embedding"), dtype=np.float64) @ directions.T
     projected /= np.linalg.norm(projected, axis=1, keepdims=True)

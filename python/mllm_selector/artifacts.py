@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ __all__ = [
     "atomic_write",
     "example_schema",
     "make_folder",
+    "missing_metrics",
     "open_arrow",
     "score_schema",
     "sync",
@@ -234,13 +234,13 @@ def score_schema(
 def example_schema(metric: str, metadata: dict[str, str] | None = None) -> pa.Schema:
     """Return the schema of a part of the sweep in which each sample has an example in front.
 
-    Columns: `row`, the metric (NaN where the sample has none) and `reason` (why it has none, else null).
+    Columns: `row`, the metric (NaN where the sample has none) and `missing` (as in a score part).
     """
     return pa.schema(
         [
             pa.field("row", pa.uint64(), nullable=False),
             pa.field(metric, pa.float32(), nullable=False),
-            pa.field("reason", pa.utf8()),
+            pa.field("missing", pa.map_(pa.utf8(), pa.utf8()), nullable=False),
         ],
         metadata=metadata,
     )
@@ -260,8 +260,6 @@ class ScoreTable:
         Answer tokens of each sample.
     reasons : pyarrow.ChunkedArray of utf8, length n
         Why a sample was not scored at all; null where it was.
-    missing : dict of str to dict of str to int
-        For each metric that some scored samples have not, how many of them by reason code.
     embeddings : sequence of ndarray of float16, each of shape (rows of the part, d)
         Read-only views of the memory-mapped parts, in pool order.
     """
@@ -270,7 +268,6 @@ class ScoreTable:
     necessity: NDArray[np.float32]
     answer_tokens: NDArray[np.uint32]
     reasons: pa.ChunkedArray
-    missing: Mapping[str, Mapping[str, int]]
     embeddings: Sequence[NDArray[np.float16]]
 
     @classmethod
@@ -297,9 +294,6 @@ class ScoreTable:
         rows = sum(len(table) for table in tables)
         has_examples = with_examples and any(folder.glob(EXAMPLE_PARTS))
         examples = _parts(folder, EXAMPLE_PARTS, rows) if has_examples else []
-        missing: dict[str, Counter[str]] = {}
-        for name, reason in _missing(tables, examples):
-            missing.setdefault(name, Counter())[reason.partition(":")[0]] += 1
         metrics = {
             name: np.concatenate([table[name].to_numpy() for table in of])
             for of in (tables, examples)
@@ -312,7 +306,6 @@ class ScoreTable:
             necessity=_metric(metrics, necessity, folder),
             answer_tokens=np.concatenate([table["answer_tokens"].to_numpy() for table in tables]),
             reasons=pa.chunked_array([chunk for table in tables for chunk in table["reason"].chunks]),
-            missing={name: dict(sorted(counts.items())) for name, counts in sorted(missing.items())},
             embeddings=[view for table in tables for view in _embedding_views(table["embedding"])],
         )
 
@@ -370,15 +363,10 @@ def _parts(folder: Path, pattern: str, rows: int | None = None) -> list[pa.Table
     return tables
 
 
-def _missing(tables: Sequence[pa.Table], examples: Sequence[pa.Table]) -> Iterator[tuple[str, str]]:
-    """Yield metric and reason wherever a scored sample has not a metric."""
-    for table in tables:
-        for chunk in table["missing"].chunks:
-            yield from zip(chunk.keys.to_pylist(), chunk.items.to_pylist(), strict=True)
-    for table, scored in zip(examples, tables, strict=False):
-        name = next(name for name in table.column_names if name in METRICS)
-        reasons = zip(table["reason"].to_pylist(), scored["reason"].to_pylist(), strict=True)
-        yield from ((name, reason) for reason, unscored in reasons if reason and not unscored)
+def missing_metrics(part: pa.Table) -> Iterator[tuple[str, str]]:
+    """Yield metric and reason wherever a scored sample of a part has not a metric."""
+    for chunk in part["missing"].chunks:
+        yield from zip(chunk.keys.to_pylist(), chunk.items.to_pylist(), strict=True)
 
 
 def _embedding_views(column: pa.ChunkedArray) -> list[NDArray[np.float16]]:

@@ -54,6 +54,12 @@ class Answer:
     vocabulary: int = 0
 
     @property
+    def is_finite(self) -> bool:
+        """Whether all that is known of the tokens is finite."""
+        known = (self.nll, self.entropy, self.hit)
+        return all(np.isfinite(values).all() for values in known if values is not None)
+
+    @property
     def mean_nll(self) -> float:
         """Mean negative log-likelihood, in nats."""
         return float(self.nll.mean(dtype=np.float64))

@@ -107,6 +107,16 @@ class RunDirectory:
         """Folder of the score parts (score)."""
         return self.path / "scores"
 
+    @property
+    def batches(self) -> Path:
+        """How much is computed together, once that has been found (score)."""
+        return self.path / "batches.json"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the parts that processes with ``--shard`` have scored, until they are merged (score)."""
+        return self.path / "shards"
+
     def score_part(self, index: int) -> Path:
         """One of the score parts (score)."""
         return self.scores / f"part-{index:05d}.arrow"
@@ -114,6 +124,16 @@ class RunDirectory:
     def example_part(self, index: int) -> Path:
         """One of the parts of the sweep in which each sample has an example in front (score)."""
         return self.scores / f"example-{index:05d}.arrow"
+
+    @property
+    def projection(self) -> Path:
+        """The matrix that embeddings are projected with, where they are (score)."""
+        return self.path / "projection.arrow"
+
+    @property
+    def examples(self) -> Path:
+        """The sample that is each one's example, where a metric needs one (score)."""
+        return self.scores / "examples.arrow"
 
     @property
     def selection(self) -> Path:

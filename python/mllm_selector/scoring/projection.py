@@ -11,9 +11,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mllm_selector.artifacts import open_arrow, write_arrow
-from mllm_selector.errors import MissingPackageError
+from mllm_selector.config import ScoreOptions
+from mllm_selector.engine import Engine
+from mllm_selector.errors import MissingPackageError, ScoreError, UsageError
+from mllm_selector.families.base import Family
+from mllm_selector.pool import Pool
+from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.batching import BatchBudget
+from mllm_selector.scoring.budget import locked
+from mllm_selector.scoring.scorer import ShardScorer, Wanted
+from mllm_selector.scoring.shards import encode_shard
 
-__all__ = ["Projection", "random_rows"]
+__all__ = ["Projection", "random_rows", "settle_projection"]
+
+PCA_SAMPLES = 4096
+"""Samples that principal components are fitted to, at least (8 for each component)."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,71 @@ class Projection:
         norms = np.sqrt(np.einsum("ns,ns->n", products, products, optimize=False))
         projected: NDArray[np.float32] = products / np.maximum(norms, np.float32(1e-12))[:, np.newaxis]
         return projected
+
+
+def settle_projection(
+    run: RunDirectory,
+    family: Family,
+    pool: Pool,
+    engine: Engine,
+    options: ScoreOptions,
+    budget: BatchBudget,
+) -> Projection | None:
+    """Return the projection of a run: the one that it keeps, else one that is made now and kept.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Its ``projection.arrow`` holds what was made before. A lock beside it lets one process of several make
+        it while the others wait.
+    family, pool, engine, options, budget
+        What scores a sample of the pool, for principal components.
+
+    Returns
+    -------
+    Projection or None
+        None if embeddings stay as they are.
+
+    Raises
+    ------
+    UsageError
+        If embeddings are to be projected to more numbers than they have.
+    ScoreError
+        If no sample can be scored for principal components to be fitted to.
+    """
+    size, width = options.embedding_size, engine.embedding_size
+    if size is None:
+        return None
+    if size > width:
+        msg = f"--embedding-size: {size} is more than the model's {width}"
+        raise UsageError(msg)
+    key = run.stages["score"].key
+    with locked(run.projection.with_name("projection.lock")):
+        projection = Projection.load(run.projection, key)
+        if projection is None:
+            if options.projection == "random":
+                projection = Projection.random(size, width, options.seed)
+            else:
+                rows = random_rows(max(PCA_SAMPLES, 8 * size), len(pool), options.seed)
+                projection = Projection.principal(
+                    size, _embeddings(family, pool, engine, options, budget, rows)
+                )
+            projection.save(run.projection, key)
+    return projection
+
+
+def _embeddings(
+    family: Family, pool: Pool, engine: Engine, options: ScoreOptions, budget: BatchBudget, rows: list[int]
+) -> NDArray[np.float32]:
+    """Score some rows for their embeddings only."""
+    shard = encode_shard(pool, rows, family, options)
+    wanted = Wanted(pooled=options.embedding)
+    with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:
+        found = scorer.score(scorer.plan(shard), lambda *_: None).embeddings
+    if not found:
+        msg = f"none of {len(rows)} samples can be scored, so there is nothing to fit --projection pca to"
+        raise ScoreError(msg)
+    return np.stack([found[row] for row in sorted(found)]).astype(np.float32)
 
 
 def random_rows(count: int, total: int, seed: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mllm_selector.metrics import METRICS, Answer, Metric, Metrics, Variant
+from mllm_selector.scoring.parts import WORK
 from mllm_selector.scoring.shards import ShardScores
 
 __all__ = ["example_table", "score_table"]
@@ -59,7 +61,7 @@ def score_table(rows: Sequence[int], scores: ShardScores, metrics: Metrics, sche
         pa.array([list(each.items()) for each in missing], type=schema.field("missing").type),
         pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), type=kind),
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, schema=_with_work(schema, scores))
 
 
 def example_table(
@@ -84,18 +86,26 @@ def example_table(
     schema : pyarrow.Schema
         The part's schema.
     """
-    found = [
-        (np.nan, "not-scored: the sample has no mean loss")
-        if np.isnan(full)
-        else _compared(metric, row, scores, float(full))
-        for row, full in zip(rows, mean_nll, strict=True)
-    ]
+    values = np.full(len(rows), np.nan, dtype=np.float32)
+    missing: list[dict[str, str]] = [{} for _ in rows]
+    for place, row in enumerate(rows):
+        if np.isnan(mean_nll[place]):
+            continue
+        values[place], reason = _compared(metric, row, scores, float(mean_nll[place]))
+        if reason is not None:
+            missing[place][metric.name] = reason
     columns = [
         pa.array(rows, type=pa.uint64()),
-        pa.array([value for value, _ in found], type=pa.float32()),
-        pa.array([reason for _, reason in found], type=pa.utf8()),
+        pa.array(values),
+        pa.array([list(each.items()) for each in missing], type=schema.field("missing").type),
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, schema=_with_work(schema, scores))
+
+
+def _with_work(schema: pa.Schema, scores: ShardScores) -> pa.Schema:
+    """Note in a part's metadata what its scores took."""
+    work = {"images_encoded": scores.images_encoded, "rescored": scores.rescored}
+    return schema.with_metadata({**(schema.metadata or {}), WORK: json.dumps(work)})
 
 
 def _value(metric: Metric, row: int, scores: ShardScores, answer: Answer) -> tuple[float, str | None]:
