@@ -11,13 +11,21 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable
+from mllm_selector.config import ExportOptions
 from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import UsageError
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
+from mllm_selector.families.loading import load_model
 from mllm_selector.pool import Pool, Sample
-from model_fixtures import export_once
+from mllm_selector.progress import SilentProgress
+from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring import parity
+from mllm_selector.scoring.opening import open_torch
+from mllm_selector.stages import export
+from model_fixtures import done, export_once
 from score_fixtures import ask, column, many, parts
 
 pytest_plugins = ["score_fixtures"]
@@ -220,3 +228,36 @@ def test_projections_are_kept_in_the_run_directory(make_run: Any, score_run: Any
     projected = np.array(column(plain, "embedding"), dtype=np.float64) @ directions.T
     projected /= np.linalg.norm(projected, axis=1, keepdims=True)
     assert np.abs(projected - np.array(column(random, "embedding"), dtype=np.float64)).max() < 3e-3
+
+
+@pytest.mark.parametrize("layer", [0, 1, -2])
+def test_embeddings_of_any_layer(layer: int) -> None:
+    """PyTorch runs the modules that are exported; the reference is the unmodified model."""
+    folder = export_once("clip-llama").model
+    family = families.load(folder)
+    expected = parity.reference(family, load_model(folder), layer)
+    engine = open_torch(family, folder, "float32", "cpu", embedding_layer=layer)
+    assert parity.check_against(family, engine, expected).worst_embedding < 1e-5
+    last = parity.check_against(family, open_torch(family, folder, "float32", "cpu"), expected)
+    assert last.worst_embedding > 1e-2
+    assert last.worst_nll < 1e-5
+
+
+def test_layers_that_the_model_has_not(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run") as run:
+        run.stages["seed"] = done(counts={"model": str(export_once("clip-llama").model)})
+        for layer in (3, -4):
+            with pytest.raises(UsageError, match=rf"--embedding-layer: {layer} is none .* are 1 to 2"):
+                export.run(run, ExportOptions(embedding_layer=layer), SilentProgress())
+
+
+def test_job_arrays_end_with_the_same_scores(make_run: Any, score_run: Any) -> None:
+    samples = many(20)
+    options = {"metrics": "upd,visnec,miwv", "embedding_size": 8, "shard_size": 5, "image_budget": 4096}
+    whole, shared = make_run(samples, name="whole"), make_run(samples, name="shared")
+    score_run(whole, **options)
+    for shard in ("1/2", "2/2"):
+        score_run(shared, shard=shard, **options)
+    counts = score_run(shared, merge=True, **options)
+    assert parts(shared) == parts(whole)
+    assert counts["missing"] == {"visnec": {"no-image": sum(not shown for _, shown in samples)}}

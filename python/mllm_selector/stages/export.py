@@ -114,8 +114,8 @@ def _check_layer(layer: int, family: Family) -> None:
     layers = int(family.config.get_text_config().num_hidden_layers)
     if not -layers - 1 <= layer <= layers:
         msg = (
-            f"--embedding-layer: {layer} is none of this model's; its layers are 1 to {layers}, 0 is the token "
-            "embeddings, and -1 the last layer"
+            f"--embedding-layer: {layer} is none of this model's; its layers are 1 to {layers}, 0 is the "
+            "token embeddings, and -1 the last layer"
         )
         raise UsageError(msg)
 
