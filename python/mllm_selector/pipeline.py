@@ -90,8 +90,9 @@ def _score_outputs(run: RunDirectory) -> list[Path]:
     parts = range(math.ceil(samples / options["shard_size"]))
     has_examples = Variant.ONE_SHOT in Metrics.parse(options["metrics"]).variants
     return [
+        *([run.projection] if options["embedding_size"] is not None else []),
         *(run.score_part(index) for index in parts),
-        *(run.example_part(index) for index in parts if has_examples),
+        *([run.examples, *(run.example_part(index) for index in parts)] if has_examples else []),
     ]
 
 
