@@ -370,6 +370,8 @@ def test_one_source_one_group_nothing_else(tmp_path):
         }
     ]
     assert not numbers["groups_are_whole"]
+    assert "from the pool as a whole, without groups" in page.text
+    assert {point["group"] for point in numbers["map"]["points"]} == {None}
     assert "Every record of the input could be used" in page.text
     assert "the seed model was given" in page.text
     assert "text only" in page.text

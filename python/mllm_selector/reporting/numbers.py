@@ -348,6 +348,8 @@ def _overview(
     scored = whole & ~np.isnan(scores.necessity)
     embedded = Embedded(list(scores.embeddings), scored, in_order)
     groups = dict(zip(rows.tolist(), selection["group"].to_pylist(), strict=True))
+    if len(set(groups.values())) == 1:
+        groups = {}  # the pool as a whole says nothing of a sample
     progress.start("report", 3, "figures")
     flat = embedded.map(groups)
     progress.update(1)
