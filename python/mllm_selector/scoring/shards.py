@@ -12,22 +12,32 @@ from numpy.typing import NDArray
 from mllm_selector.config import ScoreOptions
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Encoded, Family
+from mllm_selector.families.images import Size, image_size
 from mllm_selector.metrics import Answer, Variant
 from mllm_selector.pool import ImageRange, Pool, PoolImage
 from mllm_selector.scoring.readings import read_as
 
-__all__ = ["EncodedShard", "ImageRef", "Item", "ShardScores", "encode_shard"]
+__all__ = ["EncodedShard", "ImageRef", "Item", "ShardScores", "encode_shard", "image_name"]
 
 NOT_FINITE = "not-finite"
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of the pool: what identifies its content, and where a sample has it."""
+    """An image of the pool: what identifies its content, its feature rows, and where a sample has it.
 
-    key: str | bytes
+    Some models see one image in several ways, each with another number of feature rows.
+    """
+
+    content: str | bytes
+    tokens: int
     row: int
     place: int
+
+    @property
+    def key(self) -> tuple[str | bytes, int]:
+        """What identifies the image's features."""
+        return self.content, self.tokens
 
 
 Item = tuple[Variant, int]
@@ -122,6 +132,14 @@ def encode_shard(
     """
     limit = min(options.max_tokens, family.max_positions or options.max_tokens)
     shard = EncodedShard()
+    sizes: dict[str | bytes, Size] = {}
+
+    def size_of(image: PoolImage) -> Size:
+        content = _content(image)
+        if content not in sizes:
+            sizes[content] = image_size(image, image_name(pool, image))
+        return sizes[content]
+
     for row in rows:
         sample = pool.sample(row)
         example = pool.sample(examples[row]) if examples and row in examples else None
@@ -129,7 +147,7 @@ def encode_shard(
             item = (variant, row)
             try:
                 reading = read_as(variant, sample, example)
-                encoded = family.encode(reading)
+                encoded = family.encode(reading, size_of)
                 _check(encoded, limit)
             except SampleError as error:
                 shard.reasons[item] = str(error)
@@ -137,9 +155,9 @@ def encode_shard(
                     break
                 continue
             shard.samples[item] = encoded
+            shown = zip(reading.images, encoded.image_tokens, reading.places, strict=True)
             shard.images[item] = tuple(
-                ImageRef(_image_key(image), *place)
-                for image, place in zip(reading.images, reading.places, strict=True)
+                ImageRef(_content(image), tokens, *place) for image, tokens, place in shown
             )
     return shard
 
@@ -153,7 +171,16 @@ def _check(encoded: Encoded, limit: int) -> None:
         raise SampleError(msg)
 
 
-def _image_key(image: PoolImage) -> str | bytes:
+def image_name(pool: Pool, image: PoolImage) -> str | None:
+    """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
+    if isinstance(image, ImageRange):
+        return image.name
+    if isinstance(image, bytes) or pool.images is None or not image.is_relative_to(pool.images):
+        return None
+    return str(image.relative_to(pool.images))
+
+
+def _content(image: PoolImage) -> str | bytes:
     if isinstance(image, ImageRange):
         return f"{image.file}:{image.offset}"
     return hashlib.blake2b(image, digest_size=16).digest() if isinstance(image, bytes) else str(image)

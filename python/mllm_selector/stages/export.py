@@ -17,7 +17,7 @@ from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION, Engine, OnnxEngine, has_cuda
 from mllm_selector.errors import ExportError, MissingPackageError, UsageError
 from mllm_selector.families.base import Family, Graph
-from mllm_selector.families.loading import load_model
+from mllm_selector.families.loading import load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.opening import graph_folder, open_torch
@@ -121,10 +121,8 @@ def _check_layer(layer: int, family: Family) -> None:
 
 
 def _write_graphs(family: Family, model: Any, precision: str, embedding_layer: int, folder: Path) -> None:
-    import torch
-
     folder.mkdir(exist_ok=True)
-    model.to(getattr(torch, precision))
+    to_precision(model, precision)
     _export(family.vision_graph(model), folder / VISION)
     _export(family.scorer_graph(model, embedding_layer), folder / SCORER)
 
