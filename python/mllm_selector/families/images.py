@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -37,6 +38,9 @@ def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
     if name is None:
         name = _name(image)
     try:
+        if isinstance(image, Path) and image.exists() and not image.is_file():
+            msg = "it is no regular file"  # a FIFO would be waited for, a device has no end
+            raise ValueError(msg)
         content = image.read() if isinstance(image, ImageRange) else image
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             width, height = file.size
