@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector import families
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import Engine
+from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import ExportError, MissingPackageError, ModelError, RunDirectoryError
 from mllm_selector.families.base import SCORER_OUTPUTS, Family, Graph
 from mllm_selector.families.chat import encode_for_training
@@ -59,7 +59,7 @@ def open_picture(image: bytes) -> Any:
     return picture(sum(image), size=(30 + image[2], 36))
 
 
-def run_graphs(family: Family, engine: Engine, batch: list[Talk]) -> Any:
+def run_graphs(family: Family, engine: OnnxEngine, batch: list[Talk]) -> Any:
     """Score a batch, features of its images laid out in reverse order, to see that rows are obeyed."""
     samples = [family.encode(talk) for talk in batch]
     starts: list[list[int]] = [[0] * len(talk.images) for talk in batch]
@@ -86,7 +86,7 @@ def test_graphs_equal_the_unmodified_forward(exported: Exported, images: list[in
     """The model's own loss on the processor's own inputs, one sample at a time, is the reference."""
     family = families.load(exported.graphs / "processor")
     scores = run_graphs(
-        family, Engine(exported.graphs, "cpu", threads=1), batch := talks(len(images), images)
+        family, OnnxEngine(exported.graphs, "cpu", threads=1), batch := talks(len(images), images)
     )
     processor = AutoProcessor.from_pretrained(exported.model, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(exported.model, dtype=torch.float32)
@@ -123,9 +123,16 @@ def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["lock", "onnx"]
     names = {path.name for path in exported.graphs.iterdir()}
     weights = {"vision.onnx.data", "scorer.onnx.data"}
-    assert names == {"vision.onnx", "scorer.onnx", "check.json", "processor", *weights}
-    check = json.loads((exported.graphs / "check.json").read_text())
-    assert check["precision"] == exported.counts["precision"]
+    graphs = {"vision.onnx", "scorer.onnx", *weights}
+    # In half precision float32 graphs stand by.
+    half = exported.counts["precision"] != "float32"
+    assert names == {*graphs, "check.json", "processor", *(["float32"] if half else [])}
+    if half:
+        assert {path.name for path in (exported.graphs / "float32").iterdir()} == graphs
+    written = json.loads((exported.graphs / "check.json").read_text())
+    precision = exported.counts["precision"]
+    assert list(written) == list(dict.fromkeys(["engine", "float32", precision]))
+    check = written[precision]
     assert check["worst_nll_difference"] == exported.counts["worst_nll_difference"] <= check["tolerance"]
     counts = [image for batch in check["batches"] for image in batch["images"]]
     assert set(counts) == {0, 1, 2}
@@ -144,7 +151,7 @@ def test_graphs_name_no_local_path(exported: Exported) -> None:
 def test_graphs_do_not_need_the_model(exported: Exported, tmp_path: Path) -> None:
     shutil.copytree(exported.graphs, tmp_path / "onnx")
     family = families.load(tmp_path / "onnx" / "processor")
-    scores = run_graphs(family, Engine(tmp_path / "onnx", "cpu"), talks(1, [1, 0]))
+    scores = run_graphs(family, OnnxEngine(tmp_path / "onnx", "cpu"), talks(1, [1, 0]))
     assert np.isfinite(np.concatenate(scores["token_nll"])).all()
 
 
@@ -185,7 +192,7 @@ def test_a_mismatch_stops_and_leaves_nothing(
         model.lm_head.weight.mul_(1.001)
     model.save_pretrained(other)
     with pytest.raises(
-        ExportError, match=r"float32 graphs .* batch of \d samples .* mean loss differs by \d"
+        ExportError, match=r"onnx engine in float32 .* batch of \d samples .* mean loss differs by \d"
     ) as raised:
         run_export(other, tmp_path / "run")
     assert "more than 0.0001" in str(raised.value)
@@ -196,14 +203,14 @@ def test_a_mismatch_stops_and_leaves_nothing(
 def test_nan_does_not_pass_the_check(
     stand_in: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Engine.read
+    real = OnnxEngine.read
 
-    def broken(self: Engine, inputs: Any, outputs: Any) -> Any:
+    def broken(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
         scores = real(self, inputs, outputs)
         scores["token_nll"][-1] = np.nan
         return scores
 
-    monkeypatch.setattr(Engine, "read", broken)
+    monkeypatch.setattr(OnnxEngine, "read", broken)
     with pytest.raises(ExportError, match="differs by nan"):
         run_export(stand_in.model, tmp_path / "run")
 

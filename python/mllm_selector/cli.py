@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import __version__, demo, doctor, inspection, pipeline
-from mllm_selector.config import Amount, Columns, Limits, StageOptions, cli_name
+from mllm_selector.config import Amount, AutoCount, Columns, Limits, Shard, StageOptions, cli_name
 from mllm_selector.errors import MllmSelectorError, UsageError
 from mllm_selector.interrupts import Stopped, stoppable
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
@@ -50,7 +50,10 @@ _EXAMPLES = {
             --run-dir run""",
     "seed": "mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% --run-dir run",
     "export": "mllm-selector export --precision float16 --run-dir run",
-    "score": "mllm-selector score --device cuda --token-budget 32768 --run-dir run",
+    "score": """\
+        mllm-selector score --device cuda --run-dir run
+        mllm-selector score --shard 2/8 --run-dir run
+        mllm-selector score --merge --run-dir run""",
     "pick": """\
         mllm-selector pick --budget 5% --run-dir run --out subset-5.json
         mllm-selector pick --budget 20000 --groups source --within k-center --run-dir run
@@ -182,7 +185,7 @@ def _add_options(
 def _plain_type(hint: Any) -> Any:
     """Return what argparse converts a text with: ``int`` for ``int | None``."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
-    return str if kinds[0] is Amount else kinds[0]
+    return str if kinds[0] in (Amount, AutoCount, Shard) else kinds[0]
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -56,6 +56,10 @@ class ExportError(MllmSelectorError):
     """An ONNX graph that could not be made or does not agree with torch."""
 
 
+class DeviceMemoryError(Exception):
+    """The device has no memory for what was asked; smaller batches may fit. Never reaches the user."""
+
+
 class ScoreError(MllmSelectorError):
     """Scoring that cannot go on."""
 

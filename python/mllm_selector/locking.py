@@ -60,6 +60,23 @@ class RunLock:
         file.flush()
         self._file = file
 
+    def share(self) -> None:
+        """Keep others from taking the lock; any number of processes can do so at a time.
+
+        Raises
+        ------
+        RunDirectoryError
+            If another process has taken it.
+        """
+        file = self.path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            msg = f"{self.path.parent} is in use by {self.holder()}; wait for it, or use another --run-dir"
+            raise RunDirectoryError(msg) from None
+        self._file = file
+
     def release(self) -> None:
         """Give the lock back; nothing happens if it is not held."""
         if self._file is not None:

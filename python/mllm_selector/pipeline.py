@@ -117,7 +117,8 @@ STAGES: dict[str, Stage] = {
         "export",
         _score_outputs,
         reads=lambda run: [run.pool, run.onnx],
-        partial=lambda run: sorted(run.scores.glob("part-*.arrow")),
+        partial=lambda run: sorted((*run.scores.glob("part-*.arrow"), *run.shards.glob("*/part-*.arrow"))),
+        scraps=lambda run: [run.shards, run.batches.with_name("batches.lock")],
     ),
     "pick": Stage(
         PickOptions,
@@ -196,6 +197,15 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
         If a stage fails; what was finished before stays, and the same call goes on from there.
     """
     progress = progress or SilentProgress()
+    of_score = options.get("score")
+    if isinstance(of_score, ScoreOptions) and of_score.shard is not None:
+        if len(options) > 1:
+            msg = (
+                "--shard: only 'mllm-selector score' can be shared out; run the other stages before and after"
+            )
+            raise UsageError(msg)
+        _run_shard(directory, of_score, progress)
+        return
     options = _with_files(options)
     _check_inputs(options)
     with RunDirectory(directory) as run:
@@ -338,21 +348,47 @@ def _content(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_stage(run: RunDirectory, name: str, options: StageOptions, progress: Progress) -> None:
-    stage = STAGES[name]
-    inputs = _inputs(run, name, options)
-    key = stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
+    record = _record(run, name, options)
     old = run.stages.get(name)
-    if old is not None and old.key != key:
-        _refuse_to_mix(run, name, old, options, inputs)
+    if old is not None and old.key != record.key:
+        _refuse_to_mix(run, name, old, options, record.inputs)
     elif old is not None and old.state == "done" and not _damages(run, name, progress):
-        _keep(run, name, dataclasses.replace(old, options=options.as_json(), inputs=inputs))
+        _keep(run, name, dataclasses.replace(old, options=record.options, inputs=record.inputs))
         progress.start(name)
         progress.finish("done before")
         return
-    for damage in run.checksums.damages(stage.reads(run)):
+    _check_reads(run, name)
+    _do_stage(run, name, options, record, progress)
+
+
+def _run_shard(directory: Path, options: ScoreOptions, progress: Progress) -> None:
+    """Score one process's share; what the run directory says of its stages is only read."""
+    run = RunDirectory(directory)
+    run.load()
+    record = _record(run, "score", options)
+    old = run.stages.get("score")
+    if old is not None and old.key != record.key:
+        _refuse_to_mix(run, "score", old, options, record.inputs)
+    elif old is not None and old.state == "done":
+        progress.start("score")
+        progress.finish("done before")
+        return
+    _check_reads(run, "score")
+    run.stages["score"] = record
+    score.run(run, options, progress)
+
+
+def _record(run: RunDirectory, name: str, options: StageOptions) -> StageRecord:
+    """Return the record of a stage that is to run."""
+    inputs = _inputs(run, name, options)
+    key = stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
+    return StageRecord("running", key, options.as_json(), inputs)
+
+
+def _check_reads(run: RunDirectory, name: str) -> None:
+    for damage in run.checksums.damages(STAGES[name].reads(run)):
         msg = f"{damage}; run 'select' or the stage that made it with the options of this run: it mends it"
         raise RunDirectoryError(msg)
-    _do_stage(run, name, options, StageRecord("running", key, options.as_json(), inputs), progress)
 
 
 def _damages(run: RunDirectory, name: str, progress: Progress) -> list[Damage]:

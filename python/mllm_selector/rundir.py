@@ -107,6 +107,16 @@ class RunDirectory:
         """Folder of the score parts (score)."""
         return self.path / "scores"
 
+    @property
+    def batches(self) -> Path:
+        """How much is computed together, once that has been found (score)."""
+        return self.path / "batches.json"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the parts that processes with ``--shard`` have scored, until they are merged (score)."""
+        return self.path / "shards"
+
     def score_part(self, index: int) -> Path:
         """One of the score parts (score)."""
         return self.scores / f"part-{index:05d}.arrow"

@@ -6,7 +6,7 @@ same batches as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mllm_selector.families.base import Arrays, Encoded, Family
 
 __all__ = [
+    "BatchBudget",
     "FeaturePlan",
     "ImageUse",
     "Placement",
@@ -25,8 +26,22 @@ __all__ = [
     "split_answers",
 ]
 
-IMAGES_AT_ONCE = 8
-"""Most images in one run of the vision graph."""
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """How much is computed together.
+
+    Attributes
+    ----------
+    tokens : int
+        Most tokens in a batch, padding included; a longer sample forms its own batch.
+    image_rows : int
+        Most feature rows in one run of the vision graph; an image of more has its own. A row stands for a
+        fixed number of patches, so this bounds the work of the vision tower, whatever the images' sizes.
+    """
+
+    tokens: int
+    image_rows: int
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -129,7 +144,7 @@ class FeaturePlan:
     rows: int = 0
 
 
-def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> FeaturePlan:
+def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int, rows_at_once: int) -> FeaturePlan:
     """Decide when each image is encoded and where its features lie.
 
     An image is encoded before the first batch that needs it and kept until the last one. Where memory does
@@ -141,6 +156,8 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
         The distinct images that each batch needs, in order.
     capacity : int
         Feature rows to keep at most; raised to what the largest batch needs.
+    rows_at_once : int
+        Feature rows of the images that are encoded together, at most; an image of more is encoded alone.
     """
     capacity = max([capacity, *(sum(image.rows for image in batch) for batch in batches)])
     uses: dict[Hashable, list[int]] = {}
@@ -150,7 +167,7 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
     memory = _Rows(capacity)
     plan = FeaturePlan()
     for index, batch in enumerate(batches):
-        placements = _place(batch, memory, uses, index)
+        placements = _place(batch, memory, uses, index, rows_at_once)
         plan.encode.append(placements)
         plan.starts.append({image.key: memory.held[image.key][0] for image in batch})
         for image in batch:
@@ -160,22 +177,36 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
 
 
 def _place(
-    batch: Sequence[ImageUse], memory: _Rows, uses: dict[Hashable, list[int]], index: int
+    batch: Sequence[ImageUse],
+    memory: _Rows,
+    uses: dict[Hashable, list[int]],
+    index: int,
+    rows_at_once: int,
 ) -> list[Placement]:
     needed = {image.key for image in batch}
     missing = [image for image in batch if image.key not in memory.held]
     placements = []
-    for first in range(0, len(missing), IMAGES_AT_ONCE):
-        chunk = missing[first : first + IMAGES_AT_ONCE]
+    for chunk in _chunks(missing, rows_at_once):
         while (starts := memory.take(chunk)) is None:
             others = [key for key in memory.held if key not in needed]
             if not others:
                 # Free rows are scattered between those that this batch needs: start it over from empty.
                 memory.clear()
-                return _place(batch, memory, uses, index)
+                return _place(batch, memory, uses, index, rows_at_once)
             memory.release(max(others, key=lambda key: next(use for use in uses[key] if use > index)))
         placements.append(Placement(tuple(chunk), starts))
     return placements
+
+
+def _chunks(images: Sequence[ImageUse], rows_at_once: int) -> Iterator[list[ImageUse]]:
+    chunk: list[ImageUse] = []
+    for image in images:
+        if chunk and sum(each.rows for each in chunk) + image.rows > rows_at_once:
+            yield chunk
+            chunk = []
+        chunk.append(image)
+    if chunk:
+        yield chunk
 
 
 class _Rows:

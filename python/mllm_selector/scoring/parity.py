@@ -1,7 +1,7 @@
-"""Whether the scoring graphs agree with the model that they were made from.
+"""Whether an engine agrees with the model that it was made from.
 
 The reference is the unmodified model's own ``forward``: one sample at a time, no padding, all logits, a plain
-cross entropy. The graphs get the same samples in ragged batches through the same code that scores a pool.
+cross entropy. The engine gets the same samples in ragged batches through the same code that scores a pool.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from math import inf, isnan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ WORDS = ((3, 1), (9, 5), (30, 12), (5, 40), (17, 2))
 
 @dataclass(frozen=True)
 class BatchDifference:
-    """How far the graphs are from the model on one batch.
+    """How far the engine is from the model on one batch.
 
     Attributes
     ----------
@@ -201,9 +200,8 @@ def plain_scores(
     )
 
 
-def check_against(family: Family, folder: Path, expected: Sequence[Expected]) -> Check:
-    """Score the reference's batches with the graphs in a folder, on the CPU, and compare."""
-    engine = Engine(folder, device="cpu")
+def check_against(family: Family, engine: Engine, expected: Sequence[Expected]) -> Check:
+    """Score the reference's batches with an engine and compare."""
     return Check(tuple(_compare(family, engine, batch) for batch in expected))
 
 
@@ -229,7 +227,7 @@ def _score(family: Family, engine: Engine, expected: Expected) -> Arrays:
         for row, sample in enumerate(expected.samples)
         for key, rows in zip(keys[row], sample.image_tokens, strict=True)
     ]
-    plan = plan_features([uses], capacity=0)
+    plan = plan_features([uses], capacity=0, rows_at_once=sum(use.rows for use in uses))
     engine.reserve(plan.rows)
     for placement in plan.encode[0]:
         prepared = [expected.pictures[row][place] for row, place in (image.key for image in placement.images)]
