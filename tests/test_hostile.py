@@ -74,8 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CASES = {
-    "deep array": (with_raw("deep array", "[" * DEEP + "]" * DEEP), None),
-    "deep object": (with_raw("deep object", '{"a":' * DEEP + "1" + "}" * DEEP), None),
+    "deep array": (with_raw("deep array", "[" * DEEP + "]" * DEEP), "invalid-json"),
+    "deep object": (with_raw("deep object", '{"a":' * DEEP + "1" + "}" * DEEP), "invalid-json"),
     "deep and open": ('{"id": "deep and open", "conversations": ' + "[" * DEEP, "invalid-json"),
     "long number": (with_raw("long number", "9" * DEEP), None),
     "long exponent": (with_raw("long exponent", "1e" + "9" * DEEP), None),

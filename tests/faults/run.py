@@ -114,6 +114,13 @@ def keep(group: str, head: str, rows: list[Row]) -> None:
         page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
+def _head(name: str, given: argparse.Namespace, started: float) -> str:
+    how = f"--only {name} --thin {given.thin} --seed {given.seed}"
+    minutes = (time.monotonic() - started) / 60
+    system = f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"`{how}`, {time.strftime('%Y-%m-%d')}, {system}, {minutes:.1f} minutes"
+
+
 def main() -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(
@@ -131,13 +138,9 @@ def main() -> int:
             for row in GROUPS[name](bench, random.Random(given.seed), given.thin):
                 rows.append(row)
                 failed = failed or bool(row.failures)
-                print(
-                    f"{row.tried:4} {row.fault}, {row.where}: {row.failures or 'as it must be'}", flush=True
-                )
-            how = f"--only {name} --thin {given.thin} --seed {given.seed}"
-            minutes = (time.monotonic() - started) / 60
-            system = f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-            keep(name, f"`{how}`, {time.strftime('%Y-%m-%d')}, {system}, {minutes:.1f} minutes", rows)
+                keep(name, _head(name, given, started), rows)
+                outcome = row.failures or "as it must be"
+                print(f"{row.tried:4} {row.fault}, {row.where}: {outcome}", flush=True)
     return int(failed)
 
 
