@@ -117,7 +117,7 @@ class Server:
     def start(self, argv: Sequence[str], **fault: Any) -> Child:
         """Start a command."""
         self._started += 1
-        log = self._folder / f"log-{self._started}"
+        log = self._folder / f"log-{os.getpid()}-{self._started}"
         return Child(self, self.ask(argv=list(argv), log=str(log), **fault)["pid"], log)
 
     def close(self) -> None:
@@ -130,10 +130,15 @@ class Server:
 class Bench:
     """A pool, a model, one undisturbed run of each stage, and what it left.
 
+    Parameters
+    ----------
+    stages : sequence of str
+        The stages that are to be disturbed, from the first on.
+    folder : Path, optional
+        Keeps all of this for another time, or has it from an earlier one; by default a temporary one.
+
     Attributes
     ----------
-    folder : Path
-        Gets everything; removed at the end.
     before : dict of str to Path
         The run directory as it was before each stage, and under ``end`` after the last.
     calls, seconds : dict
@@ -141,28 +146,39 @@ class Bench:
         the first estimate, so it is too long; whoever waits too long for a stage corrects it.
     """
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="mllm-selector-faults-"))
+    def __init__(self, folder: Path | None = None, stages: Sequence[str] = STAGES) -> None:
+        self._stages = stages
+        self._is_kept = folder is not None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="mllm-selector-faults-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.run = self.folder / "run"
         self.before: dict[str, Path] = {}
         self.calls: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
     def __enter__(self) -> Self:
+        figures = self.folder / "figures.json"
+        if figures.exists():
+            self.calls, self.seconds = json.loads(figures.read_text())
+            self.before = {name: self.folder / f"before-{name}" for name in (*self._stages, "end")}
+            self.server = Server(self.folder)
+            return self
         self._make_input()
         self.server = Server(self.folder)
-        for stage in STAGES:
+        for stage in self._stages:
             self.before[stage] = self._keep(stage)
             ended = self.stage(stage, **self.fault(COUNT, 0)).wait()
             assert ended.code == 0, ended.log
             self.calls[stage], self.seconds[stage] = ended.calls, ended.seconds
         self.server.warm()
         self.before["end"] = self._keep("end")
+        figures.write_text(json.dumps([self.calls, self.seconds]))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.server.close()
-        shutil.rmtree(self.folder)
+        if not self._is_kept:
+            shutil.rmtree(self.folder)
 
     def _make_input(self) -> None:
         sys.path.insert(0, str(HERE.parent))

@@ -1,6 +1,6 @@
 """Runs the faults and writes the table of docs/reliability.md.
 
-python tests/faults/run.py [--only GROUP ...] [--thin N] [--seed N]
+python tests/faults/run.py [--only GROUP ...] [--thin N] [--seed N] [--keep DIR]
 
 Rows are kept in docs/reliability.json by group, so that a group can be run again by itself.
 """
@@ -27,20 +27,7 @@ DOCS = ROOT / "docs"
 BEGIN = "<!-- made by tests/faults/run.py -->"
 END = "<!-- end -->"
 
-SHORT_KILLS = {"ingest": 4, "seed": 3, "export": 1, "score": 6, "pick": 3, "report": 3}
 LONG_KILLS = {"ingest": 45, "score": 66, "pick": 36, "report": 30, "seed": 24, "export": 9}
-
-
-def short(bench: Bench, draw: random.Random) -> Iterator[Row]:
-    """What every `make test` runs: a kill or more in every stage, each kind of fault."""
-    yield from cases.kills_at_random(bench, SHORT_KILLS, draw)
-    yield from cases.kills_at_writes(bench, {"ingest": 12, "score": 16})
-    yield from cases.stops(bench, ["score"], draw, timed=False)
-    yield from cases.disk(bench, {"ingest": 15, "score": 25})
-    yield from cases.damages(bench, ["scores/part-00001.arrow"], draw)
-    yield from cases.lost_books(bench)
-    yield from cases.clock(bench, ["score"])
-    yield from cases.two(bench, 1)
 
 
 def kills(bench: Bench, draw: random.Random, thin: int) -> Iterator[Row]:
@@ -129,9 +116,12 @@ def main() -> int:
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS))
     parser.add_argument("--thin", type=int, default=1, help="strike only at every N-th call of the long form")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=Path, help="keep pool, model and the undisturbed run here for other groups"
+    )
     given = parser.parse_args()
     failed = False
-    with Bench() as bench:
+    with Bench(given.keep) as bench:
         for name in given.only:
             started = time.monotonic()
             rows = []
