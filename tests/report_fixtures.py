@@ -230,5 +230,5 @@ def _stages(
         "seed": StageRecord("done", "b", seed, {}, {"loss": 0.4412, "steps": 32}, 61.3, 1480.2),
         "export": StageRecord("done", "c", {"precision": "float32"}, {}, {"graphs": 2}, 12.9, 1102.0),
         "score": StageRecord("done", "d", {"device": "auto"}, {}, {"scored": samples}, 148.0, 901.5),
-        "pick": StageRecord("done", "e", pick, {}, {"chosen": chosen}, 0.41, 180.0),
+        "pick": StageRecord("done", "e", pick, {}, {"chosen": chosen, "subset": "subset.json"}, 0.41, 180.0),
     }

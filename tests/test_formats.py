@@ -20,6 +20,7 @@ from mllm_selector.pipeline import build_options, run_stages
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory, StageRecord, stage_key
 from mllm_selector.selection import Selection
+from plugin_fixtures import install
 
 RECORD = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
 
@@ -154,20 +155,8 @@ class Lines:
 '''
 
 
-def install(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, text: str, target: str) -> None:
-    """Make what pip would make of a package with an entry point."""
-    site = folder / "site"
-    site.mkdir()
-    (site / f"{module}.py").write_text(text)
-    information = site / f"{module}-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(f"[{formats.ENTRY_POINTS}]\nadded = {module}:{target}\n")
-    monkeypatch.syspath_prepend(str(site))
-
-
 def test_another_package_adds_a_format(tmp_path, registry):
-    install(tmp_path, registry, "pairs_format", PLUGIN, "Pairs")
+    install(tmp_path, registry, formats.ENTRY_POINTS, "pairs_format", PLUGIN, "Pairs")
     lines = [f"n{number}\tWie {number}?\tSo." for number in range(9)]
     pool = tmp_path / "mix.tsv"
     pool.write_text("\n".join(["id\tquestion\tanswer", *lines]) + "\n")
@@ -192,7 +181,7 @@ def test_another_package_adds_a_format(tmp_path, registry):
     ],
 )
 def test_a_format_that_cannot_be_added_is_named(tmp_path, registry, text, message):
-    install(tmp_path, registry, "broken_format", text, "Pairs")
+    install(tmp_path, registry, formats.ENTRY_POINTS, "broken_format", text, "Pairs")
     with pytest.raises(UsageError, match=message):
         formats.known()
 

@@ -15,10 +15,10 @@ from mllm_selector.arrays import pick
 from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
 from mllm_selector.config import Amount, IngestOptions, PickOptions, ReportOptions
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.limits import check_limits
 from mllm_selector.progress import SilentProgress
 from mllm_selector.reporting.command import as_call, as_command
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint_inputs, read_manifest
-from mllm_selector.sampling import check_limits
 from mllm_selector.selection import SELECTION_SCHEMA, Selection
 from mllm_selector.stages import ingest, report
 from mllm_selector.stages import pick as stage
@@ -45,9 +45,8 @@ def scores():
     return necessity, X
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A run directory as the score stage leaves it."""
+def make_run(tmp_path):
+    """Make a run directory as the score stage leaves it."""
     pool = tmp_path / "pool.json"
     pool.write_text(json.dumps([record(row) for row in range(N)], indent=1, ensure_ascii=False))
     with RunDirectory(tmp_path / "run") as run:
@@ -65,6 +64,11 @@ def folder(tmp_path):
         run.stages["score"] = StageRecord("done", key="scores")
         run.save()
     return tmp_path / "run"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_run(tmp_path)
 
 
 @pytest.fixture
@@ -120,7 +124,17 @@ def test_selection_and_subset(run):
     np.testing.assert_array_equal(rows[np.argsort(table["order"].to_numpy())], chosen)
     assert table["id"].to_pylist() == [f"sample-{row}" for row in rows]
     subset = run.path / counts.pop("subset")
-    assert counts == {"chosen": 30, "groups": 12, "candidates": 294, "unscored": 6, "seed_in_subset": 0}
+    assert counts == {
+        "method": "grouped",
+        "parameters": {},
+        "chosen": 30,
+        "groups": 12,
+        "candidates": 294,
+        "unscored": 6,
+        "lacking": 0,
+        "seed_in_subset": 0,
+        "scores": [],
+    }
     groups = json.loads(table.schema.metadata[b"mllm_selector.groups"])
     assert len(groups) == 12
     assert sum(group["size"] for group in groups) == 294

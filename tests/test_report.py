@@ -332,7 +332,7 @@ def test_text_of_the_pool_stays_text(tmp_path):
         unscored={3: EVIL},
     )
     page, _, text = make_report(path)
-    assert [tag for tag, _ in page.elements].count("script") == text.lower().count("<script") == 3
+    assert [tag for tag, _ in page.elements].count("script") == text.lower().count("<script") == 5
     assert "\x00" not in text
     assert not page.all("img")
     assert page.text.count(EVIL) > 30
@@ -369,6 +369,8 @@ def test_one_source_one_group_nothing_else(tmp_path):
         }
     ]
     assert not numbers["groups_are_whole"]
+    assert "from the pool as a whole, without groups" in page.text
+    assert {point["group"] for point in numbers["map"]["points"]} == {None}
     assert "Every record of the input could be used" in page.text
     assert "the seed model was given" in page.text
     assert "text only" in page.text

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm_selector import families, formats
+from mllm_selector import families, formats, methods
 from mllm_selector.checksums import Damage
 from mllm_selector.config import (
     ExportOptions,
@@ -32,10 +32,10 @@ from mllm_selector.config import (
     cli_name,
 )
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.limits import check_limits
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, fingerprint_inputs, stage_key
-from mllm_selector.sampling import check_limits
 from mllm_selector.selection import Selection
 from mllm_selector.stages import export, ingest, pick, report, score, seed
 
@@ -291,7 +291,13 @@ def _with_files(options: dict[str, StageOptions]) -> dict[str, StageOptions]:
 
 def _check_inputs(options: dict[str, StageOptions]) -> None:
     """Fail on what can be known before anything is computed or written."""
-    of_ingest, of_seed = options.get("ingest"), options.get("seed")
+    of_ingest, of_seed, of_pick = options.get("ingest"), options.get("seed"), options.get("pick")
+    if isinstance(of_pick, PickOptions):
+        methods.prepare(of_pick)
+        for path in of_pick.scores.paths if of_pick.scores else ():
+            if not path.is_file():
+                msg = f"--scores: {path} does not exist; name a Parquet, CSV or JSON lines file"
+                raise UsageError(msg)
     if isinstance(of_ingest, IngestOptions):
         for path in of_ingest.pool.paths:
             if not path.is_file():
@@ -332,6 +338,8 @@ def _inputs(run: RunDirectory, name: str, options: StageOptions) -> dict[str, An
         inputs[before] = run.need(before).key
     if isinstance(options, IngestOptions):
         inputs["pool"] = fingerprint_inputs(options.pool, known.get("pool"))
+    if isinstance(options, PickOptions) and options.scores is not None:
+        inputs["scores"] = fingerprint_inputs(Inputs.parse(list(options.scores.paths)), known.get("scores"))
     if isinstance(options, SeedOptions):
         chosen = Path(options.seed_model or options.model or "")
         is_folder = chosen.is_dir()

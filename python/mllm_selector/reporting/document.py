@@ -13,7 +13,7 @@ __all__ = ["Section", "document"]
 Section = tuple[str, str, Content]
 """Anchor, title and content."""
 
-SCRIPTS = ("vendor/chart.umd.js", "report.js")
+SCRIPTS = ("vendor/chart.umd.js", "charts.js", "map.js", "report.js")
 NO_SCRIPT = "The charts need JavaScript, which is part of this page; the tables say the same."
 
 

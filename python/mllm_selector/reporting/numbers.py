@@ -29,8 +29,10 @@ __all__ = [
     "Source",
     "Stage",
     "Statistics",
+    "bin_edges",
     "collect",
     "nice_step",
+    "spaced",
 ]
 
 STAGES = ("ingest", "seed", "export", "score", "pick")
@@ -266,7 +268,7 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
     seed_rows = _seed_rows(run)
     rejected = reasons.rejected(run.rejected, pool.format)
     rejected_count = sum(reason.count for reason in rejected)
-    edges = _edges(necessity)
+    edges = bin_edges(necessity)
     groups, groups_are_whole = describe_groups(selection, codes, names)
 
     def items(which: NDArray[np.int64] | list[int]) -> list[GalleryItem]:
@@ -317,7 +319,7 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         if duplicates
         else [],
         highest=items(descending[: options.gallery]),
-        across=items(_spaced(chosen_descending, options.gallery)),
+        across=items(spaced(chosen_descending, options.gallery)),
         lowest=items(descending[::-1][: options.gallery]),
         stages=_stages(run, len(pool) + rejected_count, options.hourly_price),
     )
@@ -344,6 +346,8 @@ def _overview(
     scored = whole & ~np.isnan(scores.necessity)
     embedded = Embedded(list(scores.embeddings), scored, in_order)
     groups = dict(zip(rows.tolist(), selection["group"].to_pylist(), strict=True))
+    if len(set(groups.values())) == 1:
+        groups = {}  # the pool as a whole says nothing of a sample
     progress.start("report", 3, "figures")
     flat = embedded.map(groups)
     progress.update(1)
@@ -399,7 +403,7 @@ def nice_step(span: float, steps: int) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
-def _edges(necessity: Floats) -> Floats:
+def bin_edges(necessity: Floats) -> Floats:
     """Choose bins of a round width, and one last bin for the thin tail, which would flatten the rest."""
     values = necessity[~np.isnan(necessity)]
     if not len(values):
@@ -448,7 +452,7 @@ def _descending(necessity: Floats) -> NDArray[np.int64]:
     return scored[np.argsort(-necessity[scored], kind="stable")]
 
 
-def _spaced(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def spaced(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Take up to `count` rows at even distances, both ends among them."""
     if len(rows) <= count:
         return rows

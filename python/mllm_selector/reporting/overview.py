@@ -89,6 +89,11 @@ class Coverage:
     random_median: list[float]
     random_p95: list[float]
 
+    def at(self, count: int) -> tuple[float, float]:
+        """Return the two distances for a count that was measured."""
+        place = self.counts.index(count)
+        return self.median[place], self.p95[place]
+
 
 @dataclass(frozen=True)
 class DuplicateSet:

@@ -7,10 +7,11 @@ from mllm_selector.reporting.gallery import Gallery
 from mllm_selector.reporting.groups import Group
 from mllm_selector.reporting.markup import Content, element
 from mllm_selector.reporting.numbers import Histogram, Numbers, Source
+from mllm_selector.reporting.overview import Map
 from mllm_selector.reporting.parts import chart, legend, nats, table
 from mllm_selector.reporting.script import MOST_GROUPS_DRAWN, drawn_groups
 
-__all__ = ["coverage", "duplicates", "groups", "map_", "necessity", "sources"]
+__all__ = ["coverage", "duplicates", "groups", "map_", "map_panel", "necessity", "sources"]
 
 MOST_SOURCES = 20
 MOST_GROUPS = 8
@@ -21,18 +22,23 @@ def map_(numbers: Numbers) -> Content:
     drawn = numbers.map
     if drawn is None:
         return element("p", "Too few samples were scored to draw a map.")
-    told = (
-        "Samples that the seed model finds alike lie near each other: the embeddings along their two "
-        f"principal axes, which hold {drawn.variance:.0%} of their variance, so what looks near may be "
-        f"far. Grey tiles: how many of all {sum(drawn.counts):,} scored samples lie there. Points: "
-        f"{len(drawn.points):,} samples drawn uniformly from the pool and from the selection; those with a "
-        "ring were chosen."
-    )
     choices = [("necessity", "necessity"), *((f"score:{score.name}", score.name) for score in numbers.scores)]
     if len(numbers.sources) > 1:
         choices.append(("source", "source"))
     if len({point.group for point in drawn.points if point.group is not None}) > 1:
         choices.append(("group", "group"))
+    return map_panel(drawn, choices)
+
+
+def map_panel(drawn: Map, choices: list[tuple[str, str]]) -> Content:
+    """Show a map with a choice of what its colours mean: values for the script, and their names."""
+    told = (
+        "Samples that the seed model finds alike lie near each other: the embeddings along their two "
+        f"principal axes, which hold {drawn.variance:.0%} of their variance, so what looks near may be far. "
+        f"Grey tiles: how many of all {sum(drawn.counts):,} scored samples lie there. Points: "
+        f"{len(drawn.points):,} samples drawn uniformly from the pool and from what was chosen; those with a "
+        "ring were chosen."
+    )
     radios = [
         element(
             "label",
@@ -169,7 +175,9 @@ def groups(numbers: Numbers) -> Content:
     """Show what each group is and how much of it was chosen."""
     told = numbers.groups
     if not told:
-        return element("p", "This selection has no groups.")
+        return element("p", "Nothing was chosen, so there are no groups.")
+    if len(told) == 1:
+        return element("p", "The samples were chosen from the pool as a whole, without groups.")
     known = [group for group in told if group.mean_necessity is not None]
     known.sort(key=lambda group: (-(group.mean_necessity or 0), group.group))
     sizes = [group.size for group in told if group.size is not None]

@@ -39,7 +39,9 @@ def meter(share: float, class_: str) -> Markup:
 
 def legend(*entries: tuple[str, str]) -> Markup:
     """Explain colours: class of the swatch, and what it stands for."""
-    keys = (element("span", element("i", class_=class_), name) for class_, name in entries)
+    keys = (
+        element("span", element("i", class_=class_) if class_ else None, name) for class_, name in entries
+    )
     return element("span", keys, class_="legend")
 
 

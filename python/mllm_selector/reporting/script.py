@@ -15,10 +15,19 @@ from mllm_selector.reporting.gallery import MOST_NAME_CHARACTERS, clipped
 from mllm_selector.reporting.groups import Group
 from mllm_selector.reporting.markup import Markup, element
 from mllm_selector.reporting.numbers import GalleryItem, Numbers
-from mllm_selector.reporting.overview import Map
+from mllm_selector.reporting.overview import Coverage, Map
 from mllm_selector.reporting.thumbnails import Thumbnail, Thumbnails
 
-__all__ = ["MOST_GROUPS_DRAWN", "chart_data", "data_element", "drawn_groups", "policy_of", "scripts"]
+__all__ = [
+    "MOST_GROUPS_DRAWN",
+    "chart_data",
+    "coverage_curve",
+    "data_element",
+    "drawn_groups",
+    "map_data",
+    "policy_of",
+    "scripts",
+]
 
 MOST_GROUPS_DRAWN = 800
 IMAGE_BYTES, LONGEST_SIDE, QUALITY = 2_400_000, 160, 50
@@ -88,15 +97,29 @@ def chart_data(numbers: Numbers, pool: Pool) -> dict[str, Any]:
             }
             for group in drawn_groups(numbers.groups)
         ],
-        "coverage": None
-        if numbers.coverage is None
-        else {"budget": numbers.chosen}
-        | {name: value for name, value in vars(numbers.coverage).items() if name != "references"},
-        "map": None if numbers.map is None else _map(numbers.map, numbers.map_items, pool),
+        "coverage": None if numbers.coverage is None else _coverage(numbers.coverage, numbers.chosen),
+        "map": None if numbers.map is None else map_data(numbers.map, numbers.map_items, pool),
     }
 
 
-def _map(drawn: Map, items: list[GalleryItem], pool: Pool) -> dict[str, Any]:
+def _coverage(measured: Coverage, budget: int) -> dict[str, Any]:
+    counts = measured.counts
+    own = coverage_curve("selection", "chosen", counts, measured.median, measured.p95, budget)
+    drawn = coverage_curve(
+        "random samples", "quiet", counts, measured.random_median, measured.random_p95, counts[-1]
+    )
+    return {"curves": [own, drawn], "marks": [{"x": budget, "text": "this selection"}]}
+
+
+def coverage_curve(
+    name: str, tone: str, counts: list[int], median: list[float], p95: list[float], budget: int
+) -> dict[str, Any]:
+    """Return a curve of distances in the colour `tone`, dashed beyond the budget."""
+    return {"name": name, "tone": tone, "counts": counts, "median": median, "p95": p95, "budget": budget}
+
+
+def map_data(drawn: Map, items: list[GalleryItem], pool: Pool) -> dict[str, Any]:
+    """Return the tiles of a map and the samples of its points, with small images."""
     sources = sorted({item.source for item in items})
     code = {source: number for number, source in enumerate(sources)}
     samples = pool.rows([item.row for item in items])
