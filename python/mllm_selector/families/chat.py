@@ -93,6 +93,18 @@ class ChatText:
     text: str
     answers: tuple[tuple[int, int], ...]
 
+    def with_images(self, placeholder: str, texts: Sequence[str]) -> ChatText:
+        """Put a text of its own in the place of each image placeholder, as processors of transformers do."""
+        pieces = self.text.split(placeholder)
+        expanded = pieces[0] + "".join(a + b for a, b in zip(texts, pieces[1:], strict=True))
+        ends = np.cumsum([len(piece) + len(placeholder) for piece in pieces[:-1]])
+        growth = np.cumsum([0, *(len(text) - len(placeholder) for text in texts)])
+
+        def moved(place: int) -> int:
+            return place + int(growth[np.searchsorted(ends, place, side="right")])
+
+        return ChatText(expanded, tuple((moved(start), moved(end)) for start, end in self.answers))
+
 
 @dataclass(frozen=True)
 class TokenizedChat:

@@ -200,7 +200,7 @@ def _largest_picture(family: Family, pool: Pool, shard: EncodedShard) -> tuple[i
     ]
     for rows, ref in sorted(refs, key=lambda each: -each[0]):
         try:
-            return rows, family.prepare(load_image(pool.sample(ref.row).images[ref.place]))
+            return rows, family.prepare(load_image(pool.sample(ref.row).images[ref.place]), rows)
         except SampleError:
             continue
     return None

@@ -343,12 +343,12 @@ class _Computing:
 
 def _image_uses(
     shard: EncodedShard, batches: Sequence[Sequence[int]]
-) -> tuple[dict[str | bytes, ImageRef], list[list[ImageUse]]]:
+) -> tuple[dict[Hashable, ImageRef], list[list[ImageUse]]]:
     """Find the distinct images, and those that each batch needs in order of first use."""
-    images: dict[str | bytes, ImageRef] = {}
+    images: dict[Hashable, ImageRef] = {}
     uses = []
     for batch in batches:
-        needed: dict[str | bytes, ImageUse] = {}
+        needed: dict[Hashable, ImageUse] = {}
         for row in batch:
             for ref, count in zip(shard.images[row], shard.samples[row].image_tokens, strict=True):
                 images.setdefault(ref.key, ref)

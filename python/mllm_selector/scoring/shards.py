@@ -11,20 +11,30 @@ from numpy.typing import NDArray
 from mllm_selector.config import ScoreOptions
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Encoded, Family
+from mllm_selector.families.images import Size, image_size
 from mllm_selector.pool import ImageRange, Pool, PoolImage
 
-__all__ = ["EncodedShard", "ImageRef", "ShardScores", "encode_shard"]
+__all__ = ["EncodedShard", "ImageRef", "ShardScores", "encode_shard", "image_name"]
 
 NOT_FINITE = "not-finite"
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of the pool: what identifies its content, and where a sample has it."""
+    """An image of the pool: what identifies its content, its feature rows, and where a sample has it.
 
-    key: str | bytes
+    Some models see one image in several ways, each with another number of feature rows.
+    """
+
+    content: str | bytes
+    tokens: int
     row: int
     place: int
+
+    @property
+    def key(self) -> tuple[str | bytes, int]:
+        """What identifies the image's features."""
+        return self.content, self.tokens
 
 
 @dataclass(frozen=True)
@@ -111,17 +121,26 @@ def encode_shard(pool: Pool, rows: range, family: Family, options: ScoreOptions)
     """Encode the samples of a shard, setting aside those that are too long or have no answer."""
     limit = min(options.max_tokens, family.max_positions or options.max_tokens)
     shard = EncodedShard(rows)
+    sizes: dict[str | bytes, Size] = {}
+
+    def size_of(image: PoolImage) -> Size:
+        content = _content(image)
+        if content not in sizes:
+            sizes[content] = image_size(image, image_name(pool, image))
+        return sizes[content]
+
     for row in rows:
         sample = pool.sample(row)
         try:
-            encoded = family.encode(sample)
+            encoded = family.encode(sample, size_of)
             _check(encoded, limit)
         except SampleError as error:
             shard.reasons[row] = str(error)
             continue
         shard.samples[row] = encoded
+        shown = zip(sample.images, encoded.image_tokens, strict=True)
         shard.images[row] = tuple(
-            ImageRef(_image_key(image), row, place) for place, image in enumerate(sample.images)
+            ImageRef(_content(image), tokens, row, place) for place, (image, tokens) in enumerate(shown)
         )
     return shard
 
@@ -135,7 +154,16 @@ def _check(encoded: Encoded, limit: int) -> None:
         raise SampleError(msg)
 
 
-def _image_key(image: PoolImage) -> str | bytes:
+def image_name(pool: Pool, image: PoolImage) -> str | None:
+    """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
+    if isinstance(image, ImageRange):
+        return image.name
+    if isinstance(image, bytes) or pool.images is None or not image.is_relative_to(pool.images):
+        return None
+    return str(image.relative_to(pool.images))
+
+
+def _content(image: PoolImage) -> str | bytes:
     if isinstance(image, ImageRange):
         return f"{image.file}:{image.offset}"
     return hashlib.blake2b(image, digest_size=16).digest() if isinstance(image, bytes) else str(image)

@@ -17,7 +17,7 @@ from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION, Engine, OnnxEngine, has_cuda
 from mllm_selector.errors import ExportError, MissingPackageError
 from mllm_selector.families.base import Family, Graph
-from mllm_selector.families.loading import load_model
+from mllm_selector.families.loading import load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.opening import graph_folder, open_torch
@@ -109,10 +109,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
 
 
 def _write_graphs(family: Family, model: Any, precision: str, folder: Path) -> None:
-    import torch
-
     folder.mkdir(exist_ok=True)
-    model.to(getattr(torch, precision))
+    to_precision(model, precision)
     _export(family.vision_graph(model), folder / VISION)
     _export(family.scorer_graph(model), folder / SCORER)
 
