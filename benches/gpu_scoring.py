@@ -112,7 +112,7 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     peak = matmul_peak(given.device, given.precision)
     print(f"\n{machine()}; {gpu_name()}")
     print(f"{given.model}, {given.size}, {given.samples} samples, {given.precision}")
-    print(f"matrix products reach {peak / 1e12:.1f} TFLOP/s\n")
+    print(f"matrix products reach {peak / 1e12:.3f} TFLOP/s\n")
     print("| engine | samples/s | text part, share of peak | idle | peak memory, MB | worst difference |")
     print("|---|---|---|---|---|---|")
     first: Scored | None = None

@@ -245,9 +245,10 @@ def kmeans(
 ) -> Clusters:
     """Cluster rows by k-means.
 
-    Greedy k-means++ seeding on a sample (Arthur and Vassilvitskii, SODA 2007), then Lloyd's iterations with
-    exact assignments: on growing samples first, then on all training rows. A cluster that loses all its rows
-    gets the row that is farthest from its centroid.
+    Greedy k-means++ seeding on a sample (Arthur and Vassilvitskii, SODA 2007), from 2,048 clusters on among
+    candidates that k-means|| draws (Bahmani et al., PVLDB 2012); then Lloyd's iterations: on growing samples
+    first, then on all training rows. A cluster that loses all its rows gets the row that is farthest from its
+    centroid. In the result, every row has the nearest of all centroids.
 
     Parameters
     ----------
@@ -262,8 +263,8 @@ def kmeans(
     max_iterations : int
         Most updates of the centroids on each sample, and on the training rows.
     tolerance : float
-        Stop once an update on the training rows lowers the inertia by at most this share; 0 goes on until
-        nothing changes.
+        Stop once an update on the training rows lowers the inertia by at most this share, by the labels of a
+        search among all centroids; 0 goes on until nothing changes.
     train_rows : int, optional
         Train on so many rows, drawn uniformly, and assign all of them in the end; default all rows.
     threads : int, optional
@@ -284,14 +285,20 @@ def kmeans(
 
     Notes
     -----
-    k-means++ looks at 16 rows for each centroid (at least 4,096), by 8-bit codes. The first
+    The seeding looks at 16 rows for each centroid (at least 4,096), k-means++ by their 8-bit codes. The first
     sample has 32 rows for each centroid (at least 8,192), each one after it 4 times as many, up to half of
     the training rows; one is left for the next once an update lowers the inertia by at most 0.3 %. Most of
     the way is made on samples, where an update costs less, as in the growing batches of Newling and Fleuret,
     Nested mini-batch k-means (NIPS 2016); the updates on all training rows mend what a sample cannot tell.
 
-    Time O(n k d) for an update on all rows, at worst: 8-bit codes rule out most centroids of a row. Memory, X
-    apart: about 12 bytes a row, 17 k d bytes.
+    A search among all centroids leaves each row a shortlist of the 8 whose scores 8-bit codes bound highest.
+    The next updates go by the nearest on the list, which costs little, until they lower the inertia by at
+    most `tolerance`, or by more than 1 % at once, so that the lists are out of date; then all centroids are
+    searched again. Keeping to few centroids of each row is the idea of Wang et al., Fast approximate k-means
+    via cluster closures (CVPR 2012); here an exact search confirms the end.
+
+    Time O(n k d) for a search among all, at worst: 8-bit codes rule out most centroids of a row. Memory, X
+    apart: about 44 bytes a row, 17 k d bytes.
 
     Examples
     --------
