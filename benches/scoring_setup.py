@@ -42,13 +42,15 @@ class Stopwatch(SilentProgress):
     """Seconds from the start of a stage's work, models loaded, to its end."""
 
     seconds = 0.0
+    _started: float | None = None
 
     def start(self, stage: str, total: int | None = None, unit: str = "samples", **_: Any) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+        """Start the clock at the first step."""
+        self._started = self._started or time.perf_counter()
 
     def finish(self, text: str) -> None:
         """Stop it."""
+        assert self._started is not None
         self.seconds = time.perf_counter() - self._started
 
 

@@ -35,7 +35,7 @@ LAYERS = [
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"options"},
-    {"values"},
+    {"metrics", "values"},
     {"errors", "_internal"},
 ]
 

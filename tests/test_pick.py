@@ -13,6 +13,7 @@ import pytest
 
 from mllm_selector.arrays import pick
 from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
+from mllm_selector.cli import main
 from mllm_selector.config import Amount, IngestOptions, PickOptions, ReportOptions
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.limits import check_limits
@@ -90,6 +91,7 @@ def write_scores(run, rows=N):
                 pa.array(np.full(length, 3), pa.uint32()),
                 pa.array(necessity[part], pa.float32()),
                 pa.array([None] * length, pa.utf8()),
+                pa.array([[]] * length, score_schema(8).field("missing").type),
                 pa.FixedSizeListArray.from_arrays(
                     pa.array(X[part].ravel()), type=score_schema(8).field("embedding").type
                 ),
@@ -110,6 +112,31 @@ def do_pick(run, **options):
     run.stages["pick"] = StageRecord("done", key="", options=given.as_json(), counts=counts)
     run.save()
     return counts
+
+
+def test_any_metric_of_the_scores_may_be_the_necessity(run):
+    upd = np.random.default_rng(1).random(N).astype(np.float32)
+    upd[7::10] = np.nan
+    for number, path in enumerate(sorted(run.scores.iterdir())):
+        table = open_arrow(path)
+        of_part = pa.array(upd[number * PART : number * PART + len(table)])
+        write_arrow(path, table.append_column("upd", of_part))
+    counts = do_pick(run, necessity="upd", groups="necessity", share="equal", within="top")
+    rows = pick(upd, budget="10%", groups="necessity", share="equal", within="top")
+    table = open_arrow(run.selection)
+    np.testing.assert_array_equal(table["row"].to_numpy(), rows)
+    np.testing.assert_array_equal(table["necessity"].to_numpy(), upd[rows])
+    assert counts["unscored"] == 30
+
+
+def test_a_metric_that_the_pool_was_not_scored_with(folder, capsys):
+    assert (
+        main(["pick", "--budget", "10%", "--necessity", "visnec", "--run-dir", str(folder), "--quiet"]) == 2
+    )
+    assert (
+        "hold no 'visnec', only nll; score the pool with --metrics visnec in another"
+        in capsys.readouterr().err
+    )
 
 
 def test_selection_and_subset(run):

@@ -92,7 +92,7 @@ def test_every_sample_is_scored_or_has_a_reason(finished: Path) -> None:
     parts = [pa.ipc.open_file(part).read_all() for part in sorted(finished.glob("scores/part-*.arrow"))]
     table = pa.concat_tables(parts)
     assert table["row"].to_pylist() == list(range(SAMPLES))
-    necessity = table["necessity"].to_numpy()
+    necessity = table["nll"].to_numpy()
     unscored = np.array([reason is not None for reason in table["reason"].to_pylist()])
     assert np.array_equal(np.isnan(necessity), unscored)
     assert (necessity[~unscored] > 0).all()

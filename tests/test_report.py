@@ -84,7 +84,7 @@ def real(report_run: Path) -> tuple[Page, dict, str]:
 @pytest.fixture(scope="module")
 def raw(report_run: Path) -> dict:
     """Return the artifacts as plain lists, read without the package."""
-    scores: dict[str, list] = {"necessity": [], "reason": []}
+    scores: dict[str, list] = {"nll": [], "reason": []}
     for part in sorted((report_run / "scores").iterdir()):
         table = read(part)
         for name in scores:
@@ -93,7 +93,8 @@ def raw(report_run: Path) -> dict:
         "pool": read(report_run / "pool.arrow"),
         "selection": read(report_run / "selection.arrow"),
         "seed": read(report_run / "seed" / "indices.arrow")["row"],
-        **scores,
+        "necessity": scores["nll"],
+        "reason": scores["reason"],
     }
 
 

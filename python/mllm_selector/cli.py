@@ -28,6 +28,7 @@ from mllm_selector.config import (
     Columns,
     Files,
     Limits,
+    Metrics,
     Settings,
     Shard,
     StageOptions,
@@ -268,7 +269,7 @@ def _complete_paths(action: argparse.Action) -> None:
 def _plain_type(hint: Any) -> Any:
     """Return what argparse converts a text with: ``int`` for ``int | None``."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
-    return str if kinds[0] in (Amount, AutoCount, Shard) else kinds[0]
+    return str if kinds[0] in (Amount, AutoCount, Metrics, Shard) else kinds[0]
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

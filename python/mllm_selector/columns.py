@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mllm_selector.artifacts import open_arrow
+from mllm_selector.artifacts import EXAMPLE_PARTS, PARTS, open_arrow
 from mllm_selector.errors import UsageError
 
 __all__ = ["Joined", "join", "stored"]
 
 # What a score part holds beside scores.
-NO_SCORES = {"row", "reason", "embedding"}
+NO_SCORES = {"row", "reason", "missing", "embedding"}
 NAMES_SHOWN = 20
 
 
@@ -41,11 +41,15 @@ def stored(folder: Path, names: Collection[str]) -> dict[str, NDArray[np.float32
     -------
     dict of str to ndarray of float32, shape (n,)
     """
-    tables = [open_arrow(part) for part in sorted(folder.glob("part-*.arrow"))]
-    there = [name for name in tables[0].column_names if name in names and name not in NO_SCORES]
-    return {
-        name: np.concatenate([_numbers(table[name]) for table in tables]).astype(np.float32) for name in there
-    }
+    columns = {}
+    for pattern in (PARTS, EXAMPLE_PARTS):
+        tables = [open_arrow(part) for part in sorted(folder.glob(pattern))]
+        there = tables[0].column_names if tables else []
+        for name in there:
+            if name in names and name not in NO_SCORES:
+                values = [_numbers(table[name]) for table in tables]
+                columns[name] = np.concatenate(values).astype(np.float32)
+    return columns
 
 
 @dataclass(frozen=True)

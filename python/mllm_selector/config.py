@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm_selector.errors import UsageError
+from mllm_selector.metrics import METRICS, NLL, Metrics
 from mllm_selector.options import StageOptions, cli_name, option
 from mllm_selector.values import Amount, AutoCount, Columns, Files, Input, Inputs, Limits, Settings, Shard
 
@@ -23,6 +24,7 @@ __all__ = [
     "Input",
     "Inputs",
     "Limits",
+    "Metrics",
     "PickOptions",
     "ReportOptions",
     "ScoreOptions",
@@ -179,6 +181,12 @@ class ExportOptions(StageOptions):
         "the engine torch.",
         choices=("float32", "float16", "bfloat16"),
     )
+    embedding_layer: int = option(
+        -1,
+        help="Layer whose hidden states become embeddings: 0 the token embeddings, 1 the first layer, -1 the "
+        "last one after the final norm.",
+        metavar="N",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,29 @@ class ScoreOptions(StageOptions):
     device: str = option(
         "auto", help="Where to score; auto takes CUDA where it works.", choices=("auto", "cpu", "cuda")
     )
+    metrics: Metrics = option(
+        Metrics(),
+        help="What to compute besides the mean loss, with commas: "
+        f"{', '.join(name for name in METRICS if name != NLL)}. "
+        "visnec, ifd and miwv take a further forward pass each.",
+        metavar="NAME,...",
+    )
+    embedding: str = option(
+        "all",
+        help="Positions whose hidden states are averaged to a sample's embedding: all, those of its images, "
+        "or those of its text. Samples without images take all in place of image.",
+        choices=("all", "image", "text"),
+    )
+    embedding_size: int | None = option(
+        None, help="Project embeddings to this many numbers; default the model's own width.", metavar="N"
+    )
+    projection: str = option(
+        "random",
+        help="How embeddings are projected: by a seeded random matrix, which keeps distances (random), or to "
+        "the directions in which a sample of the pool varies most (pca).",
+        choices=("random", "pca"),
+    )
+    seed: int = option(0, help="Random seed of every draw.", metavar="N")
     token_budget: AutoCount = option(
         AutoCount(),
         help="Most tokens, padding included, in one batch; a longer sample forms its own. auto measures what "
@@ -226,8 +257,9 @@ class ScoreOptions(StageOptions):
         if self.shard is not None and self.merge:
             msg = "--shard and --merge: give one; --merge comes when all shards are done"
             raise UsageError(msg)
-        for name in ("max_tokens", "shard_size", "workers", "threads"):
+        for name in ("embedding_size", "max_tokens", "shard_size", "workers", "threads"):
             self.at_least(name, 1)
+        self.at_least("seed", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +271,12 @@ class PickOptions(StageOptions):
     )
     out: Path | None = option(
         None, help="Also write the subset here, in the format of the pool.", metavar="FILE", matters=False
+    )
+    necessity: str = option(
+        NLL,
+        help="Metric of the scores that is the necessity; samples without it are no candidates. All but nll "
+        "have to be asked for by score --metrics.",
+        choices=tuple(METRICS),
     )
     method: str = option(
         "grouped",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.errors import UsageError
+from mllm_selector.metrics import Metrics
 from mllm_selector.values import Amount, AutoCount, Columns, Files, Inputs, Limits, Settings, Shard
 
 __all__ = ["StageOptions", "cli_name", "option"]
@@ -118,6 +119,8 @@ def _converted(shown: str, value: Any, hint: Any) -> Any:
         return limits if limits.amounts else None
     if kind is Columns and isinstance(value, Columns | Mapping | str | list | tuple):
         return Columns.parse(value, shown)
+    if kind is Metrics and isinstance(value, Metrics | str | list | tuple):
+        return Metrics.parse(value, shown)
     if kind is Settings and isinstance(value, Settings | Mapping | list | tuple):
         settings = Settings.parse(value, shown)
         return settings if settings.values else None
@@ -134,6 +137,7 @@ def _converted(shown: str, value: Any, hint: Any) -> Any:
         str: "text",
         Limits: "mapping of names to counts or shares",
         Columns: "mapping of kinds to columns",
+        Metrics: "list of names",
         Settings: "mapping of names to values",
         Files: "list of paths",
         AutoCount: "whole number or auto",
@@ -158,4 +162,4 @@ def _as_json(value: Any) -> Any:
         return list(value)
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
-    return str(value) if isinstance(value, Amount | AutoCount | Shard) else value
+    return str(value) if isinstance(value, Amount | AutoCount | Metrics | Shard) else value

@@ -33,6 +33,7 @@ from mllm_selector.config import (
 )
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.limits import check_limits
+from mllm_selector.metrics import Metrics, Variant
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, fingerprint_inputs, stage_key
@@ -85,8 +86,14 @@ def _seed_outputs(run: RunDirectory) -> list[Path]:
 
 def _score_outputs(run: RunDirectory) -> list[Path]:
     samples = run.need("ingest").counts["samples"]
-    parts = math.ceil(samples / run.stages["score"].options["shard_size"])
-    return [run.score_part(index) for index in range(parts)]
+    options = run.stages["score"].options
+    parts = range(math.ceil(samples / options["shard_size"]))
+    has_examples = Variant.ONE_SHOT in Metrics.parse(options["metrics"]).variants
+    return [
+        *([run.projection] if options["embedding_size"] is not None else []),
+        *(run.score_part(index) for index in parts),
+        *([run.examples, *(run.example_part(index) for index in parts)] if has_examples else []),
+    ]
 
 
 def _pick_outputs(run: RunDirectory) -> list[Path]:

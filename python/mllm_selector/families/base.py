@@ -207,6 +207,11 @@ class Family(ABC):
         return None if limit is None else int(limit)
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model has a logit for."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
     def image_backend(self) -> str:
         """Variant of the image processor in use, ``pil`` or ``torchvision``."""
         return str(getattr(self.parts.image_processor, "backend", "unknown"))

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
+    "EXAMPLE_ANSWER",
     "FALLBACK_TEMPLATE",
     "IMAGE_MARK",
     "ChatEncoder",
     "ChatText",
     "Conversation",
+    "Message",
     "TokenizedChat",
     "encode_for_training",
 ]
@@ -58,6 +60,9 @@ FALLBACK_TEMPLATE = (
 )
 
 Message = tuple[str, str]
+
+EXAMPLE_ANSWER = "example-answer"
+"""Role of an assistant's turn that is shown as an example: rendered as an answer, but none that counts."""
 
 
 class Conversation(Protocol):
@@ -255,7 +260,10 @@ class ChatEncoder:
         if not messages:
             msg = "chat-template: the conversation begins with an answer"
             raise SampleError(msg)
-        chat = [{"role": role, "content": self._content(content)} for role, content in messages]
+        chat = [
+            {"role": "assistant" if role == EXAMPLE_ANSWER else role, "content": self._content(content)}
+            for role, content in messages
+        ]
         try:
             text: str = self.tokenizer.apply_chat_template(
                 chat,

@@ -32,7 +32,7 @@ from mllm_selector.scoring.batching import BatchBudget, length_batches, scorer_b
 from mllm_selector.scoring.parts import BATCHES, KEY
 from mllm_selector.scoring.shards import EncodedShard, encode_shard
 
-__all__ = ["BudgetMemory", "budget_memory", "find_budget", "settle_budget"]
+__all__ = ["BudgetMemory", "budget_memory", "find_budget", "locked", "settle_budget"]
 
 DEFAULT = BatchBudget(tokens=4096, image_rows=4096)
 """For pools that are too small to measure on."""
@@ -66,7 +66,7 @@ def settle_budget(
     if tokens is not None and image_rows is not None:
         return BatchBudget(tokens, image_rows)
     key = run.stages["score"].key
-    with _locked(run.batches.with_name("batches.lock")):
+    with locked(run.batches.with_name("batches.lock")):
         found = _read(run.batches, key) or _of_parts(run, key)
         if found is None:
             memory = budget_memory(run, engine)
@@ -256,7 +256,7 @@ def _seconds(compute: Callable[[], Any]) -> float:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock that the kernel releases when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

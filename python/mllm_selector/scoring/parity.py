@@ -194,6 +194,12 @@ def plain_scores(
     answers = np.flatnonzero(sample.is_answer[1:])
     tokens = torch.from_numpy(sample.ids[answers + 1])
     logits = output.logits[0, answers].double()
+    if logits.shape[-1] != family.vocabulary:
+        msg = (
+            f"the model gives {logits.shape[-1]} logits, {type(family).__name__} says {family.vocabulary}; "
+            "mend its vocabulary"
+        )
+        raise ExportError(msg)
     mean = output.hidden_states[embedding_layer][0].double().mean(0)
     return PlainScores(
         token_nll=torch.nn.functional.cross_entropy(logits, tokens, reduction="none").numpy(),

@@ -51,7 +51,7 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
     """
     method, parameters = methods.prepare(options)
     pool = Pool.of(run)
-    scores = ScoreTable.load(run.scores)
+    scores = ScoreTable.load(run.scores, options.necessity)
     if len(scores) != len(pool):
         msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
         raise RunDirectoryError(msg)
