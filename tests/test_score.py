@@ -226,6 +226,18 @@ def test_damaged_parts_are_found_without_checksums(make_run: Any, score_run: Any
     assert "part-00001.arrow does not hold its rows" in progress.notes[1]
 
 
+def test_batches_stay_those_of_the_parts_if_their_note_is_lost(make_run: Any, score_run: Any) -> None:
+    folder = make_run(many(40))
+    note = folder / "batches.json"
+    note.write_text(json.dumps({"key": "key", "tokens": 256, "image_rows": 64}))
+    score_run(folder, token_budget="auto")
+    whole = parts(folder)
+    note.unlink()
+    (folder / "scores" / "part-00001.arrow").unlink()
+    assert score_run(folder, token_budget="auto")["resumed"] == 2
+    assert parts(folder) == whole
+
+
 def test_parts_of_another_run_are_refused(make_run: Any, score_run: Any) -> None:
     folder = make_run(many(40))
     score_run(folder)

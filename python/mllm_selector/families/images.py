@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -68,6 +69,9 @@ _ON_THE_SIDE = (5, 6, 7, 8)
 def _opened(image: PoolImage, name: str | None) -> Iterator[Image.Image]:
     """Open an image, and make one kind of error of all that its content leads to inside the block."""
     try:
+        if isinstance(image, Path) and image.exists() and not image.is_file():
+            msg = "it is no regular file"  # a FIFO would be waited for, a device has no end
+            raise ValueError(msg)
         content = image.read() if isinstance(image, ImageRange) else image
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             width, height = file.size
