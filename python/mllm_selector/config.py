@@ -252,8 +252,6 @@ class ScoreOptions(StageOptions):
 
     def check(self) -> None:
         """Check the scoring options."""
-        for name in ("token_budget", "max_tokens", "shard_size", "workers", "threads"):
-            self.at_least(name, 1)
         if self.shard is not None and self.merge:
             msg = "--shard and --merge: give one; --merge comes when all shards are done"
             raise UsageError(msg)
