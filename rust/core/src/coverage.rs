@@ -181,3 +181,36 @@ fn raise(
             Ok(())
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::linalg::Chunk;
+
+    fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().unwrap().install(work)
+    }
+
+    proptest! {
+        #[test]
+        fn threads_do_not_matter(
+            values in prop::collection::vec(0.1f32..2.0, 300 * 5),
+            n in 2usize..300,
+            threshold in 0.5..1.0,
+        ) {
+            let rows = Rows::new([Chunk::F32(&values[..n * 5])], 5).unwrap();
+            let reference: Vec<usize> = (0..n).step_by(2).collect();
+            let centres: Vec<usize> = (0..n).rev().collect();
+            let observer = Observer::default();
+            let distances = |threads| on_threads(threads, || coverage(&rows, &reference, &centres, &[1, n], &observer).unwrap());
+            prop_assert_eq!(distances(1), distances(3));
+            // Every row is a centre in the end.
+            prop_assert!(distances(1)[reference.len()..].iter().all(|&distance| distance < 1e-5));
+            let near = |threads| on_threads(threads, || near_rows(&rows, &reference, threshold, 2, &observer).unwrap());
+            prop_assert_eq!(near(1), near(3));
+        }
+    }
+}

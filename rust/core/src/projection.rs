@@ -154,3 +154,46 @@ fn dot(left: &[f64], right: &[f64]) -> f64 {
         .map(|(left, right)| left * right)
         .sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linalg::Chunk;
+
+    #[test]
+    fn axes_are_those_of_a_stretched_cloud_for_any_number_of_threads() {
+        // Three directions with deviations 4, 2 and 1 in 70 columns, and nothing in the others.
+        let rng = Rng::new(5, Stream::Axes);
+        let mut values = vec![0.5f32; 500 * 70];
+        for (row, out) in values.chunks_exact_mut(70).enumerate() {
+            for (column, scale) in [(3, 4.0), (64, 2.0), (9, 1.0)] {
+                out[column] += scale * (rng.uniform((row * 70 + column) as u64) as f32 - 0.5);
+            }
+        }
+        let rows = Rows::new([Chunk::F32(&values)], 70).unwrap();
+        let found = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build().unwrap().install(|| {
+                let axes = principal_axes(&rows, 2, &Observer::default()).unwrap();
+                let places = project(&rows, &axes, &Observer::default()).unwrap();
+                (axes.axes, places)
+            })
+        };
+        let (axes, places) = found(1);
+        assert!(axes[0][3] > 0.99 && axes[1][64] > 0.99, "{axes:?}");
+        assert!((0..2).all(|axis| {
+            let sum: f32 = places.iter().skip(axis).step_by(2).sum();
+            (sum / 500.0).abs() < 1e-3
+        }));
+        assert_eq!((axes, places), found(3));
+    }
+
+    #[test]
+    fn rows_that_do_not_vary_have_no_axes() {
+        let rows = Rows::new([Chunk::F32(&[0.25; 40])], 8).unwrap();
+        let axes = principal_axes(&rows, 2, &Observer::default()).unwrap();
+        assert!(axes.axes.iter().flatten().all(|&value| value == 0.0));
+        let none = Rows::new([], 8).unwrap();
+        assert!(principal_axes(&none, 2, &Observer::default()).is_err());
+    }
+}
