@@ -29,6 +29,7 @@ test: $(VENV)/built  ## Run all tests, Rust and Python
 lint: $(VENV)/built  ## Check format, lints and types
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo metadata --manifest-path fuzz/Cargo.toml --locked --format-version 1 >/dev/null  # its lock is up to date
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,24 +158,36 @@ class Lines:
 '''
 
 
-def install(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, text: str, target: str) -> None:
-    """Make what pip would make of a package with an entry point."""
-    site = folder / "site"
-    site.mkdir()
-    (site / f"{module}.py").write_text(text)
-    information = site / f"{module}-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(f"[{formats.ENTRY_POINTS}]\nadded = {module}:{target}\n")
-    monkeypatch.syspath_prepend(str(site))
+def install(folder: Path, module: str, text: str) -> Path:
+    """Install a package with an entry point, as a wheel by pip; return the folder to import it from."""
+    information = f"{module}-1.0.dist-info"
+    files = {
+        f"{module}.py": text,
+        f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n",
+        f"{information}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{information}/entry_points.txt": f"[{formats.ENTRY_POINTS}]\nadded = {module}:Pairs\n",
+    }
+    wheel = folder / f"{module}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        archive.writestr(f"{information}/RECORD", "".join(f"{name},,\n" for name in files))
+    flags = ["--no-index", "--no-deps", "--quiet", "--target", str(folder / "site")]
+    subprocess.run([sys.executable, "-m", "pip", "install", *flags, str(wheel)], check=True)
+    return folder / "site"
 
 
 def test_another_package_adds_a_format(tmp_path, registry):
-    install(tmp_path, registry, "pairs_format", PLUGIN, "Pairs")
+    site = install(tmp_path, "pairs_format", PLUGIN)
     lines = [f"n{number}\tWie {number}?\tSo." for number in range(9)]
     pool = tmp_path / "mix.tsv"
     pool.write_text("\n".join(["id\tquestion\tanswer", *lines]) + "\n")
-    run_stages(tmp_path / "run", build_options({"pool": pool}, ["ingest"]))
+    subprocess.run(
+        [sys.executable, "-m", "mllm_selector", "ingest", str(pool), "--run-dir", str(tmp_path / "run")],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    registry.syspath_prepend(str(site))
     with RunDirectory(tmp_path / "run") as run:
         opened = Pool.of(run)
         assert opened.format == "pairs"
@@ -192,7 +208,7 @@ def test_another_package_adds_a_format(tmp_path, registry):
     ],
 )
 def test_a_format_that_cannot_be_added_is_named(tmp_path, registry, text, message):
-    install(tmp_path, registry, "broken_format", text, "Pairs")
+    registry.syspath_prepend(str(install(tmp_path, "broken_format", text)))
     with pytest.raises(UsageError, match=message):
         formats.known()
 
