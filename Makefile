@@ -24,7 +24,7 @@ demo: $(VENV)/built  ## Run the whole method on a shipped sample and show where 
 
 test: $(VENV)/built  ## Run all tests, Rust and Python
 	cargo test -p mllm-selector-core --locked --release --quiet
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/built  ## Check format, lints and types
 	cargo fmt --all --check

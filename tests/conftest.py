@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import pytest
 # Before anything imports torch or a Hugging Face library; child processes take it over. One thread: the
 # models are too small to share out, and threads that wait for each other spin.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mllm-selector-cache-")  # batch sizes found by tests
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line does
 
 from mllm_selector.demo.model import ModelSize, make_model
 from mllm_selector.demo.scenes import Scene, draw_scene
+from report_fixtures import write_real_run
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("default")
@@ -67,6 +70,12 @@ def tiny_pool(tmp_path_factory: pytest.TempPathFactory) -> TinyPool:
     path = folder / "pool.json"
     path.write_text(json.dumps(records, indent=1))
     return TinyPool(path, images, records)
+
+
+@pytest.fixture(scope="session")
+def report_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory over real statements with made-up scores, ready for its report."""
+    return write_real_run(tmp_path_factory.mktemp("report"))
 
 
 def _texts(scenes: Any) -> list[str]:

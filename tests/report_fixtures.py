@@ -10,11 +10,36 @@ import numpy as np
 import pyarrow as pa
 
 from mllm_selector.artifacts import score_schema, write_arrow
+from mllm_selector.demo import nlvr
 from mllm_selector.pool import POOL_SCHEMA
 from mllm_selector.rundir import RunDirectory, StageRecord
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-DIMENSIONS = 8
+DIMENSIONS = 16
+FURTHER = ("entropy", "visnec")
+REJECTED = [
+    {
+        "id": "a",
+        "record": 3,
+        "offset": 1,
+        "length": 2,
+        "reason": "image-missing",
+        "detail": "x.png is not there",
+    },
+    {
+        "id": None,
+        "record": 9,
+        "offset": 3,
+        "length": 2,
+        "reason": "no-answer",
+        "detail": "the last turn asks",
+    },
+    *(
+        {"id": f"b{n}", "record": n, "offset": n, "length": 2, "reason": "image-missing", "detail": "gone"}
+        for n in range(20, 25)
+    ),
+]
+UNSCORED = {4: "too-long: 9,000 tokens", 40: "too-long: 8,500 tokens", 41: "image-unreadable: x.png: cut off"}
 SHARD = 2048
 
 
@@ -58,6 +83,15 @@ def made_up_scores(sources: list[str], seed: int = 0) -> tuple[np.ndarray, np.nd
     return necessity.astype(np.float32), group.astype(np.int32)
 
 
+def made_up_embeddings(group: np.ndarray, seed: int = 1) -> np.ndarray:
+    """Return unit vectors that lie near each other inside a group; every twentieth repeats the one before."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((int(group.max()) + 1, DIMENSIONS))
+    vectors = centres[group] + 0.35 * random.standard_normal((len(group), DIMENSIONS))
+    vectors[19::20] = vectors[18::20][: len(vectors[19::20])]
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
 def write_run(
     path: Path,
     records: list[dict[str, Any]],
@@ -69,6 +103,7 @@ def write_run(
     rejected: list[dict[str, Any]] | None = None,
     tell_groups: bool = True,
     seed_subset: int = 0,
+    further: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a run directory that is ready for its report."""
     random = np.random.default_rng(7)
@@ -78,6 +113,8 @@ def write_run(
     reasons = [None] * count
     for row, reason in (unscored or {}).items():
         necessity[row], reasons[row] = np.nan, reason
+    embeddings = made_up_embeddings(group)
+    embeddings[np.isnan(necessity)] = 0.0
     seed_rows = np.sort(random.permutation(count)[:seed_subset])
 
     chosen_count = round(budget * count)
@@ -92,8 +129,8 @@ def write_run(
         for part in range(-(-count // SHARD)):
             span = slice(part * SHARD, min(count, (part + 1) * SHARD))
             length = span.stop - span.start
-            embeddings = pa.FixedSizeListArray.from_arrays(
-                pa.array(np.zeros(length * DIMENSIONS, dtype=np.float16)),
+            vectors = pa.FixedSizeListArray.from_arrays(
+                pa.array(embeddings[span].reshape(-1)),
                 type=score_schema(DIMENSIONS).field("embedding").type,
             )
             tokens = random.integers(1, 30, size=length).astype(np.uint32)
@@ -103,12 +140,14 @@ def write_run(
                 tokens,
                 necessity[span],
                 pa.array(reasons[span], pa.utf8()),
-                embeddings,
+                vectors,
             ]
             table = pa.Table.from_arrays(
                 [pa.array(c) if isinstance(c, np.ndarray) else c for c in columns],
                 schema=score_schema(DIMENSIONS),
             )
+            for name, values in (further or {}).items():
+                table = table.append_column(name, pa.array(values[span].astype(np.float32)))
             write_arrow(run.scores / f"part-{part:05d}.arrow", table)
         selection = pa.table(
             {
@@ -138,6 +177,23 @@ def write_run(
         run.stages = _stages(images, budget, count, len(rejected or []), seed_subset, chosen_count)
         run.save()
     return path
+
+
+def write_real_run(folder: Path) -> Path:
+    """Write a run over real statements, with everything in it that a report can show."""
+    pool, images = nlvr.write_pool(folder)
+    records = json.loads(pool.read_text())
+    random = np.random.default_rng(3)
+    with_text = {"input": str(pool), "offset": 2, "length": 300}
+    return write_run(
+        folder / "run",
+        records,
+        images,
+        unscored=UNSCORED,
+        rejected=[REJECTED[0] | with_text, *REJECTED[1:]],
+        seed_subset=100,
+        further={name: random.gamma(2.0, 0.3, len(records)) for name in FURTHER},
+    )
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -174,5 +230,5 @@ def _stages(
         "seed": StageRecord("done", "b", seed, {}, {"loss": 0.4412, "steps": 32}, 61.3, 1480.2),
         "export": StageRecord("done", "c", {"precision": "float32"}, {}, {"graphs": 2}, 12.9, 1102.0),
         "score": StageRecord("done", "d", {"device": "auto"}, {}, {"scored": samples}, 148.0, 901.5),
-        "pick": StageRecord("done", "e", pick, {}, {"chosen": chosen}, 0.41, 180.0),
+        "pick": StageRecord("done", "e", pick, {}, {"chosen": chosen, "subset": "subset.json"}, 0.41, 180.0),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_selector.scoring.batching import IMAGES_AT_ONCE, ImageUse, length_batches, plan_features
+from mllm_selector.scoring.batching import ImageUse, length_batches, plan_features
 
 
 @given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 200))
@@ -34,14 +34,15 @@ def image_uses(draw: st.DrawFn) -> list[list[ImageUse]]:
     return [[ImageUse(key, sizes[key]) for key in batch] for batch in draw(st.lists(keys, max_size=12))]
 
 
-@given(batches=image_uses(), capacity=st.integers(0, 60))
-def test_features_are_where_the_plan_says(batches: list[list[ImageUse]], capacity: int) -> None:
-    plan = plan_features(batches, capacity)
+@given(batches=image_uses(), capacity=st.integers(0, 60), at_once=st.integers(1, 40))
+def test_features_are_where_the_plan_says(batches: list[list[ImageUse]], capacity: int, at_once: int) -> None:
+    plan = plan_features(batches, capacity, at_once)
     assert plan.rows <= max([capacity, *(sum(image.rows for image in batch) for batch in batches)])
     memory: list[object] = [None] * plan.rows
     for batch, placements, starts in zip(batches, plan.encode, plan.starts, strict=True):
         for placement in placements:
-            assert 1 <= len(placement.images) <= IMAGES_AT_ONCE
+            rows = sum(image.rows for image in placement.images)
+            assert rows <= at_once or len(placement.images) == 1
             # The vision graph writes the images of one run one after the other.
             row = placement.starts[0]
             for image, start in zip(placement.images, placement.starts, strict=True):
@@ -57,18 +58,18 @@ def test_features_are_where_the_plan_says(batches: list[list[ImageUse]], capacit
 @given(batches=image_uses())
 def test_with_room_enough_each_image_is_encoded_once(batches: list[list[ImageUse]]) -> None:
     room = sum({image.key: image.rows for batch in batches for image in batch}.values())
-    plan = plan_features(batches, room)
+    plan = plan_features(batches, room, 20)
     encoded = [image.key for each in plan.encode for placement in each for image in placement.images]
     assert sorted(encoded) == sorted({image.key for batch in batches for image in batch})
 
 
 def test_features_are_given_up_after_their_last_use() -> None:
     batches = [[ImageUse(key, 10)] for key in range(100)]
-    assert plan_features(batches, 1000).rows == 10
+    assert plan_features(batches, 1000, 20).rows == 10
 
 
 def test_the_image_needed_latest_makes_room() -> None:
     a, b, c = (ImageUse(key, 1) for key in "abc")
-    plan = plan_features([[a], [b], [c], [b], [a]], capacity=2)
+    plan = plan_features([[a], [b], [c], [b], [a]], capacity=2, rows_at_once=20)
     encoded = [[image.key for placement in each for image in placement.images] for each in plan.encode]
     assert encoded == [["a"], ["b"], ["c"], [], ["a"]]

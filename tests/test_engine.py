@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 
 from mllm_selector import engine
-from mllm_selector.engine import Engine
+from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import MissingPackageError, ScoreError
+from mllm_selector.families.base import SCORER_OUTPUTS
 from model_fixtures import export_once
 
 CPU = "CPUExecutionProvider"
@@ -36,22 +37,22 @@ def cuda_without_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cuda_that_is_not_built_in_is_an_error(graphs: Path) -> None:
     with pytest.raises(ScoreError, match=r"has no CUDA provider; .*pip install 'mllm-selector\[gpu\]'"):
-        Engine(graphs, "cuda")
+        OnnxEngine(graphs, "cuda")
 
 
 @pytest.mark.usefixtures("cuda_without_driver")
 def test_a_silent_fall_back_to_the_cpu_is_found(graphs: Path) -> None:
     with pytest.raises(ScoreError, match="CUDA provider is installed but does not start"):
-        Engine(graphs, "cuda")
+        OnnxEngine(graphs, "cuda")
     assert engine.working_providers() == [CPU]
     notes: list[str] = []
-    assert Engine(graphs, "auto", note=notes.append).provider == CPU
+    assert OnnxEngine(graphs, "auto", note=notes.append).provider == CPU
     assert notes == ["scoring on the CPU: ONNX Runtime finds no CUDA device that works"]
 
 
 def test_the_cpu_asked_for_needs_no_note(graphs: Path) -> None:
     notes: list[str] = []
-    assert Engine(graphs, "cpu", note=notes.append).provider == CPU
+    assert OnnxEngine(graphs, "cpu", note=notes.append).provider == CPU
     assert notes == []
     assert engine.working_providers()[-1] == CPU
 
@@ -61,35 +62,47 @@ def test_both_packages_are_a_conflict(graphs: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(engine, "version", lambda name: "1.0")
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in str(engine.onnxruntime_conflict())
     with pytest.raises(ScoreError, match="both installed"):
-        Engine(graphs)
+        OnnxEngine(graphs)
 
 
 def test_a_missing_package_is_named(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'mllm-selector\[cpu\]'"):
-        Engine(graphs)
+        OnnxEngine(graphs)
 
 
 def test_broken_graphs_are_named(graphs: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(graphs, tmp_path / "onnx")
     (folder / "scorer.onnx.data").unlink()
     with pytest.raises(ScoreError, match=r"scorer.onnx cannot be loaded .*run 'mllm-selector export'"):
-        Engine(folder)
+        OnnxEngine(folder)
 
 
 def test_features_lie_where_they_are_told_to(graphs: Path) -> None:
     """The scorer reads a feature row by its number: moved features give the same scores, others do not."""
-    device = Engine(graphs, "cpu", threads=1)
+    device = OnnxEngine(graphs, "cpu", threads=1)
     device.reserve(100)
     draw = np.random.default_rng(0)
     pixels = {"pixel_values": draw.normal(size=(1, 3, 32, 32)).astype(np.float32)}
     device.see(pixels, 7, 16)
     device.see({"pixel_values": -pixels["pixel_values"]}, 23, 16)
     device.see(pixels, 60, 16)
-    scores = [device.read(inputs(first)) for first in (7, 23, 60)]
-    assert scores[0].nll_sum == scores[2].nll_sum
-    assert np.array_equal(scores[0].embedding, scores[2].embedding)
-    assert scores[0].nll_sum != scores[1].nll_sum
+    scores = [device.read(inputs(first), SCORER_OUTPUTS) for first in (7, 23, 60)]
+    assert scores[0]["token_nll"] == scores[2]["token_nll"]
+    assert np.array_equal(scores[0]["sample_embedding"], scores[2]["sample_embedding"])
+    assert scores[0]["token_nll"] != scores[1]["token_nll"]
+
+
+def test_outputs_that_are_left_out_change_no_other(graphs: Path) -> None:
+    device = OnnxEngine(graphs, "cpu", threads=1)
+    device.reserve(100)
+    device.see({"pixel_values": np.ones((1, 3, 32, 32), dtype=np.float32)}, 7, 16)
+    everything = device.read(inputs(7), SCORER_OUTPUTS)
+    assert list(everything) == list(SCORER_OUTPUTS)
+    for name in SCORER_OUTPUTS:
+        alone = device.read(inputs(7), [name])
+        assert list(alone) == [name]
+        assert np.array_equal(alone[name], everything[name])
 
 
 def inputs(first: int) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def inputs(first: int) -> dict[str, Any]:
         "input_ids": np.array([[1, *[3] * 16, 20, 30]]),
         "attention_mask": np.ones((1, 19), dtype=np.int64),
         "image_rows": np.array([[-1, *range(first, first + 16), -1, -1]]),
+        "pooled_positions": np.ones((1, 19), dtype=np.int64),
         "answer_positions": np.array([17]),
-        "answer_samples": np.array([0]),
         "answer_tokens": np.array([30]),
     }

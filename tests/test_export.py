@@ -16,14 +16,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector import families
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import Engine
+from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import ExportError, MissingPackageError, ModelError, RunDirectoryError
-from mllm_selector.families.base import Family, Graph
+from mllm_selector.families.base import SCORER_OUTPUTS, Family, Graph
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring import parity
-from mllm_selector.scoring.batching import scorer_batch
+from mllm_selector.scoring.batching import scorer_batch, split_answers
 from mllm_selector.stages import export
 from model_fixtures import MODELS, Exported, clip_llama, done, export_once, picture
 
@@ -59,7 +59,7 @@ def open_picture(image: bytes) -> Any:
     return picture(sum(image), size=(30 + image[2], 36))
 
 
-def run_graphs(family: Family, engine: Engine, batch: list[Talk]) -> Any:
+def run_graphs(family: Family, engine: OnnxEngine, batch: list[Talk]) -> Any:
     """Score a batch, features of its images laid out in reverse order, to see that rows are obeyed."""
     samples = [family.encode(talk) for talk in batch]
     starts: list[list[int]] = [[0] * len(talk.images) for talk in batch]
@@ -71,7 +71,10 @@ def run_graphs(family: Family, engine: Engine, batch: list[Talk]) -> Any:
         prepared = family.prepare(open_picture(batch[i].images[j]))
         engine.see(family.vision_inputs([prepared]), row, samples[i].image_tokens[j])
         row += samples[i].image_tokens[j]
-    return engine.read(scorer_batch(family, samples, starts))
+    scores = engine.read(scorer_batch(family, samples, starts), SCORER_OUTPUTS)
+    return scores | {
+        name: split_answers(samples, scores[name]) for name in ("token_nll", "token_entropy", "token_hit")
+    }
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_graphs_equal_the_unmodified_forward(exported: Exported, images: list[in
     """The model's own loss on the processor's own inputs, one sample at a time, is the reference."""
     family = families.load(exported.graphs / "processor")
     scores = run_graphs(
-        family, Engine(exported.graphs, "cpu", threads=1), batch := talks(len(images), images)
+        family, OnnxEngine(exported.graphs, "cpu", threads=1), batch := talks(len(images), images)
     )
     processor = AutoProcessor.from_pretrained(exported.model, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(exported.model, dtype=torch.float32)
@@ -96,14 +99,23 @@ def test_graphs_equal_the_unmodified_forward(exported: Exported, images: list[in
                 **{name: value[None] if name in per_token else value for name, value in inputs.items()},
                 output_hidden_states=True,
             )
-        assert scores.answer_count[index] == (inputs["labels"] >= 0).sum()
-        loss = scores.nll_sum[index] / scores.answer_count[index]
-        assert loss == pytest.approx(float(output.loss), abs=tolerance)
+        labels = inputs["labels"][1:]
+        token_nll = scores["token_nll"][index]
+        assert len(token_nll) == (labels >= 0).sum()
+        assert token_nll.mean() == pytest.approx(float(output.loss), abs=tolerance)
+        logits = output.logits[0, :-1][labels >= 0].double()
+        likelihoods = logits.softmax(-1)
+        entropy = -(likelihoods * likelihoods.log()).sum(-1)
+        assert np.abs(scores["token_entropy"][index] - entropy.numpy()).max() < tolerance
+        top = logits.topk(2).values
+        clear = (top[:, 0] - top[:, 1] > 10 * tolerance).numpy()
+        hits = (logits.argmax(-1) == labels[labels >= 0]).numpy()
+        assert (scores["token_hit"][index] == hits)[clear].all()
         assert float(output.loss) > 1, "losses near zero would compare nothing"
         mean = output.hidden_states[-1][0].mean(0)
         expected = (mean / mean.norm()).numpy()
-        assert np.abs(scores.embedding[index] - expected).max() < tolerance
-        assert np.linalg.norm(scores.embedding[index]) == pytest.approx(1, abs=1e-4)
+        assert np.abs(scores["sample_embedding"][index] - expected).max() < tolerance
+        assert np.linalg.norm(scores["sample_embedding"][index]) == pytest.approx(1, abs=1e-4)
 
 
 def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
@@ -111,9 +123,16 @@ def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["lock", "onnx"]
     names = {path.name for path in exported.graphs.iterdir()}
     weights = {"vision.onnx.data", "scorer.onnx.data"}
-    assert names == {"vision.onnx", "scorer.onnx", "check.json", "processor", *weights}
-    check = json.loads((exported.graphs / "check.json").read_text())
-    assert check["precision"] == exported.counts["precision"]
+    graphs = {"vision.onnx", "scorer.onnx", *weights}
+    # In half precision float32 graphs stand by.
+    half = exported.counts["precision"] != "float32"
+    assert names == {*graphs, "check.json", "processor", *(["float32"] if half else [])}
+    if half:
+        assert {path.name for path in (exported.graphs / "float32").iterdir()} == graphs
+    written = json.loads((exported.graphs / "check.json").read_text())
+    precision = exported.counts["precision"]
+    assert list(written) == list(dict.fromkeys(["engine", "float32", precision]))
+    check = written[precision]
     assert check["worst_nll_difference"] == exported.counts["worst_nll_difference"] <= check["tolerance"]
     counts = [image for batch in check["batches"] for image in batch["images"]]
     assert set(counts) == {0, 1, 2}
@@ -132,8 +151,8 @@ def test_graphs_name_no_local_path(exported: Exported) -> None:
 def test_graphs_do_not_need_the_model(exported: Exported, tmp_path: Path) -> None:
     shutil.copytree(exported.graphs, tmp_path / "onnx")
     family = families.load(tmp_path / "onnx" / "processor")
-    scores = run_graphs(family, Engine(tmp_path / "onnx", "cpu"), talks(1, [1, 0]))
-    assert np.isfinite(scores.nll_sum).all()
+    scores = run_graphs(family, OnnxEngine(tmp_path / "onnx", "cpu"), talks(1, [1, 0]))
+    assert np.isfinite(np.concatenate(scores["token_nll"])).all()
 
 
 # What goes wrong. The graphs of an earlier export stand in for new ones, which would take ten seconds each.
@@ -173,7 +192,7 @@ def test_a_mismatch_stops_and_leaves_nothing(
         model.lm_head.weight.mul_(1.001)
     model.save_pretrained(other)
     with pytest.raises(
-        ExportError, match=r"float32 graphs .* batch of \d samples .* mean loss differs by \d"
+        ExportError, match=r"onnx engine in float32 .* batch of \d samples .* mean loss differs by \d"
     ) as raised:
         run_export(other, tmp_path / "run")
     assert "more than 0.0001" in str(raised.value)
@@ -184,14 +203,14 @@ def test_a_mismatch_stops_and_leaves_nothing(
 def test_nan_does_not_pass_the_check(
     stand_in: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Engine.read
+    real = OnnxEngine.read
 
-    def broken(self: Engine, inputs: Any) -> Any:
-        scores = real(self, inputs)
-        scores.nll_sum[-1] = np.nan
+    def broken(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
+        scores = real(self, inputs, outputs)
+        scores["token_nll"][-1] = np.nan
         return scores
 
-    monkeypatch.setattr(Engine, "read", broken)
+    monkeypatch.setattr(OnnxEngine, "read", broken)
     with pytest.raises(ExportError, match="differs by nan"):
         run_export(stand_in.model, tmp_path / "run")
 
@@ -233,7 +252,7 @@ def test_the_exporter_is_quiet_and_says_what_failed(
             return x * 2 if x.sum().item() > 0 else x
 
     x = torch.ones(2, 3)
-    good = Graph(torch.nn.Linear(3, 3), {"x": x}, {"x": {0: "rows"}}, ("y",))
+    good = Graph(torch.nn.Linear(3, 3), {"input": x}, {"input": {0: "rows"}}, ("y",))
     export._export(good, tmp_path / "good.onnx")
     assert (tmp_path / "good.onnx").exists()
     with pytest.raises(ExportError, match=r"bad.onnx: torch.onnx cannot export this model"):

@@ -19,6 +19,7 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "onnx", "
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"inspection"},
     {"demo", "doctor", "pipeline"},
     {"stages"},
     {"scoring"},
@@ -28,13 +29,14 @@ LAYERS = [
     {"sampling"},
     {"checks"},
     {"rundir", "resources"},
+    {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"values"},
     {"errors", "_internal"},
 ]
 
 # A torch module is a class, so its file needs torch at the top; it is imported inside functions only.
-TORCH_CODE = {PACKAGE / "families" / "graphs.py"}
+TORCH_CODE = {PACKAGE / "families" / name for name in ("graphs.py", "scorer.py")}
 
 
 def modules() -> list[Path]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
 import shlex
 from collections import Counter
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +20,13 @@ import pytest
 from PIL import Image
 
 from mllm_selector.config import ReportOptions
-from mllm_selector.demo import nlvr
 from mllm_selector.errors import PoolError, RunDirectoryError
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import report
-from report_fixtures import write_run
+from report_fixtures import REJECTED, write_run
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
-REJECTED = [
-    {
-        "id": "a",
-        "record": 3,
-        "offset": 1,
-        "length": 2,
-        "reason": "image-missing",
-        "detail": "x.png is not there",
-    },
-    {
-        "id": None,
-        "record": 9,
-        "offset": 3,
-        "length": 2,
-        "reason": "no-answer",
-        "detail": "the last turn asks",
-    },
-    *(
-        {"id": f"b{n}", "record": n, "offset": n, "length": 2, "reason": "image-missing", "detail": "gone"}
-        for n in range(20, 25)
-    ),
-]
-UNSCORED = {4: "too-long: 9,000 tokens", 40: "too-long: 8,500 tokens", 41: "image-unreadable: x.png: cut off"}
 
 
 class Page(HTMLParser):
@@ -72,7 +50,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -99,36 +77,22 @@ def read(path: Path) -> dict[str, list]:
 
 
 @pytest.fixture(scope="module")
-def real_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    pool, images = nlvr.write_pool(folder)
-    return write_run(
-        folder / "run",
-        json.loads(pool.read_text()),
-        images,
-        unscored=UNSCORED,
-        rejected=REJECTED,
-        seed_subset=100,
-    )
+def real(report_run: Path) -> tuple[Page, dict, str]:
+    return make_report(report_run)
 
 
 @pytest.fixture(scope="module")
-def real(real_run: Path) -> tuple[Page, dict, str]:
-    return make_report(real_run)
-
-
-@pytest.fixture(scope="module")
-def raw(real_run: Path) -> dict:
+def raw(report_run: Path) -> dict:
     """Return the artifacts as plain lists, read without the package."""
     scores: dict[str, list] = {"necessity": [], "reason": []}
-    for part in sorted((real_run / "scores").iterdir()):
+    for part in sorted((report_run / "scores").iterdir()):
         table = read(part)
         for name in scores:
             scores[name] += table[name]
     return {
-        "pool": read(real_run / "pool.arrow"),
-        "selection": read(real_run / "selection.arrow"),
-        "seed": read(real_run / "seed" / "indices.arrow")["row"],
+        "pool": read(report_run / "pool.arrow"),
+        "selection": read(report_run / "selection.arrow"),
+        "seed": read(report_run / "seed" / "indices.arrow")["row"],
         **scores,
     }
 
@@ -146,11 +110,9 @@ def test_counts_are_those_of_the_files(real, raw):
     reasons = {entry["reason"]: entry["count"] for entry in numbers["rejected_reasons"]}
     assert reasons == {"image-missing": 6, "no-answer": 1}
     assert [len(entry["examples"]) for entry in numbers["rejected_reasons"]] == [3, 1]
-    assert numbers["rejected_reasons"][0]["examples"][0] == {
-        "id": "a",
-        "record": 3,
-        "detail": "x.png is not there",
-    }
+    example = numbers["rejected_reasons"][0]["examples"][0]
+    assert example.pop("text").startswith('{"id": ')
+    assert example == {"id": "a", "record": 3, "detail": "x.png is not there"}
     unscored = {entry["reason"]: entry["count"] for entry in numbers["unscored_reasons"]}
     assert unscored == {"too-long": 2, "image-unreadable": 1}
     assert [entry["examples"] for entry in numbers["unscored_reasons"]] == [
@@ -278,16 +240,29 @@ def test_the_page_says_the_numbers(real):
 def test_the_page_needs_nothing_else(real):
     page, _, text = real
     assert len(text) < 5_000_000
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {n for n, _ in page.elements}
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {n for n, _ in page.elements}
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "srcset", "data", "action", "poster", "xlink:href"):
             assert (attributes.get(name) or "data:").startswith("data:")
         assert (attributes.get("href") or "#").startswith("#")
-    assert "url(" not in text
-    assert "@import" not in text
+    style = re.search("<style>.*?</style>", text, re.DOTALL)[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "sourceMappingURL" not in text
     policy = [meta for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     assert policy[0]["content"].startswith("default-src 'none'")
+    bodies = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies]
+    assert re.findall("'sha256-(.*?)'", policy[0]["content"]) == digests
+
+
+def test_the_plotting_library_is_the_published_one():
+    folder = files("mllm_selector.reporting") / "vendor"
+    digest = hashlib.sha384(folder.joinpath("chart.umd.js").read_bytes()).digest()
+    licence = folder.joinpath("LICENSE-chart.js.md").read_text()
+    assert f"sha384-{base64.b64encode(digest).decode()}" in licence
+    assert "Permission is hereby granted" in licence
 
 
 def test_the_page_can_be_used_by_everybody(real):
@@ -311,9 +286,9 @@ def test_images_are_small_copies(real):
             assert opened.size == (int(image["width"]), int(image["height"])) == (400, 100)
 
 
-def test_the_same_report_again(real, real_run):
+def test_the_same_report_again(real, report_run):
     _, _, text = real
-    assert make_report(real_run)[2] == text
+    assert make_report(report_run)[2] == text
 
 
 def test_the_command_repeats_the_run(real):
@@ -357,7 +332,7 @@ def test_text_of_the_pool_stays_text(tmp_path):
         unscored={3: EVIL},
     )
     page, _, text = make_report(path)
-    assert "<script" not in text.lower()
+    assert [tag for tag, _ in page.elements].count("script") == text.lower().count("<script") == 5
     assert "\x00" not in text
     assert not page.all("img")
     assert page.text.count(EVIL) > 30

@@ -13,6 +13,7 @@ from PIL import Image
 from mllm_selector.reporting.markup import element, join
 from mllm_selector.reporting.numbers import nice_step
 from mllm_selector.reporting.thumbnails import Thumbnail, Thumbnails
+from mllm_selector.selection import Selection
 
 
 @given(st.text(), st.text())
@@ -60,3 +61,19 @@ def test_huge_images_are_not_decoded():
     buffer = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
     assert "cannot be read" in Thumbnails(1_000_000).make(buffer.getvalue())
+
+
+def test_a_selection_shows_itself_in_a_notebook(report_run):
+    selection = Selection.load(report_run)
+    assert repr(selection).startswith("Selection of 185 of 1,848 samples from ")
+    page = selection._repr_html_()
+    assert "185 of 1,848 samples (10.0%)" in page
+    assert str(selection.ids[0]) in page
+    assert f"{selection.necessity[0]:.3f}" in page
+    assert page.count("<tr>") == page.count("</tr>") == 6 + 6
+
+
+def test_a_notebook_gets_texts_of_a_pool_as_text(report_run):
+    selection = Selection.load(report_run)
+    selection.ids[0] = "<script>alert(1)</script>"
+    assert "<script" not in selection._repr_html_()

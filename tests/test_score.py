@@ -22,14 +22,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector.artifacts import ScoreTable, score_schema
 from mllm_selector.config import ScoreOptions
-from mllm_selector.engine import Engine
+from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import RunDirectoryError, ScoreError
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
-from mllm_selector.scoring import shards
+from mllm_selector.scoring import loading, scorer
 from mllm_selector.scoring.shards import ShardScores
 from mllm_selector.stages import score
 from model_fixtures import done, export_once, picture, write_pool
@@ -161,24 +161,43 @@ def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, imag
         mean = output.hidden_states[-1][0].mean(0)
         assert np.abs(embeddings[row] - (mean / mean.norm()).numpy()).max() < 1e-3
         total += answer_tokens
+    assert 0 <= counts.pop("idle_share") < 1
     assert counts == {
         "samples": 62,
         "scored": 62,
         "set_aside": {},
         "answer_tokens": total,
+        "images_encoded": sum(
+            len({image for _, shown in samples[first : first + 16] for image in shown})
+            for first in range(0, 62, 16)
+        ),
+        "rescored": 0,
         "parts": 4,
         "resumed": 0,
         "embedding_size": 32,
         "provider": "CPUExecutionProvider",
         "image_backend": "pil",
+        "token_budget": 512,
+        "image_budget": 4096,
+        "halved_batches": 0,
     }
 
 
 def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
-    folder = make_run(many(20))
+    samples = many(20)
+    folder = make_run(samples)
     score_run(folder, key="this run")
     part = pa.ipc.open_file(folder / "scores" / "part-00001.arrow").read_all()
-    assert part.schema.equals(score_schema(32, {"mllm_selector.key": "this run"}), check_metadata=True)
+    work = json.dumps(
+        {"images_encoded": len({image for _, shown in samples[16:] for image in shown}), "rescored": 0}
+    )
+    batches = json.dumps({"tokens": 512, "image_rows": 4096})
+    metadata = {
+        "mllm_selector.key": "this run",
+        "mllm_selector.batches": batches,
+        "mllm_selector.work": work,
+    }
+    assert part.schema.equals(score_schema(32, metadata), check_metadata=True)
     assert part["row"].to_pylist() == [16, 17, 18, 19]
     quotients = part["nll_sum"].to_numpy() / part["answer_tokens"].to_numpy()
     assert np.allclose(part["necessity"].to_numpy(), quotients, rtol=1e-6)
@@ -223,15 +242,15 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     samples = many(50)
     whole, broken = make_run(samples, name="whole"), make_run(samples, name="broken")
     score_run(whole)
-    real, calls = Engine.read, iter(range(100))
+    real, calls = OnnxEngine.read, iter(range(100))
 
-    def read(self: Engine, inputs: Any) -> Any:
+    def read(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
         if next(calls) == stops_after:
             raise KeyboardInterrupt
-        return real(self, inputs)
+        return real(self, inputs, outputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "read", read)
+        patch.setattr(OnnxEngine, "read", read)
         with pytest.raises(KeyboardInterrupt):
             score_run(broken)
     finished = parts(broken) if (broken / "scores").exists() else {}
@@ -252,7 +271,7 @@ def test_a_failing_worker_stops_the_run_and_leaves_whole_parts(
             raise RuntimeError("a bug")
         return real(*arguments)
 
-    monkeypatch.setattr(shards, "load_image", failing)
+    monkeypatch.setattr(loading, "load_image", failing)
     with pytest.raises(RuntimeError, match="a bug"):
         score_run(folder)
     monkeypatch.undo()
@@ -269,7 +288,7 @@ def test_finished_parts_are_not_scored_again(
     before = {path: path.stat().st_mtime_ns for path in (folder / "scores").iterdir()}
     progress = Notes()
     again = score_run(folder, progress)
-    assert again == {**first, "resumed": 4}
+    assert again == {**first, "resumed": 4, "idle_share": None}
     assert {path: path.stat().st_mtime_ns for path in (folder / "scores").iterdir()} == before
     assert progress.last == "50 samples scored, 0 set aside"
 
@@ -287,8 +306,23 @@ def test_lost_and_damaged_parts_are_scored_again(make_run: Any, score_run: Any) 
     assert score_run(folder, progress)["resumed"] == 1
     assert parts(folder) == whole
     assert len(progress.notes) == 2
-    assert "part-00001.arrow is not a whole Arrow file" in progress.notes[0]
-    assert "part-00002.arrow does not hold its rows" in progress.notes[1]
+    assert "part-00001.arrow is damaged: its checksum is not the one in checksums.b3" in progress.notes[0]
+    assert "part-00002.arrow is damaged" in progress.notes[1]
+
+
+def test_damaged_parts_are_found_without_checksums(make_run: Any, score_run: Any) -> None:
+    folder = make_run(many(40))
+    score_run(folder)
+    whole = parts(folder)
+    scores = folder / "scores"
+    (folder / "checksums.b3").unlink()
+    (scores / "part-00000.arrow").write_bytes(whole["part-00000.arrow"][:-200])
+    (scores / "part-00001.arrow").write_bytes(whole["part-00000.arrow"])
+    progress = Notes()
+    assert score_run(folder, progress)["resumed"] == 1
+    assert parts(folder) == whole
+    assert "part-00000.arrow is not a whole Arrow file" in progress.notes[0]
+    assert "part-00001.arrow does not hold its rows" in progress.notes[1]
 
 
 def test_parts_of_another_run_are_refused(make_run: Any, score_run: Any) -> None:
@@ -309,7 +343,7 @@ def test_progress_counts_every_sample(make_run: Any, score_run: Any) -> None:
     done_counts = [done for done, _ in progress.updates]
     assert done_counts == sorted(done_counts)
     assert done_counts[-1] == 31
-    assert set(progress.updates[-1][1]) == {"samples/s", "tokens/s"}
+    assert set(progress.updates[-1][1]) == {"samples/s", "tokens/s", "idle"}
     assert progress.last.startswith("30 samples scored, 1 set aside; ")
 
 
@@ -320,13 +354,13 @@ def test_progress_counts_every_sample(make_run: Any, score_run: Any) -> None:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images in each run of the vision graph."""
     counts: list[int] = []
-    real = Engine.see
+    real = OnnxEngine.see
 
-    def see(self: Engine, inputs: Any, start: int, rows: int) -> None:
+    def see(self: OnnxEngine, inputs: Any, start: int, rows: int) -> None:
         counts.append(len(inputs["pixel_values"]))
         real(self, inputs, start, rows)
 
-    monkeypatch.setattr(Engine, "see", see)
+    monkeypatch.setattr(OnnxEngine, "see", see)
     return counts
 
 
@@ -353,7 +387,7 @@ def test_little_feature_memory_changes_nothing(
     options = {"shard_size": 60, "token_budget": 150, "threads": 1}
     score_run(roomy, **options)
     with_room = sum(seen)
-    monkeypatch.setattr(shards, "FEATURE_BYTES", 0)
+    monkeypatch.setattr(scorer, "FEATURE_BYTES", 0)
     score_run(tight, **options)
     assert sum(seen) > 2 * with_room, "images are encoded again where features cannot be kept"
     one, other = (np.array(column(folder, "necessity")) for folder in (roomy, tight))
@@ -438,8 +472,9 @@ def test_losses_that_are_not_finite(make_run: Any, score_run: Any) -> None:
 
 def test_infinite_embeddings_are_set_aside() -> None:
     scores = ShardScores(range(5, 7), width=2)
-    scores.put(5, np.float32(3), 2, np.array([np.inf, 0], dtype=np.float32))
-    scores.put(6, np.float32(3), 2, np.array([0.6, 0.8], dtype=np.float32))
+    losses = np.array([1, 2], dtype=np.float32)
+    scores.put(5, losses, np.array([np.inf, 0], dtype=np.float32))
+    scores.put(6, losses, np.array([0.6, 0.8], dtype=np.float32))
     assert scores.reasons == ["not-finite: summed loss 3.0 over 2 answer tokens", None]
     assert np.isnan(scores.necessity[0])
     assert scores.necessity[1] == 1.5

@@ -146,3 +146,27 @@ def grouped_sample(
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> NDArray[np.int64]: ...
+def flat_map(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    *,
+    sample: NDArray[np.int64],
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.float32]: ...
+def coverage(
+    embeddings: list[NDArray[Any]],
+    *,
+    reference: NDArray[np.int64],
+    centres: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.float32]: ...
+def near_rows(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    *,
+    queries: NDArray[np.int64],
+    threshold: float,
+    keep: int,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[NDArray[np.int64], list[tuple[NDArray[np.int64], NDArray[np.float32]]]]: ...

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,18 +19,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector.errors import PoolError, RunDirectoryError
+from mllm_selector.errors import MllmSelectorError, PoolError, RunDirectoryError, WriteError
 
 __all__ = [
     "ScoreTable",
     "atomic_folder",
-    "atomic_folder_sync",
     "atomic_write",
+    "make_folder",
     "open_arrow",
     "score_schema",
+    "sync",
     "sync_folder",
     "write_arrow",
     "write_json",
+    "writing",
 ]
 
 
@@ -47,28 +49,27 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     ------
     BinaryIO
         The temporary sibling, opened for writing.
+
+    Raises
+    ------
+    WriteError
+        If it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        make_folder(path.parent)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # the error itself matters more
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, MllmSelectorError):
+            raise WriteError(path, error) from error
         raise
-    atomic_folder_sync(path.parent)
-
-
-def atomic_folder_sync(folder: Path) -> None:
-    """Flush a folder's entries (or a file), so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -84,25 +85,68 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     ------
     Path
         An empty temporary sibling to write into.
+
+    Raises
+    ------
+    WriteError
+        If it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        make_folder(path.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         yield temporary
         sync_folder(temporary)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
-    except BaseException:
+        sync(path.parent)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, MllmSelectorError):
+            raise WriteError(path, error) from error
         raise
-    atomic_folder_sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Take any error of a library that writes files for one of writing.
+
+    Raises
+    ------
+    WriteError
+        In place of whatever the library raises; torch, safetensors and onnx have classes of their own.
+    """
+    try:
+        yield
+    except MllmSelectorError:
+        raise
+    except Exception as error:
+        raise WriteError(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, flushed to the disk; nothing happens if it is there."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, so that what was renamed in it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder and all files below it to the disk."""
     for path in (*folder.rglob("*"), folder):
-        atomic_folder_sync(path)
+        sync(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,6 @@
 """The command line: arguments to options, options to the pipeline, errors to exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
+import shutil
 import sys
 import textwrap
 import tomllib
@@ -17,12 +17,16 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mllm_selector import __version__, demo, doctor, pipeline
-from mllm_selector.config import Amount, Columns, Limits, StageOptions, cli_name
+import shtab
+
+from mllm_selector import __version__, demo, doctor, inspection, pipeline
+from mllm_selector.config import Amount, AutoCount, Columns, Limits, Shard, StageOptions, cli_name
 from mllm_selector.errors import MllmSelectorError, UsageError
+from mllm_selector.interrupts import Stopped, stoppable
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
+from mllm_selector.reporting.diff_page import write_difference
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.selection import Selection
 
@@ -38,23 +42,35 @@ _ABOUT = {
     "report": "write the page that shows what was chosen",
 }
 
+# A longer list of choices would run out of the usage lines.
+_LONGEST_CHOICES = 40
+
 _EXAMPLES = {
     "select": """\
-        mllm-selector select pool.json --images images/ --model llava-hf/llava-1.5-7b-hf \\
-            --budget 10% --run-dir run --out subset.json
-        mllm-selector select pool.jsonl --images images/ --seed-model tuned/ --budget 50000 --run-dir run""",
+        mllm-selector select pool.json --images images/ --budget 10% \\
+            --model llava-hf/llava-1.5-7b-hf --run-dir run --out subset.json
+        mllm-selector select pool.jsonl --images images/ --seed-model tuned/ \\
+            --budget 50000 --run-dir run""",
     "ingest": """\
         mllm-selector ingest pool.json --images images/ --run-dir run
-        mllm-selector ingest ocr=ocr.jsonl chat='chats/*.jsonl' --images images/ --run-dir run
-        mllm-selector ingest dialogues.jsonl.gz --columns messages=dialogue,images=pics --images images/ \\
+        mllm-selector ingest ocr=ocr.jsonl chat='chats/*.jsonl' --images images/ \\
+            --run-dir run
+        mllm-selector ingest dialogues.jsonl.gz --images images/ \\
+            --columns messages=dialogue,images=pics --run-dir run""",
+    "seed": """\
+        mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% \\
             --run-dir run""",
-    "seed": "mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% --run-dir run",
     "export": "mllm-selector export --precision float16 --run-dir run",
-    "score": "mllm-selector score --device cuda --token-budget 32768 --run-dir run",
+    "score": """\
+        mllm-selector score --device cuda --run-dir run
+        mllm-selector score --shard 2/8 --run-dir run
+        mllm-selector score --merge --run-dir run""",
     "pick": """\
         mllm-selector pick --budget 5% --run-dir run --out subset-5.json
-        mllm-selector pick --budget 20000 --groups source --within k-center --run-dir run
-        mllm-selector pick --budget 10% --source-floor '*=500' --source-ceiling ocr=20% --run-dir run""",
+        mllm-selector pick --budget 20000 --groups source --within k-center \\
+            --run-dir run
+        mllm-selector pick --budget 10% --source-floor '*=500' \\
+            --source-ceiling ocr=20% --run-dir run""",
     "report": "mllm-selector report --run-dir run",
 }
 
@@ -75,23 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenMP threads that spin while they wait take the cores from whatever else runs: two trainings on two
     # cores were over ten times slower than with sleeping threads. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        given = _parser().parse_args(arguments)
-        return int(given.command_function(given))
+        with stoppable():
+            given = _parser().parse_args(arguments)
+            return int(given.command_function(given))
     except MllmSelectorError as error:
         print(f"mllm-selector: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"mllm-selector: {error}", file=sys.stderr)
+        print(f"mllm-selector: {error}. What is finished is kept; mend the cause and go on", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("mllm-selector: stopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-
-
-def _stop(signum: int, frame: types.FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,11 +122,21 @@ def _parser() -> argparse.ArgumentParser:
             _add_options(command, stage, pipeline.STAGES[stage].options, set_of_names=_names(command))
         _add_common(command)
         command.set_defaults(command_function=_run, stages=stages)
+    _add_diff(commands)
+    _add_completion(commands, parser)
     checks = _command(
         commands,
         "doctor",
-        "show versions, devices, what is missing and how to get it",
-        "mllm-selector doctor",
+        "show versions, devices, what is missing and how to get it; or what a run directory holds",
+        "mllm-selector doctor\nmllm-selector doctor run",
+    )
+    checks.add_argument(
+        "run_dir",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="Look at this run directory: what is done, what is damaged, what the next command does. "
+        "Every file is read; nothing is written.",
     )
     checks.set_defaults(command_function=_doctor)
     shown = _command(
@@ -129,17 +151,59 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_diff(commands: Any) -> None:
+    compared = _command(
+        commands,
+        "diff",
+        "show two selections of one pool side by side: overlap, what only one chose, sources, coverage",
+        """\
+        mllm-selector diff run other-run --out two.html
+        cp run/selection.arrow before.arrow
+        mllm-selector pick --budget 5% --within k-center --run-dir run
+        mllm-selector diff before.arrow run""",
+    )
+    text = "A run directory, or a selection.arrow kept from an earlier pick in the other one."
+    compared.add_argument("first", type=Path, metavar="FIRST", help=text)
+    compared.add_argument("second", type=Path, metavar="SECOND", help="The same.")
+    compared.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="The page; its numbers go beside it as .json. Default diff.html.",
+    )
+    compared.add_argument("--json", action="store_true", help="The result as a JSON line.")
+    compared.set_defaults(command_function=_diff)
+
+
+def _add_completion(commands: Any, parser: argparse.ArgumentParser) -> None:
+    shown = _command(
+        commands,
+        "completion",
+        "print the script that lets a shell complete commands and options",
+        """\
+        eval "$(mllm-selector completion bash)"     # in ~/.bashrc
+        mllm-selector completion zsh > ~/.zfunc/_mllm-selector""",
+    )
+    shown.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="Which shell.")
+    shown.set_defaults(command_function=_completion, parser=parser)
+
+
 def _command(commands: Any, name: str, about: str, example: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=about,
-        description=about[0].upper() + about[1:] + ".",
+        description=textwrap.fill(f"{about[0].upper()}{about[1:]}.", width=_columns()),
         epilog="examples:\n" + textwrap.indent(textwrap.dedent(example), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     return command
+
+
+def _columns() -> int:
+    """Return what argparse wraps its own texts to; it leaves descriptions with examples alone."""
+    return shutil.get_terminal_size().columns - 2
 
 
 def _names(command: argparse.ArgumentParser) -> set[str]:
@@ -158,7 +222,8 @@ def _add_options(
         text = field.metadata["help"].replace("%", "%%")
         kind = _plain_type(hints[field.name])
         if field.name == "pool":
-            command.add_argument("pool", nargs="+", metavar="POOL", help=text)
+            action = command.add_argument("pool", nargs="+", metavar="POOL", help=text)
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
             continue
         if field.default is dataclasses.MISSING:
             text += " Required."
@@ -172,13 +237,21 @@ def _add_options(
             group.add_argument(flag, action="append", metavar=field.metadata["metavar"], help=text)
             continue
         choices, metavar = field.metadata["choices"], field.metadata["metavar"]
-        group.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=text)
+        if choices and len(",".join(choices)) > _LONGEST_CHOICES:
+            metavar, text = "NAME", f"{text} One of {', '.join(choices)}."
+        _complete_paths(group.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=text))
+
+
+def _complete_paths(action: argparse.Action) -> None:
+    """Let shells complete a path where one is asked for."""
+    if action.type is Path:
+        action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
 
 
 def _plain_type(hint: Any) -> Any:
     """Return what argparse converts a text with: ``int`` for ``int | None``."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
-    return str if kinds[0] is Amount else kinds[0]
+    return str if kinds[0] in (Amount, AutoCount, Shard) else kinds[0]
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -248,9 +321,32 @@ def _tell(selection: Selection, *, as_json: bool) -> None:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    text, healthy = doctor.examine()
+    run_dir: Path | None = getattr(given, "run_dir", None)
+    text, healthy = doctor.examine() if run_dir is None else inspection.inspect(run_dir)
     print(text)
     return 0 if healthy else 1
+
+
+def _diff(given: argparse.Namespace) -> int:
+    out: Path = getattr(given, "out", Path("diff.html"))
+    if out.suffix == ".json":
+        msg = f"--out: {out} is where the numbers would go; name the page, such as {out.with_suffix('.html')}"
+        raise UsageError(msg)
+    told = write_difference(given.first, given.second, out)
+    if hasattr(given, "json"):
+        print(json.dumps(told))
+        return 0
+    print(
+        f"{told['both']:,} samples in both, {told['first']:,} only in the first, {told['second']:,} only in"
+    )
+    print(f"the second; Jaccard index {told['jaccard']:.3f}")
+    print(f"report  {told['report']}")
+    return 0
+
+
+def _completion(given: argparse.Namespace) -> int:
+    print(shtab.complete(given.parser, given.shell))
+    return 0
 
 
 def _demo(given: argparse.Namespace) -> int:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.errors import UsageError
-from mllm_selector.values import Amount, Columns, Input, Inputs, Limits
+from mllm_selector.values import Amount, AutoCount, Columns, Input, Inputs, Limits, Shard
 
 __all__ = [
     "Amount",
+    "AutoCount",
     "Columns",
     "ExportOptions",
     "IngestOptions",
@@ -29,6 +30,7 @@ __all__ = [
     "ReportOptions",
     "ScoreOptions",
     "SeedOptions",
+    "Shard",
     "StageOptions",
     "cli_name",
     "option",
@@ -105,6 +107,10 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         return Inputs.parse(value, name)
     if kind is Amount and isinstance(value, str | int | float | Amount):
         return Amount.parse(value, cli_name(name))
+    if kind is AutoCount and isinstance(value, str | int | AutoCount) and not isinstance(value, bool):
+        return AutoCount.parse(value, cli_name(name))
+    if kind is Shard and isinstance(value, str | Shard):
+        return Shard.parse(value, cli_name(name))
     if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
         limits = Limits.parse(value, cli_name(name))
         return limits if limits.amounts else None
@@ -120,6 +126,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         str: "text",
         Limits: "mapping of names to counts or shares",
         Columns: "mapping of kinds to columns",
+        AutoCount: "whole number or auto",
+        Shard: "text such as 2/8",
     }
     msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
     raise UsageError(msg)
@@ -134,7 +142,7 @@ def _as_json(value: Any) -> Any:
         return dict(value.names)
     if isinstance(value, Limits):
         return {source: str(amount) for source, amount in value.amounts.items()}
-    return str(value) if isinstance(value, Amount) else value
+    return str(value) if isinstance(value, Amount | AutoCount | Shard) else value
 
 
 def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
@@ -276,12 +284,19 @@ class SeedOptions(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(StageOptions):
-    """How the seed model becomes ONNX scoring graphs."""
+    """How the seed model is made ready for scoring."""
 
+    engine: str = option(
+        "onnx",
+        help="What scores: ONNX graphs made from the seed model, or PyTorch, slower, for models that "
+        "cannot be exported.",
+        choices=("onnx", "torch"),
+    )
     precision: str = option(
         "float32",
-        help="Number format of the scoring graphs; reductions are always float32.",
-        choices=("float32", "float16"),
+        help="Number format of scoring; reductions are always float32. bfloat16 needs CUDA or "
+        "the engine torch.",
+        choices=("float32", "float16", "bfloat16"),
     )
 
 
@@ -292,8 +307,16 @@ class ScoreOptions(StageOptions):
     device: str = option(
         "auto", help="Where to score; auto takes CUDA where it works.", choices=("auto", "cpu", "cuda")
     )
-    token_budget: int = option(
-        4096, help="Most tokens, padding included, in one batch; a longer sample forms its own.", metavar="N"
+    token_budget: AutoCount = option(
+        AutoCount(),
+        help="Most tokens, padding included, in one batch; a longer sample forms its own. auto measures what "
+        "is fastest and fits, once for a device and a model.",
+        metavar="N|auto",
+    )
+    image_budget: AutoCount = option(
+        AutoCount(),
+        help="Most image tokens that the vision tower computes together; a larger image is alone.",
+        metavar="N|auto",
     )
     max_tokens: int = option(8192, help="Samples longer than this are set aside with a reason.", metavar="N")
     shard_size: int = option(
@@ -305,10 +328,22 @@ class ScoreOptions(StageOptions):
     threads: int | None = option(
         None, help="CPU threads for computing; default all.", metavar="N", matters=False
     )
+    shard: Shard | None = option(
+        None,
+        help="Score only this process's share, the I-th of N, for job arrays; --merge puts them together.",
+        metavar="I/N",
+        matters=False,
+    )
+    merge: bool = option(
+        False, help="Score nothing; put together what the processes with --shard scored.", matters=False
+    )
 
     def check(self) -> None:
         """Check the scoring options."""
-        for name in ("token_budget", "max_tokens", "shard_size", "workers", "threads"):
+        if self.shard is not None and self.merge:
+            msg = "--shard and --merge: give one; --merge comes when all shards are done"
+            raise UsageError(msg)
+        for name in ("max_tokens", "shard_size", "workers", "threads"):
             _at_least(self, name, 1)
 
 
@@ -393,7 +428,13 @@ class ReportOptions(StageOptions):
     """What the report shows."""
 
     gallery: int = option(24, help="Samples in each gallery of the report.", metavar="N")
+    hourly_price: float | None = option(
+        None,
+        help="Price of this machine an hour, in any currency: the report then says what each stage cost.",
+        metavar="X",
+    )
 
     def check(self) -> None:
         """Check the report options."""
         _at_least(self, "gallery", 0)
+        _at_least(self, "hourly_price", 0)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
-import subprocess
 
 from mllm_selector import __version__, engine
+from mllm_selector.resources import gpu_name
 
 __all__ = ["examine"]
 
@@ -43,7 +42,7 @@ def examine() -> tuple[str, bool]:
         f"mllm-selector    {__version__}",
         f"python           {platform.python_version()} on {platform.platform()}",
         f"cpu              {os.cpu_count()} logical cores",
-        f"gpu              {_gpu()}",
+        f"gpu              {gpu_name() or 'none found (no nvidia-smi)'}",
     ]
     packages = dict.fromkeys([*_BASE, *(name for extra in _EXTRAS.values() for name in extra)])
     lines += [f"{name:<16} {_version(name) or '-'}" for name in packages]
@@ -73,12 +72,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _gpu() -> str:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "none found (no nvidia-smi)"
-    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    return "; ".join(answer.stdout.strip().splitlines()) or f"nvidia-smi says: {answer.stderr.strip()}"

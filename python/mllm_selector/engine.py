@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: two sessions and the feature memory between them.
+"""What computes scores: the contract of an engine, and the engine on ONNX Runtime.
 
 Image features go from the vision graph to the scorer without leaving the device: the vision graph writes its
 rows into one block of memory, and the scorer reads from it the rows that it is told.
@@ -6,18 +6,27 @@ rows into one block of memory, and the scorer reads from it the rows that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.errors import MissingPackageError, ScoreError
+from mllm_selector.errors import DeviceMemoryError, MissingPackageError, ScoreError
 
-__all__ = ["SCORER", "VISION", "BatchScores", "Engine", "onnxruntime_conflict", "working_providers"]
+__all__ = [
+    "SCORER",
+    "VISION",
+    "Engine",
+    "OnnxEngine",
+    "has_cuda",
+    "memory_errors",
+    "onnxruntime_conflict",
+    "working_providers",
+]
 
 VISION = "vision.onnx"
 SCORER = "scorer.onnx"
@@ -29,29 +38,45 @@ _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
     "0801620f0a0179120a0a08080112040a02080142040a001011"
 )
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
+# What ONNX Runtime takes for the type of a block of memory, and the size of an element in bytes. NumPy has no
+# bfloat16; its number is that of onnx.TensorProto.
+_TYPES: dict[str, tuple[Any, int]] = {
+    "tensor(float)": (np.float32, 4),
+    "tensor(float16)": (np.float16, 2),
+    "tensor(bfloat16)": (16, 2),
 }
 
 
-@dataclass(frozen=True)
-class BatchScores:
-    """What the scorer says of one batch.
+# How ONNX Runtime, CUDA, cuBLAS, PyTorch and the C++ library say that memory is lacking; none has a class of
+# its own for it in every case.
+_NO_MEMORY = (
+    "failed to allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "can't allocate memory",
+    "not enough memory",
+    "alloc_failed",
+)
 
-    Attributes
-    ----------
-    nll_sum : ndarray of float32, shape (batch,)
-        Negative log-likelihood of the answer tokens, in nats.
-    answer_count : ndarray of int64, shape (batch,)
-        Number of answer tokens.
-    embedding : ndarray of float32, shape (batch, width)
-        L2-normalised mean of the last hidden states.
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn the many ways in which a lack of memory is told into one.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If the block fails for want of memory. Retry after the handler only: the traceback keeps arrays alive.
     """
-
-    nll_sum: NDArray[np.float32]
-    answer_count: NDArray[np.int64]
-    embedding: NDArray[np.float32]
+    try:
+        yield
+    # Exceptions of ONNX Runtime share no base class below Exception.
+    except Exception as error:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or any(sign in said for sign in _NO_MEMORY):
+            raise DeviceMemoryError(str(error)) from None
+        raise
 
 
 def onnxruntime_conflict() -> str | None:
@@ -96,8 +121,65 @@ def working_providers() -> list[str]:
     return [name for name, got in zip(providers, started, strict=True) if name == got]
 
 
-class Engine:
-    """Both graphs on one device.
+def has_cuda() -> bool:
+    """Say whether ONNX Runtime's CUDA provider starts here."""
+    return _CUDA in working_providers()
+
+
+class Engine(Protocol):
+    """What runs the two modules of a model: the one that sees, and the one that reads.
+
+    Attributes
+    ----------
+    provider : str
+        What computes, and on which kind of device.
+    embedding_size : int
+        Width of the embeddings.
+    """
+
+    provider: str
+    embedding_size: int
+
+    @property
+    def feature_row_bytes(self) -> int:
+        """Size of one feature row in bytes."""
+
+    def reserve(self, rows: int) -> None:
+        """Make room for feature rows; what was there is lost if the memory has to grow.
+
+        This and the following raise DeviceMemoryError if the device's memory does not suffice.
+        """
+
+    def see(self, inputs: dict[str, NDArray[Any]], start: int, rows: int) -> None:
+        """Turn images into feature rows and keep them on the device.
+
+        Parameters
+        ----------
+        inputs : dict of str to ndarray
+            `Family.vision_inputs` of some images.
+        start, rows : int
+            Where their feature rows go, and how many there are.
+        """
+
+    def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Score a batch.
+
+        Parameters
+        ----------
+        inputs : dict of str to ndarray
+            All inputs of the scorer except the features.
+        outputs : sequence of str
+            Which of its outputs are wanted; what only the others need may be left out.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The outputs by name.
+        """
+
+
+class OnnxEngine:
+    """The exported graphs on ONNX Runtime; see `Engine`.
 
     Parameters
     ----------
@@ -147,31 +229,28 @@ class Engine:
             raise ScoreError(_no_cuda("the CUDA provider started for one graph only"))
         self._device = "cuda" if self.provider == _CUDA else "cpu"
         features = next(node for node in self._scorer.get_inputs() if node.name == "features")
-        self._feature_dtype = _DTYPES[features.type]
+        self._feature_type, self._feature_bytes = _TYPES[features.type]
         self._feature_width = int(features.shape[1])
-        self.embedding_size = int(self._scorer.get_outputs()[2].shape[1])
+        embedding = next(node for node in self._scorer.get_outputs() if node.name == "sample_embedding")
+        self.embedding_size = int(embedding.shape[1])
+        self._only_outputs = self._ort.RunOptions()
+        self._only_outputs.only_execute_path_to_fetches = True
         self._features = self._new_features(1)
 
     @property
     def feature_row_bytes(self) -> int:
         """Size of one feature row in bytes."""
-        return self._feature_width * self._feature_dtype.itemsize
+        return self._feature_width * self._feature_bytes
 
     def reserve(self, rows: int) -> None:
-        """Make room for feature rows; what was there is lost if the memory has to grow."""
+        """See `Engine.reserve`."""
         if rows > self._features.shape()[0]:
-            self._features = self._new_features(rows)
+            self._features = self._new_features(1)  # so that old and new need not fit together
+            with memory_errors():
+                self._features = self._new_features(rows)
 
     def see(self, inputs: dict[str, NDArray[Any]], start: int, rows: int) -> None:
-        """Run the vision graph.
-
-        Parameters
-        ----------
-        inputs : dict of str to ndarray
-            `Family.vision_inputs` of some images.
-        start, rows : int
-            Where their feature rows go, and how many there are.
-        """
+        """Run the vision graph; see `Engine.see`."""
         binding = self._vision.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
@@ -179,32 +258,28 @@ class Engine:
             "features",
             self._device,
             0,
-            self._feature_dtype,
+            self._feature_type,
             (rows, self._feature_width),
             self._features.data_ptr() + start * self.feature_row_bytes,
         )
-        self._vision.run_with_iobinding(binding)
+        with memory_errors():
+            self._vision.run_with_iobinding(binding)
 
-    def read(self, inputs: dict[str, NDArray[Any]]) -> BatchScores:
-        """Run the scorer.
-
-        Parameters
-        ----------
-        inputs : dict of str to ndarray
-            All inputs of the scorer except the features.
-        """
+    def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Run the scorer; see `Engine.read`."""
         binding = self._scorer.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         binding.bind_ortvalue_input("features", self._features)
-        for output in ("nll_sum", "answer_count", "sample_embedding"):
+        for output in outputs:
             binding.bind_output(output, "cpu")
-        self._scorer.run_with_iobinding(binding)
-        return BatchScores(*(value.numpy() for value in binding.get_outputs()))
+        with memory_errors():
+            self._scorer.run_with_iobinding(binding, self._only_outputs)
+        return {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
 
     def _new_features(self, rows: int) -> Any:
         shape = [rows, self._feature_width]
-        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, self._feature_dtype, self._device, 0)
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, self._feature_type, self._device, 0)
 
     def _providers(self, device: str) -> list[Any]:
         if device == "cpu":

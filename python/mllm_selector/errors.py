@@ -15,6 +15,7 @@ __all__ = [
     "SampleError",
     "ScoreError",
     "UsageError",
+    "WriteError",
 ]
 
 
@@ -55,12 +56,35 @@ class ExportError(MllmSelectorError):
     """An ONNX graph that could not be made or does not agree with torch."""
 
 
+class DeviceMemoryError(Exception):
+    """The device has no memory for what was asked; smaller batches may fit. Never reaches the user."""
+
+
 class ScoreError(MllmSelectorError):
     """Scoring that cannot go on."""
 
 
 class RunDirectoryError(MllmSelectorError):
     """A run directory that is locked, damaged or lacks what a stage needs."""
+
+
+class WriteError(MllmSelectorError, OSError):
+    """A file or folder that could not be written: no space, no permission, a faulty disk.
+
+    Parameters
+    ----------
+    path : str or Path
+        What was being written.
+    cause : BaseException
+        What the system or a library said.
+    """
+
+    def __init__(self, path: object, cause: BaseException) -> None:
+        reason = getattr(cause, "strerror", None) or str(cause).strip().split("\n", 1)[0] or repr(cause)
+        super().__init__(
+            f"{path} cannot be written: {reason}. Make room or mend the permissions, then run the same "
+            "command again: what is finished is kept"
+        )
 
 
 class MissingPackageError(MllmSelectorError, ImportError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import families, formats
+from mllm_selector.checksums import Damage
 from mllm_selector.config import (
     ExportOptions,
     IngestOptions,
@@ -29,7 +31,7 @@ from mllm_selector.config import (
     StageOptions,
     cli_name,
 )
-from mllm_selector.errors import UsageError
+from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, fingerprint_inputs, stage_key
@@ -53,9 +55,13 @@ class Stage:
     needs : str or None
         The stage before it.
     outputs : callable
-        Files and folders of a run directory that must be there for the stage to count as done.
+        Files and folders of a run directory that must be whole for the stage to count as done.
+    reads : callable
+        Files and folders of earlier stages that it reads.
     partial : callable
         Finished pieces of an unfinished run that the stage goes on from.
+    scraps : callable
+        Files and folders that are of no use once the stage is done.
     redoable : bool
         Whether it may be run again with other options in the same run directory.
     """
@@ -64,22 +70,27 @@ class Stage:
     run: Callable[[RunDirectory, Any, Progress], dict[str, Any]]
     needs: str | None
     outputs: Callable[[RunDirectory], list[Path]]
+    reads: Callable[[RunDirectory], list[Path]] = lambda run: []
     partial: Callable[[RunDirectory], list[Path]] = lambda run: []
+    scraps: Callable[[RunDirectory], list[Path]] = lambda run: []
     redoable: bool = False
 
 
 def _seed_outputs(run: RunDirectory) -> list[Path]:
-    return [run.seed_rows, run.path / run.need("seed").counts["model"] / "config.json"]
+    model = run.path / run.stages["seed"].counts["model"]
+    if model.is_relative_to(run.path):
+        return [run.seed_rows, run.seed / "adapter", model]
+    return [run.seed_rows, model / "config.json"]  # the user's own
 
 
 def _score_outputs(run: RunDirectory) -> list[Path]:
     samples = run.need("ingest").counts["samples"]
-    parts = math.ceil(samples / run.need("score").options["shard_size"])
+    parts = math.ceil(samples / run.stages["score"].options["shard_size"])
     return [run.score_part(index) for index in range(parts)]
 
 
 def _pick_outputs(run: RunDirectory) -> list[Path]:
-    return [run.selection, run.path / run.need("pick").counts["subset"]]
+    return [run.selection, run.path / run.stages["pick"].counts["subset"]]
 
 
 STAGES: dict[str, Stage] = {
@@ -89,19 +100,41 @@ STAGES: dict[str, Stage] = {
         seed.run,
         "ingest",
         _seed_outputs,
-        partial=lambda run: sorted(run.seed.glob("checkpoints/*")),
+        reads=lambda run: [run.pool],
+        partial=lambda run: sorted(run.seed_checkpoints.glob("*")),
+        scraps=lambda run: [run.seed_checkpoints, run.seed_plan],
     ),
-    "export": Stage(ExportOptions, export.run, "seed", lambda run: [run.onnx / "check.json"]),
+    "export": Stage(
+        ExportOptions,
+        export.run,
+        "seed",
+        lambda run: [run.onnx],
+        reads=lambda run: [run.path / run.need("seed").counts["model"]],
+    ),
     "score": Stage(
         ScoreOptions,
         score.run,
         "export",
         _score_outputs,
-        partial=lambda run: sorted(run.scores.glob("part-*.arrow")),
+        reads=lambda run: [run.pool, run.onnx],
+        partial=lambda run: sorted((*run.scores.glob("part-*.arrow"), *run.shards.glob("*/part-*.arrow"))),
+        scraps=lambda run: [run.shards, run.batches.with_name("batches.lock")],
     ),
-    "pick": Stage(PickOptions, pick.run, "score", _pick_outputs, redoable=True),
+    "pick": Stage(
+        PickOptions,
+        pick.run,
+        "score",
+        _pick_outputs,
+        reads=lambda run: [run.pool, run.seed_rows, run.scores],
+        redoable=True,
+    ),
     "report": Stage(
-        ReportOptions, report.run, "pick", lambda run: [run.report, run.report_numbers], redoable=True
+        ReportOptions,
+        report.run,
+        "pick",
+        lambda run: [run.report, run.report_numbers],
+        reads=lambda run: [run.pool, run.scores, run.selection],
+        redoable=True,
     ),
 }
 
@@ -164,9 +197,21 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
         If a stage fails; what was finished before stays, and the same call goes on from there.
     """
     progress = progress or SilentProgress()
+    of_score = options.get("score")
+    if isinstance(of_score, ScoreOptions) and of_score.shard is not None:
+        if len(options) > 1:
+            msg = (
+                "--shard: only 'mllm-selector score' can be shared out; run the other stages before and after"
+            )
+            raise UsageError(msg)
+        _run_shard(directory, of_score, progress)
+        return
     options = _with_files(options)
     _check_inputs(options)
     with RunDirectory(directory) as run:
+        if run.manifest_problem is not None:
+            progress.note(f"{run.manifest} {run.manifest_problem}; made again from the records of its stages")
+            run.save()
         for name, of_stage in options.items():
             _run_stage(run, name, of_stage, progress)
             if isinstance(of_stage, PickOptions) and of_stage.out is not None:
@@ -303,22 +348,70 @@ def _content(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_stage(run: RunDirectory, name: str, options: StageOptions, progress: Progress) -> None:
-    stage = STAGES[name]
-    inputs = _inputs(run, name, options)
-    key = stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
-    previous = old = run.stages.get(name)
-    if old is not None and old.key != key:
-        _refuse_to_mix(run, name, old, options, inputs)
-        old = None
-    if old is not None and old.state == "done" and all(path.exists() for path in stage.outputs(run)):
-        old.options, old.inputs = options.as_json(), inputs
-        run.save()
+    record = _record(run, name, options)
+    old = run.stages.get(name)
+    if old is not None and old.key != record.key:
+        _refuse_to_mix(run, name, old, options, record.inputs)
+    elif old is not None and old.state == "done" and not _damages(run, name, progress):
+        _keep(run, name, dataclasses.replace(old, options=record.options, inputs=record.inputs))
         progress.start(name)
         progress.finish("done before")
         return
-    record = StageRecord("running", key, options.as_json(), inputs)
-    run.stages[name] = record
-    run.save()
+    _check_reads(run, name)
+    _do_stage(run, name, options, record, progress)
+
+
+def _run_shard(directory: Path, options: ScoreOptions, progress: Progress) -> None:
+    """Score one process's share; what the run directory says of its stages is only read."""
+    run = RunDirectory(directory)
+    run.load()
+    record = _record(run, "score", options)
+    old = run.stages.get("score")
+    if old is not None and old.key != record.key:
+        _refuse_to_mix(run, "score", old, options, record.inputs)
+    elif old is not None and old.state == "done":
+        progress.start("score")
+        progress.finish("done before")
+        return
+    _check_reads(run, "score")
+    run.stages["score"] = record
+    score.run(run, options, progress)
+
+
+def _record(run: RunDirectory, name: str, options: StageOptions) -> StageRecord:
+    """Return the record of a stage that is to run."""
+    inputs = _inputs(run, name, options)
+    key = stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
+    return StageRecord("running", key, options.as_json(), inputs)
+
+
+def _check_reads(run: RunDirectory, name: str) -> None:
+    for damage in run.checksums.damages(STAGES[name].reads(run)):
+        msg = f"{damage}; run 'select' or the stage that made it with the options of this run: it mends it"
+        raise RunDirectoryError(msg)
+
+
+def _damages(run: RunDirectory, name: str, progress: Progress) -> list[Damage]:
+    """Look for files of a finished stage that are not whole any more, and say so."""
+    damages = run.checksums.damages(STAGES[name].outputs(run))
+    for damage in damages:
+        progress.note(f"{name}: {damage}; making it again")
+    return damages
+
+
+def _keep(run: RunDirectory, name: str, record: StageRecord) -> None:
+    """Go on with a finished stage: note options that do not matter, and throw away what a kill left of it."""
+    if record != run.stages[name]:
+        run.commit(name, record)
+    _clear(STAGES[name].scraps(run))
+
+
+def _do_stage(
+    run: RunDirectory, name: str, options: StageOptions, record: StageRecord, progress: Progress
+) -> None:
+    stage = STAGES[name]
+    previous = run.stages.get(name)
+    run.begin(name, record)
     reset_peak_memory()
     started = time.monotonic()
     try:
@@ -326,13 +419,19 @@ def _run_stage(run: RunDirectory, name: str, options: StageOptions, progress: Pr
     except UsageError:
         # The stage has found fault with its options and written nothing: what was there stays valid.
         if previous is not None:
-            run.stages[name] = previous
-            run.save()
+            run.commit(name, previous) if previous.state == "done" else run.begin(name, previous)
         raise
+    run.checksums.seal(stage.outputs(run))
     record.seconds = round(time.monotonic() - started, 3)
     record.peak_mb = peak_memory_mb()
     record.state = "done"
-    run.save()
+    run.commit(name, record)
+    _clear(stage.scraps(run))
+
+
+def _clear(paths: list[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _refuse_to_mix(

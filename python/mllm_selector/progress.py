@@ -18,8 +18,8 @@ __all__ = ["BarProgress", "JsonProgress", "LineProgress", "Progress", "SilentPro
 class Progress(Protocol):
     """What a stage reports while it runs."""
 
-    def start(self, stage: str, total: int | None = None, unit: str = "samples") -> None:
-        """Begin a stage, or a step of one, of `total` units; None if that is not known."""
+    def start(self, stage: str, total: int | None = None, unit: str = "samples", done: int = 0) -> None:
+        """Begin a stage, or a step of one, of `total` units (None: not known), `done` of them before."""
 
     def update(self, done: int, **fields: float | str) -> None:
         """Say that `done` units in all are done, with figures worth showing (loss, rate)."""
@@ -34,7 +34,7 @@ class Progress(Protocol):
 class SilentProgress:
     """Reports nothing; the default of the Python functions."""
 
-    def start(self, stage: str, total: int | None = None, unit: str = "samples") -> None:
+    def start(self, stage: str, total: int | None = None, unit: str = "samples", done: int = 0) -> None:
         """Ignore."""
 
     def update(self, done: int, **fields: float | str) -> None:
@@ -55,12 +55,13 @@ class BarProgress:
         self._stage = ""
         self._bar: tqdm[Any] | None = None
 
-    def start(self, stage: str, total: int | None = None, unit: str = "samples") -> None:
+    def start(self, stage: str, total: int | None = None, unit: str = "samples", done: int = 0) -> None:
         """Open a bar."""
         self._close()
         self._stage = stage
         self._bar = tqdm(
             total=total,
+            initial=done,
             desc=f"{stage:<7}",
             unit=f" {unit}",
             unit_scale=unit == "bytes",
@@ -101,11 +102,12 @@ class LineProgress:
         self._stage = ""
         self._total: int | None = None
         self._unit = ""
+        self._before = 0
         self._started = self._shown = 0.0
 
-    def start(self, stage: str, total: int | None = None, unit: str = "samples") -> None:
+    def start(self, stage: str, total: int | None = None, unit: str = "samples", done: int = 0) -> None:
         """Remember what is measured."""
-        self._stage, self._total, self._unit = stage, total, unit
+        self._stage, self._total, self._unit, self._before = stage, total, unit, done
         self._started = self._shown = time.monotonic()
 
     def update(self, done: int, **fields: float | str) -> None:
@@ -117,7 +119,8 @@ class LineProgress:
         parts = [f"{done:,} {self._unit}"]
         if self._total:
             elapsed = now - self._started
-            left = elapsed * (self._total - done) / done if done else float("nan")
+            fresh = done - self._before
+            left = elapsed * (self._total - done) / fresh if fresh else float("nan")
             parts = [f"{done:,} of {self._total:,} {self._unit}", f"{left:.0f} s left"]
         parts += [f"{name} {_short(value)}" for name, value in fields.items()]
         self._line(f"{self._stage:<7} {', '.join(parts)}")
@@ -146,10 +149,10 @@ class JsonProgress:
         self._unit = ""
         self._shown = 0.0
 
-    def start(self, stage: str, total: int | None = None, unit: str = "samples") -> None:
+    def start(self, stage: str, total: int | None = None, unit: str = "samples", done: int = 0) -> None:
         """Write a ``start`` event."""
         self._stage, self._total, self._unit = stage, total, unit
-        self._event("start", total=total, unit=unit)
+        self._event("start", total=total, unit=unit, done=done)
 
     def update(self, done: int, **fields: float | str) -> None:
         """Write a ``progress`` event if the last one is long enough ago."""

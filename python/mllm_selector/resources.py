@@ -1,13 +1,40 @@
-"""Peak memory of a stretch of work, as the operating system saw it."""
+"""What the machine is, and the peak memory of a stretch of work."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
-__all__ = ["peak_memory_mb", "reset_peak_memory"]
+__all__ = ["gpu_name", "peak_memory_mb", "processor_name", "reset_peak_memory"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_PROCESSOR = Path("/proc/cpuinfo")
+
+
+def processor_name() -> str:
+    """Return the processor's name as Linux knows it; ``unknown`` elsewhere."""
+    try:
+        lines = _PROCESSOR.read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
+
+
+def gpu_name() -> str | None:
+    """Return name, memory and driver of each NVIDIA GPU; None without ``nvidia-smi``.
+
+    What ``nvidia-smi`` says in place of an answer is returned as it is.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    return "; ".join(answer.stdout.strip().splitlines()) or f"nvidia-smi says: {answer.stderr.strip()}"
 
 
 def reset_peak_memory() -> None:

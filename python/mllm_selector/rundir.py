@@ -1,55 +1,29 @@
-"""The run directory: where its files are, who holds it, and what its manifest says is done."""
+"""The run directory: where its files are, which of them count, what identifies what they are made from."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import socket
-import time
-from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from mllm_selector import _internal
-from mllm_selector.artifacts import write_json
+from mllm_selector.checksums import Checksums
 from mllm_selector.config import Inputs
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.locking import RunLock
+from mllm_selector.manifest import (
+    MANIFEST_VERSION,
+    StageRecord,
+    load_manifest,
+    remove_record,
+    write_manifest,
+    write_record,
+)
 
 __all__ = ["RunDirectory", "StageRecord", "fingerprint", "fingerprint_inputs", "read_manifest", "stage_key"]
-
-MANIFEST_VERSION = 1
-
-
-@dataclass
-class StageRecord:
-    """What the manifest says of one stage.
-
-    Attributes
-    ----------
-    state : str
-        ``running`` (started, perhaps killed) or ``done``.
-    key : str
-        Hash of everything that decides the stage's output (see `stage_key`).
-    options, inputs : dict
-        The options and input fingerprints behind the key, for people and for error messages.
-    counts : dict
-        What the stage reports: numbers of samples, files, tokens.
-    seconds : float
-        Wall time, summed over interrupted runs that got as far as finishing the stage.
-    peak_mb : float or None
-        Peak resident memory during the stage, in MB; None where the system does not tell.
-    """
-
-    state: str
-    key: str
-    options: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, Any] = field(default_factory=dict)
-    counts: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    peak_mb: float | None = None
 
 
 class RunDirectory:
@@ -76,8 +50,10 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self.lock = RunLock(self.path / "lock")
         self.stages: dict[str, StageRecord] = {}
-        self._lock: IO[str] | None = None
+        self.checksums = Checksums(self.path / "checksums.b3")
+        self.manifest_problem: str | None = None
 
     # Files, in the order in which the stages write them.
 
@@ -107,6 +83,16 @@ class RunDirectory:
         return self.seed / "indices.arrow"
 
     @property
+    def seed_plan(self) -> Path:
+        """What an unfinished training trains on (seed)."""
+        return self.seed / "plan.json"
+
+    @property
+    def seed_checkpoints(self) -> Path:
+        """Folder of the checkpoints of an unfinished training (seed)."""
+        return self.seed / "checkpoints"
+
+    @property
     def seed_model(self) -> Path:
         """The merged seed model, a Hugging Face model directory (seed)."""
         return self.seed / "model"
@@ -120,6 +106,16 @@ class RunDirectory:
     def scores(self) -> Path:
         """Folder of the score parts (score)."""
         return self.path / "scores"
+
+    @property
+    def batches(self) -> Path:
+        """How much is computed together, once that has been found (score)."""
+        return self.path / "batches.json"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the parts that processes with ``--shard`` have scored, until they are merged (score)."""
+        return self.path / "shards"
 
     def score_part(self, index: int) -> Path:
         """One of the score parts (score)."""
@@ -155,35 +151,63 @@ class RunDirectory:
             msg = f"--run-dir: {self.path} holds files of something else; name a new or empty folder"
             raise UsageError(msg)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        self.stages = read_manifest(self.path)
+        self.lock.take()
+        try:
+            self.load()
+            for leftover in self.leftovers():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except BaseException:
+            self.lock.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is None:
+        if not self.lock.held:
             return
         if not any(record.state == "done" for record in self.stages.values()):
             self._remove_if_bare()
-        self._lock.close()
-        self._lock = None
+        self.lock.release()
 
     def _remove_if_bare(self) -> None:
         """Leave no trace of a run that came to nothing."""
         if {entry.name for entry in self.path.iterdir()} <= {"lock", "manifest.json"}:
             self.manifest.unlink(missing_ok=True)
-            (self.path / "lock").unlink()
+            self.lock.path.unlink()
             self.path.rmdir()
+
+    def load(self) -> None:
+        """Read what is done and the checksums; needs no lock, and writes nothing.
+
+        Raises
+        ------
+        RunDirectoryError
+            If the manifest cannot be read, nor made again from the stages' records.
+        """
+        self.stages, self.manifest_problem = load_manifest(self.path)
+        self.checksums = Checksums(self.checksums.path)
+
+    def leftovers(self) -> list[Path]:
+        """Find temporary files and folders that a killed run left behind."""
+        folders = (self.path, self.seed, self.scores, self.path / "records")
+        return sorted(path for folder in folders for path in folder.glob(".*.tmp"))
 
     def save(self) -> None:
         """Write the manifest."""
-        from mllm_selector import __version__
+        write_manifest(self.path, self.stages)
 
-        stages = {name: vars(record) for name, record in self.stages.items()}
-        write_json(
-            self.manifest, {"version": MANIFEST_VERSION, "mllm_selector": __version__, "stages": stages}
-        )
+    def begin(self, stage: str, record: StageRecord) -> None:
+        """Enter a stage as running: from now on its files may change."""
+        remove_record(self.path, stage)
+        self.stages[stage] = record
+        self.save()
+
+    def commit(self, stage: str, record: StageRecord) -> None:
+        """Enter a stage as done: its files are whole and have their checksums."""
+        self.stages[stage] = record
+        write_record(self.path, stage, record)
+        self.save()
 
     def need(self, stage: str) -> StageRecord:
         """Return a finished stage's record.
@@ -200,56 +224,18 @@ class RunDirectory:
         return record
 
     def _is_ours(self) -> bool:
-        return self.manifest.exists() or (self.path / "lock").exists()
-
-    def _take_lock(self) -> None:
-        # flock is released by the kernel when the holder dies, so a killed run leaves no stale lock.
-        path = self.path / "lock"
-        lock = path.open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
-                raise BlockingIOError  # its holder removed it between our open and our lock
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            msg = f"{self.path} is in use by {holder}; wait for it, or use another --run-dir"
-            raise RunDirectoryError(msg) from None
-        lock.truncate(0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}")
-        lock.flush()
-        self._lock = lock
+        return self.manifest.exists() or self.lock.path.exists() or (self.path / "records").is_dir()
 
 
 def read_manifest(folder: Path) -> dict[str, StageRecord]:
-    """Return what the manifest of a run directory says of each stage; nothing if there is none.
+    """Return what a run directory says of each stage; nothing if there is no run.
 
     Raises
     ------
     RunDirectoryError
-        If it cannot be read, or is of another version.
+        If that cannot be read, or is of another version.
     """
-    manifest = folder / "manifest.json"
-    try:
-        text = manifest.read_text()
-    except FileNotFoundError:
-        return {}
-    try:
-        content = json.loads(text)
-        version = content["version"]
-        stages = {name: StageRecord(**record) for name, record in content["stages"].items()}
-    except (ValueError, KeyError, TypeError) as error:
-        msg = f"{manifest} cannot be read ({error}); use another --run-dir"
-        raise RunDirectoryError(msg) from error
-    if version != MANIFEST_VERSION:
-        msg = (
-            f"{manifest} has version {version}, this package reads {MANIFEST_VERSION}; "
-            "use another --run-dir or the version of mllm-selector that made it"
-        )
-        raise RunDirectoryError(msg)
-    return stages
+    return load_manifest(folder)[0]
 
 
 def fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -260,29 +246,32 @@ def fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, An
     path : Path
         A file, or a folder whose direct files are hashed.
     known : dict, optional
-        An earlier fingerprint: a file of unchanged size and modification time is not read again.
+        An earlier fingerprint: files whose sizes and times of change are the same are not read again.
 
     Returns
     -------
     dict
-        ``hash`` (BLAKE3, hexadecimal), ``size`` in bytes, ``mtime_ns``; for a folder over its files.
+        ``hash`` (BLAKE3, hexadecimal; of a folder, SHA-256 over those of its files), ``size`` in bytes, and
+        ``state``, a hash of names, sizes and times.
     """
+    files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        size = sum(entry[1] for entry in state)
-        mtime = max((entry[2] for entry in state), default=0)
-    else:
-        files = [path]
-        size, mtime = path.stat().st_size, path.stat().st_mtime_ns
-    if known is not None and (known.get("size"), known.get("mtime_ns")) == (size, mtime):
+    stats = [file.stat() for file in files]
+    # The time of the last change of the inode (ctime) cannot be set back, unlike that of the content.
+    states = [
+        (file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for file, stat in zip(files, stats, strict=True)
+    ]
+    state = hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    if known is not None and known.get("state") == state:
         return known
     if path.is_dir():
         hashes = "".join(f"{file.name}:{_internal.hash_file(str(file))}\n" for file in files)
         digest = hashlib.sha256(hashes.encode()).hexdigest()
     else:
         digest = _internal.hash_file(str(path))
-    return {"hash": digest, "size": size, "mtime_ns": mtime}
+    return {"hash": digest, "size": sum(stat.st_size for stat in stats), "state": state}
 
 
 def fingerprint_inputs(inputs: Inputs, known: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,31 @@ class Selection:
         samples, groups = self._stages["ingest"].counts["samples"], len(np.unique(self.groups))
         return f"Selection of {len(self):,} of {samples:,} samples from {groups:,} groups, in {self.run_dir}"
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: sizes, where the files are, and the first of the samples."""
+        samples = self._stages["ingest"].counts["samples"]
+        scored = self.necessity[~np.isnan(self.necessity)]
+        mean = f"{scored.mean(dtype=np.float64):.3f} nats" if len(scored) else "not scored"
+        facts = [
+            ("chosen", f"{len(self):,} of {samples:,} samples ({len(self) / max(1, samples):.1%})"),
+            ("groups", f"{len(np.unique(self.groups)):,}"),
+            ("mean necessity", mean),
+            ("seed samples among them", f"{int(self.seed.sum()):,}"),
+            ("subset", str(self.subset)),
+            ("report", str(self.run_dir / "report.html")),
+        ]
+        columns = (self.rows, self.ids, self.groups, self.necessity)
+        head = ["row", "id", "group", "necessity"]
+        first = [
+            [str(value) for value in row] for row in zip(*(c[:5].tolist() for c in columns), strict=True)
+        ]
+        for row in first:
+            row[3] = f"{float(row[3]):.3f}"
+        return (
+            f"<p><b>Selection</b></p>{_html_table(facts)}"
+            f"<p>The first samples in pool order:</p>{_html_table(first, head)}"
+        )
+
     @property
     def subset(self) -> Path:
         """The chosen records in the format of the pool."""
@@ -138,6 +165,16 @@ class Selection:
             "subset": str(self.subset),
             "report": str(self.run_dir / "report.html"),
         }
+
+
+def _html_table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    lines = [("th", head)] if head else []
+    lines += [("td", row) for row in rows]
+    cells = (
+        "".join(f'<{tag} style="text-align:left">{html.escape(value)}</{tag}>' for value in row)
+        for tag, row in lines
+    )
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mllm_selector.errors import UsageError
 
-__all__ = ["Amount", "Columns", "Input", "Inputs", "Limits"]
+__all__ = ["Amount", "AutoCount", "Columns", "Input", "Inputs", "Limits", "Shard"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,85 @@ class Amount:
 
     def __str__(self) -> str:
         return f"{float(self.value * 100):.15g}%" if self.is_share else str(int(self.value))
+
+
+@dataclass(frozen=True)
+class AutoCount:
+    """A whole number from 1 up, or ``auto``: found by the program.
+
+    Examples
+    --------
+    >>> AutoCount.parse("4096").value, AutoCount.parse("auto").value
+    (4096, None)
+    """
+
+    value: int | None = None
+
+    @classmethod
+    def parse(cls, given: str | int | AutoCount, name: str = "count") -> Self:
+        """Read a number or ``auto``.
+
+        Raises
+        ------
+        UsageError
+            If it is neither, or below 1.
+        """
+        if isinstance(given, AutoCount):
+            return cls(given.value)
+        text = str(given).strip().replace("_", "")
+        if text == "auto":
+            return cls(None)
+        if not text.isdecimal():
+            msg = f"{name}: {given!r} is neither a whole number nor auto"
+            raise UsageError(msg)
+        if int(text) < 1:
+            msg = f"{name}: {given} is too small; give at least 1, or auto"
+            raise UsageError(msg)
+        return cls(int(text))
+
+    def __str__(self) -> str:
+        return "auto" if self.value is None else str(self.value)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several processes that share work: the `number`-th, from 1, of `count`.
+
+    Examples
+    --------
+    >>> Shard.parse("2/8").takes(9), Shard.parse("2/8").takes(2)
+    (True, False)
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, given: str | Shard, name: str = "shard") -> Self:
+        """Read ``I/N``.
+
+        Raises
+        ------
+        UsageError
+            If it is not that, or the number is not between 1 and the count.
+        """
+        if isinstance(given, Shard):
+            return cls(given.number, given.count)
+        number, slash, count = given.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            msg = f"{name}: {given!r} is not a number and a count such as 2/8"
+            raise UsageError(msg)
+        if not 1 <= int(number) <= int(count):
+            msg = f"{name}: {given} is none of 1/{count} to {count}/{count}"
+            raise UsageError(msg)
+        return cls(int(number), int(count))
+
+    def takes(self, index: int) -> bool:
+        """Say whether a piece of work, counted from 0, is this process's."""
+        return index % self.count == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 @dataclass(frozen=True)

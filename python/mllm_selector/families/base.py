@@ -11,7 +11,7 @@ A family answers four questions:
 3. *How are images seen?* `Family.vision_graph`: a torch module from these arrays to one feature row for each
    image token.
 4. *How is text read?* `Family.scorer_graph`: a torch module from token ids and feature rows to losses and
-   embeddings; `mllm_selector.families.graphs.ScorerGraph` serves every model with an embedding, a decoder
+   embeddings; `mllm_selector.families.scorer.ScorerGraph` serves every model with an embedding, a decoder
    and a vocabulary projection.
 
 Questions 1 and 2 are asked while scoring and must be answered without torch; 3 and 4 only for the export.
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["Arrays", "Encoded", "Family", "Graph", "expand_images"]
+__all__ = ["SCORER_OUTPUTS", "Arrays", "Encoded", "Family", "Graph", "expand_images"]
+
+SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
+"""Outputs of every scorer, described in `mllm_selector.families.scorer.ScorerGraph.forward`."""
 
 Arrays = dict[str, NDArray[Any]]
 """Inputs of a graph by name."""
@@ -75,7 +78,7 @@ class Graph:
     Attributes
     ----------
     module : torch.nn.Module
-        Takes the tensors of `example` in their order, returns a tensor for each of `outputs`.
+        Takes the tensors of `example` by their names, returns a tensor for each of `outputs`.
     example : dict of str to torch.Tensor
         Inputs by name. Every dynamic axis has a length of at least 2, since the exporter bakes a 1 in.
     axes : dict of str to dict of int to str
@@ -217,7 +220,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def scorer_graph(self, model: Any) -> Graph:
+    def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """Cut out the part that reads; inputs and outputs as of `ScorerGraph`, plus inputs of its own."""
 
 

@@ -67,13 +67,12 @@ class LlavaFamily(Family):
             outputs=("features",),
         )
 
-    def scorer_graph(self, model: Any) -> Graph:
+    def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """See `Family.scorer_graph`."""
-        from mllm_selector.families.graphs import ScorerGraph, scorer_example
+        from mllm_selector.families.scorer import ScorerGraph
 
-        module = ScorerGraph(model.get_input_embeddings(), model.model.language_model, model.lm_head)
-        example, axes = scorer_example(module)
-        return Graph(module, example, axes, ScorerGraph.outputs)
+        parts = (model.get_input_embeddings(), model.model.language_model, model.lm_head)
+        return ScorerGraph(*parts, embedding_layer).graph()
 
     def _check_processor(self) -> None:
         """Compare the processor's picture size and number of placeholders with the model's."""

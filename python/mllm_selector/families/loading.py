@@ -119,15 +119,24 @@ def load_processor(model: str | Path, *, trust_remote_code: bool = False) -> Any
     return processor
 
 
-def load_model(model: str | Path, *, precision: str = "float32", trust_remote_code: bool = False) -> Any:
-    """Load a model for inference on the CPU, attention written out (``eager``).
+def load_model(
+    model: str | Path,
+    *,
+    precision: str = "float32",
+    attention: str | None = "eager",
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a model for inference into the CPU's memory.
 
     Parameters
     ----------
     model : str or Path
         A model directory or a hub id with weights as safetensors.
     precision : str
-        ``float32`` or ``float16``.
+        ``float32``, ``float16`` or ``bfloat16``.
+    attention : str or None
+        Variant of the attention; ``eager``, written out, becomes the fastest graphs. None: what
+        transformers chooses by itself.
     trust_remote_code : bool
         Whether Python code that comes with the model may run.
 
@@ -153,7 +162,7 @@ def load_model(model: str | Path, *, precision: str = "float32", trust_remote_co
             loaded = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(model),
                 dtype=getattr(torch, precision),
-                attn_implementation="eager",
+                attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
             )

@@ -7,12 +7,13 @@ from mllm_selector.reporting.markup import Content, Markup, element
 from mllm_selector.reporting.numbers import GalleryItem
 from mllm_selector.reporting.thumbnails import Thumbnails
 
-__all__ = ["Gallery"]
+__all__ = ["Gallery", "clipped"]
 
-IMAGE_BYTES = 4_000_000
+IMAGE_BYTES = 3_600_000
 MOST_IMAGES = 4
 MOST_MESSAGES = 6
 MOST_CHARACTERS = 400
+MOST_NAME_CHARACTERS = 120
 ROLES = {"system": "System", "user": "Question", "assistant": "Answer"}
 
 
@@ -35,7 +36,12 @@ class Gallery:
             return element("p", "There are none.", class_="note")
         return element("div", (self._card(item) for item in items), class_="cards")
 
-    def _card(self, item: GalleryItem) -> Markup:
+    def set_of(self, items: list[GalleryItem], notes: list[str]) -> Markup:
+        """Return cards that belong together, each with a note of its own."""
+        cards = (self._card(item, note) for item, note in zip(items, notes, strict=True))
+        return element("div", cards, class_="cards set")
+
+    def _card(self, item: GalleryItem, note: str | None = None) -> Markup:
         sample = self._pool.sample(item.row)
         images = [
             self._image(image, f"Image {number} of {len(sample.images)} of sample {item.id}")
@@ -48,13 +54,14 @@ class Gallery:
             element(
                 "div",
                 element("dt", ROLES.get(role, role)),
-                element("dd", _clipped(content.replace("<image>", "").strip()), dir="auto"),
+                element("dd", clipped(content.replace("<image>", "").strip()), dir="auto"),
                 class_=role if role in ROLES else None,
             )
             for role, content in sample.messages[:MOST_MESSAGES]
         ]
         hidden = len(sample.messages) - MOST_MESSAGES
         tokens = f"{item.answer_tokens:,} answer token{'s' * (item.answer_tokens != 1)}"
+        further = [f", {name} {_nats(value)}" for name, value in item.scores.items()]
         flags: list[Content] = [
             element(
                 "span",
@@ -72,11 +79,12 @@ class Gallery:
             ),
             element(
                 "div",
-                element("p", element("b", f"{item.necessity:.3f}"), " nats", flags, class_="score"),
+                element("p", element("b", _nats(item.necessity)), " nats", further, flags, class_="score"),
                 element("dl", messages),
                 element("p", f"and {hidden:,} more messages", class_="note") if hidden > 0 else None,
+                element("p", note, class_="note") if note else None,
                 element("p", element("bdi", item.source), " \u00b7 ", tokens, class_="note"),
-                element("p", item.id, class_="id", dir="auto"),
+                element("p", clipped(item.id, MOST_NAME_CHARACTERS), class_="id", dir="auto"),
                 class_="text",
             ),
         )
@@ -90,5 +98,10 @@ class Gallery:
         )
 
 
-def _clipped(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS].rstrip() + " \u2026"
+def clipped(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return a text, or how it begins where it is long."""
+    return text if len(text) <= most else text[:most].rstrip() + " \u2026"
+
+
+def _nats(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.3f}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 __all__ = ["Content", "Markup", "element", "join"]
 
-VOID_ELEMENTS = frozenset({"img", "meta"})
+VOID_ELEMENTS = frozenset({"img", "input", "meta"})
 
 # Control characters that HTML forbids; tab, line feed and carriage return are allowed.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector.artifacts import ScoreTable, open_arrow
-from mllm_selector.errors import PoolError, RunDirectoryError
+from mllm_selector.artifacts import ScoreTable, open_arrow, score_schema
+from mllm_selector.config import ReportOptions
+from mllm_selector.errors import RunDirectoryError
 from mllm_selector.pool import Pool
-from mllm_selector.rundir import RunDirectory
+from mllm_selector.progress import Progress
+from mllm_selector.reporting import reasons
+from mllm_selector.reporting.groups import Group, describe_groups
+from mllm_selector.reporting.overview import Coverage, Duplicates, Embedded, Map
+from mllm_selector.reporting.reasons import Reason
+from mllm_selector.rundir import RunDirectory, StageRecord
 
 __all__ = [
     "GalleryItem",
-    "Group",
     "Histogram",
     "Numbers",
-    "Reason",
+    "Score",
     "Source",
     "Stage",
     "Statistics",
+    "bin_edges",
     "collect",
     "nice_step",
+    "spaced",
 ]
 
 STAGES = ("ingest", "seed", "export", "score", "pick")
-GROUPS_KEY = b"mllm_selector.groups"
 LEAST_BINS, MOST_BINS = 10, 60
 SOURCE_HISTOGRAMS = 12
-EXAMPLES = 3
+SET_SIZE = 4
+DUPLICATE_COSINE = 0.98
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -58,6 +62,19 @@ class Histogram:
     pool: list[int]
     chosen: list[int]
 
+    @property
+    def has_tail(self) -> bool:
+        """Whether the last bin is wider than the others."""
+        edges = self.edges
+        return len(edges) > 2 and edges[-1] - edges[-2] > (edges[1] - edges[0]) * (1 + 1e-6)
+
+    def bin_name(self, index: int) -> str:
+        """Say what a bin holds."""
+        low, high = self.edges[index], self.edges[index + 1]
+        if self.has_tail and index == len(self.pool) - 1:
+            return f"{low:.4g} and more, up to {high:.4g}"
+        return f"{low:.4g} to {high:.4g}"
+
     @classmethod
     def of(cls, necessity: Floats, chosen: Flags, edges: Floats) -> Self:
         """Count the samples that were scored."""
@@ -71,7 +88,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Necessity of some samples, in nats per answer token; None where no sample was scored."""
+    """A score of some samples (necessity in nats per answer token); None where no sample was scored."""
 
     scored: int
     mean: float | None
@@ -91,15 +108,6 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why some records or samples were set aside, with the first of them."""
-
-    reason: str
-    count: int
-    examples: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
 class Source:
     """One source before and after; the shares are of the pool and of the selection."""
 
@@ -113,41 +121,41 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Group:
-    """One group; `size` is None where the selection does not say it.
-
-    `mean_necessity` is that of all samples of the group where the selection says it, else of the
-    chosen ones. `main_source` is the most frequent source of the chosen ones.
-    """
-
-    group: int
-    size: int | None
-    chosen: int
-    mean_necessity: float | None
-    main_source: str | None
-    main_source_share: float | None
-
-
-@dataclass(frozen=True)
 class GalleryItem:
     """A sample that the page shows."""
 
     row: int
     id: str
     source: str
-    necessity: float
+    necessity: float | None
     answer_tokens: int
     chosen: bool
     seed: bool
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score beside necessity, of the pool and of the chosen samples."""
+
+    name: str
+    pool: Statistics
+    chosen: Statistics
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage cost and counted."""
+    """What a stage took and counted.
+
+    `samples` is what went through it, None where that says little; `cost` is by the price of the machine,
+    if that was given.
+    """
 
     stage: str
     seconds: float
     peak_mb: float | None
+    samples: int | None
+    cost: float | None
     counts: dict[str, Any]
 
 
@@ -177,6 +185,14 @@ class Numbers:
         Whether `groups` speaks of all samples of each group, or of the chosen ones only.
     groups : list of Group
         By number.
+    scores : list of Score
+        What was scored beside necessity.
+    map, coverage, duplicates : Map, Coverage, Duplicates, or None
+        What the embeddings show (`mllm_selector.reporting.overview`).
+    map_items : list of GalleryItem
+        The samples of the map's points, in their order.
+    duplicate_items : list of list of GalleryItem
+        The samples of each set of near-duplicates.
     highest, across, lowest : list of GalleryItem
         Samples of highest necessity; chosen ones from highest to lowest, evenly spaced; of lowest.
     stages : list of Stage
@@ -200,6 +216,12 @@ class Numbers:
     sources: list[Source]
     groups_are_whole: bool
     groups: list[Group]
+    scores: list[Score]
+    map: Map | None
+    map_items: list[GalleryItem]
+    coverage: Coverage | None
+    duplicates: Duplicates | None
+    duplicate_items: list[list[GalleryItem]]
     highest: list[GalleryItem]
     across: list[GalleryItem]
     lowest: list[GalleryItem]
@@ -210,7 +232,7 @@ class Numbers:
         return asdict(self)
 
 
-def collect(run: RunDirectory, pool: Pool, gallery: int) -> Numbers:
+def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Progress) -> Numbers:
     """Read everything that the report says.
 
     Parameters
@@ -219,8 +241,10 @@ def collect(run: RunDirectory, pool: Pool, gallery: int) -> Numbers:
         With the stages ingest, score and pick done.
     pool : Pool
         Its pool.
-    gallery : int
-        Samples in each gallery.
+    options : ReportOptions
+        Size of the galleries; price of the machine.
+    progress : Progress
+        Told of each step that takes long.
 
     Raises
     ------
@@ -234,41 +258,37 @@ def collect(run: RunDirectory, pool: Pool, gallery: int) -> Numbers:
     run.need("score")
     pick = run.need("pick")
     scores = ScoreTable.load(run.scores)
-    if len(scores) != len(pool):
-        msg = f"{run.scores} has {len(scores)} scores for {len(pool)} samples; run 'score' again"
-        raise RunDirectoryError(msg)
     selection = open_arrow(run.selection)
-    rows = selection["row"].to_numpy().astype(np.int64)
-    if len(rows) and rows.max() >= len(pool):
-        msg = f"{run.selection} has row {rows.max()} of a pool of {len(pool)} samples; run 'pick' again"
-        raise RunDirectoryError(msg)
-
+    rows = _chosen_rows(run, scores, pool, selection)
     necessity = scores.necessity.astype(np.float64)
+    further = _further_scores(run)
     chosen = np.zeros(len(pool), dtype=np.bool_)
     chosen[rows] = True
     codes, names = pool.sources()
     seed_rows = _seed_rows(run)
-    rejected = _rejected(run.rejected)
-    edges = _edges(necessity)
-    groups, groups_are_whole = _groups(selection, codes, names)
+    rejected = reasons.rejected(run.rejected, pool.format)
+    rejected_count = sum(reason.count for reason in rejected)
+    edges = bin_edges(necessity)
+    groups, groups_are_whole = describe_groups(selection, codes, names)
 
-    def items(which: NDArray[np.int64]) -> list[GalleryItem]:
+    def items(which: NDArray[np.int64] | list[int]) -> list[GalleryItem]:
         return [
             GalleryItem(
                 row=int(row),
                 id=sample_id,
                 source=names[codes[row]],
-                necessity=float(necessity[row]),
+                necessity=_number(necessity[row]),
                 answer_tokens=int(scores.answer_tokens[row]),
                 chosen=bool(chosen[row]),
                 seed=bool(np.isin(row, seed_rows)),
+                scores={name: _number(values[row]) for name, values in further.items()},
             )
             for row, sample_id in zip(which, pool.ids(which), strict=True)
         ]
 
+    flat, coverage, duplicates = _overview(scores, selection, pick, options, progress)
     descending = _descending(necessity)
     chosen_descending = descending[chosen[descending]]
-    rejected_count = sum(reason.count for reason in rejected)
     return Numbers(
         mllm_selector=__version__,
         format=pool.format,
@@ -282,20 +302,96 @@ def collect(run: RunDirectory, pool: Pool, gallery: int) -> Numbers:
         pool_necessity=Statistics.of(necessity),
         chosen_necessity=Statistics.of(necessity[rows]),
         rejected_reasons=rejected,
-        unscored_reasons=_unscored(scores.reasons, pool),
+        unscored_reasons=reasons.unscored(scores.reasons, pool),
         histogram=Histogram.of(necessity, chosen, edges),
         sources=_sources(codes, names, necessity, chosen, edges),
         groups_are_whole=groups_are_whole,
         groups=groups,
-        highest=items(descending[:gallery]),
-        across=items(_spaced(chosen_descending, gallery)),
-        lowest=items(descending[::-1][:gallery]),
-        stages=[
-            Stage(name, record.seconds, record.peak_mb, record.counts)
-            for name, record in ((name, run.stages.get(name)) for name in STAGES)
-            if record is not None and record.state == "done"
+        scores=[
+            Score(name, Statistics.of(values), Statistics.of(values[rows]))
+            for name, values in further.items()
         ],
+        map=flat,
+        map_items=items([point.row for point in flat.points]) if flat else [],
+        coverage=coverage,
+        duplicates=duplicates,
+        duplicate_items=[items([found.row, *found.nearest]) for found in duplicates.sets]
+        if duplicates
+        else [],
+        highest=items(descending[: options.gallery]),
+        across=items(spaced(chosen_descending, options.gallery)),
+        lowest=items(descending[::-1][: options.gallery]),
+        stages=_stages(run, len(pool) + rejected_count, options.hourly_price),
     )
+
+
+def _chosen_rows(run: RunDirectory, scores: ScoreTable, pool: Pool, selection: pa.Table) -> NDArray[np.int64]:
+    """Return the chosen rows; raise if the files are not those of one run."""
+    if len(scores) != len(pool):
+        msg = f"{run.scores} has {len(scores)} scores for {len(pool)} samples; run 'score' again"
+        raise RunDirectoryError(msg)
+    rows: NDArray[np.int64] = selection["row"].to_numpy().astype(np.int64)
+    if len(rows) and rows.max() >= len(pool):
+        msg = f"{run.selection} has row {rows.max()} of a pool of {len(pool)} samples; run 'pick' again"
+        raise RunDirectoryError(msg)
+    return rows
+
+
+def _overview(
+    scores: ScoreTable, selection: pa.Table, pick: StageRecord, options: ReportOptions, progress: Progress
+) -> tuple[Map | None, Coverage | None, Duplicates | None]:
+    rows = selection["row"].to_numpy().astype(np.int64)
+    in_order = rows[np.argsort(selection["order"].to_numpy(), kind="stable")]
+    whole = np.concatenate([part.any(axis=1) for part in scores.embeddings])  # a row of zeros has no cosine
+    scored = whole & ~np.isnan(scores.necessity)
+    embedded = Embedded(list(scores.embeddings), scored, in_order)
+    groups = dict(zip(rows.tolist(), selection["group"].to_pylist(), strict=True))
+    progress.start("report", 3, "figures")
+    flat = embedded.map(groups)
+    progress.update(1)
+    coverage = embedded.coverage()
+    progress.update(2)
+    cosine = pick.options.get("skip_duplicates") or DUPLICATE_COSINE
+    duplicates = embedded.duplicates(cosine, options.gallery // SET_SIZE)
+    progress.update(3)
+    return flat, coverage, duplicates
+
+
+def _further_scores(run: RunDirectory) -> dict[str, Floats]:
+    """Read every column of numbers that the score parts have beside those of necessity."""
+    parts = [open_arrow(path) for path in sorted(run.scores.glob("part-*.arrow"))]
+    known = {*score_schema(1).names, "row"}
+    names = [
+        field.name
+        for field in parts[0].schema
+        if field.name not in known and pa.types.is_floating(field.type)
+    ]
+    return {
+        name: np.concatenate([part[name].to_numpy().astype(np.float64) for part in parts]) for name in names
+    }
+
+
+def _stages(run: RunDirectory, read: int, hourly_price: float | None) -> list[Stage]:
+    records = {name: run.stages[name] for name in STAGES if name in run.stages}
+    samples: dict[str, int] = {"ingest": read}
+    for name in ("score", "pick"):
+        samples[name] = records["ingest"].counts.get("samples", 0) if "ingest" in records else 0
+    return [
+        Stage(
+            name,
+            record.seconds,
+            record.peak_mb,
+            samples.get(name),
+            None if hourly_price is None else record.seconds / 3600 * hourly_price,
+            record.counts,
+        )
+        for name, record in records.items()
+        if record.state == "done"
+    ]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def nice_step(span: float, steps: int) -> float:
@@ -305,7 +401,7 @@ def nice_step(span: float, steps: int) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
-def _edges(necessity: Floats) -> Floats:
+def bin_edges(necessity: Floats) -> Floats:
     """Choose bins of a round width, and one last bin for the thin tail, which would flatten the rest."""
     values = necessity[~np.isnan(necessity)]
     if not len(values):
@@ -341,95 +437,11 @@ def _sources(
     return sources
 
 
-def _groups(selection: pa.Table, codes: NDArray[np.int32], names: list[str]) -> tuple[list[Group], bool]:
-    """Describe the groups: as the selection's metadata tells them, else by the chosen samples alone."""
-    numbers = selection["group"].to_numpy()
-    sources = codes[selection["row"].to_numpy().astype(np.int64)]
-    chosen = dict(zip(*(part.tolist() for part in np.unique(numbers, return_counts=True)), strict=True))
-    main = _main_sources(numbers, sources, names)
-    metadata = selection.schema.metadata or {}
-    whole = GROUPS_KEY in metadata
-    told = json.loads(metadata[GROUPS_KEY]) if whole else _of_chosen(selection)
-    return [
-        Group(
-            group=group["group"],
-            size=group["size"],
-            chosen=chosen.get(group["group"], 0),
-            mean_necessity=group["mean_necessity"],
-            main_source=main.get(group["group"], (None, None))[0],
-            main_source_share=main.get(group["group"], (None, None))[1],
-        )
-        for group in told
-    ], whole
-
-
-def _of_chosen(selection: pa.Table) -> list[dict[str, Any]]:
-    """Return number and mean necessity of each group among the chosen samples."""
-    necessity = selection["necessity"].to_numpy().astype(np.float64)
-    scored = ~np.isnan(necessity)
-    groups, index = np.unique(selection["group"].to_numpy(), return_inverse=True)
-    sums = np.bincount(index[scored], necessity[scored], minlength=len(groups))
-    counts = np.bincount(index[scored], minlength=len(groups))
-    return [
-        {"group": group, "size": None, "mean_necessity": total / count if count else None}
-        for group, total, count in zip(groups.tolist(), sums.tolist(), counts.tolist(), strict=True)
-    ]
-
-
-def _main_sources(
-    numbers: NDArray[np.int32], sources: NDArray[np.int32], names: list[str]
-) -> dict[int, tuple[str, float]]:
-    """Return the most frequent source of each group's chosen samples, and its share of them."""
-    pairs, counts = np.unique(np.stack([numbers, sources], axis=1), axis=0, return_counts=True)
-    totals: Counter[int] = Counter()
-    best: dict[int, tuple[int, int]] = {}
-    for (group, code), count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        totals[group] += count
-        best[group] = max(best.get(group, (0, 0)), (count, -code))
-    return {group: (names[-code], count / totals[group]) for group, (count, code) in best.items()}
-
-
 def _seed_rows(run: RunDirectory) -> NDArray[np.int64]:
     if not run.seed_rows.is_file():
         return np.empty(0, dtype=np.int64)
     rows: NDArray[np.int64] = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
     return rows
-
-
-def _rejected(path: Path) -> list[Reason]:
-    if not path.is_file():
-        return []
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, Any]]] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = json.loads(line)
-                reason = entry["reason"]
-                example = {key: entry[key] for key in ("id", "record", "detail")}
-            except (ValueError, KeyError, TypeError) as error:
-                msg = f"{path}, line {number} is damaged ({error!r}); delete the file and ingest again"
-                raise PoolError(msg) from error
-            counts[reason] += 1
-            examples.setdefault(reason, [])
-            if len(examples[reason]) < EXAMPLES:
-                examples[reason].append(example)
-    return [Reason(reason, count, examples[reason]) for reason, count in counts.most_common()]
-
-
-def _unscored(reasons: pa.ChunkedArray, pool: Pool) -> list[Reason]:
-    """Count why samples were not scored; a reason is a code, a colon and a detail."""
-    rows = np.flatnonzero(reasons.is_valid().to_numpy())
-    texts: list[str] = reasons.take(pa.array(rows)).to_pylist()
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, Any]]] = {}
-    for row, text in zip(rows.tolist(), texts, strict=True):
-        code, _, detail = text.partition(": ")
-        counts[code] += 1
-        examples.setdefault(code, [])
-        if len(examples[code]) < EXAMPLES:
-            examples[code].append({"id": pool.ids([row])[0], "row": row, "detail": detail})
-    return [Reason(code, count, examples[code]) for code, count in counts.most_common()]
 
 
 def _descending(necessity: Floats) -> NDArray[np.int64]:
@@ -438,7 +450,7 @@ def _descending(necessity: Floats) -> NDArray[np.int64]:
     return scored[np.argsort(-necessity[scored], kind="stable")]
 
 
-def _spaced(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def spaced(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Take up to `count` rows at even distances, both ends among them."""
     if len(rows) <= count:
         return rows

@@ -13,7 +13,6 @@ from mllm_selector.pool import ImageRange, PoolImage
 
 __all__ = ["Thumbnail", "Thumbnails"]
 
-LONGEST_SIDE = 400
 MOST_PIXELS = 50_000_000
 MOST_COLOURS = 1024
 LEFT_OUT = "image left out to keep the page small"
@@ -35,23 +34,29 @@ class Thumbnails:
     ----------
     byte_limit : int
         Bytes of encoded images that the page may carry.
+    longest_side : int
+        Most pixels of a side.
+    quality : int
+        Of JPEG, from 1 to 95.
     """
 
-    def __init__(self, byte_limit: int) -> None:
+    def __init__(self, byte_limit: int, longest_side: int = 400, quality: int = 80) -> None:
         self._left = byte_limit
+        self._longest_side = longest_side
+        self._quality = quality
 
     def make(self, image: PoolImage) -> Thumbnail | str:
         """Return a small copy of an image, or in words why there is none."""
         if not self._left:
             return LEFT_OUT
         try:
-            small = _shrink(image)
+            small = _shrink(image, self._longest_side)
         except FileNotFoundError:
             return "image file not found"
         except Exception as error:
             # Pillow's decoders raise many kinds of error; one damaged file must not stop the report.
             return f"image cannot be read ({type(error).__name__})"
-        mime, data = _encode(small)
+        mime, data = _encode(small, self._quality)
         if len(data) > self._left:
             self._left = 0
             return LEFT_OUT
@@ -60,7 +65,7 @@ class Thumbnails:
         return Thumbnail(uri, small.width, small.height)
 
 
-def _shrink(source: PoolImage) -> Image.Image:
+def _shrink(source: PoolImage, longest_side: int) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns of large images; they are refused below, by size.
         warnings.simplefilter("ignore")
@@ -69,18 +74,18 @@ def _shrink(source: PoolImage) -> Image.Image:
             if image.width * image.height > MOST_PIXELS:
                 msg = f"{image.width} x {image.height} pixels"
                 raise ValueError(msg)
-            image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+            image.draft("RGB", (2 * longest_side, 2 * longest_side))
             small = image.convert("RGBA")
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    small.thumbnail((longest_side, longest_side))
     white = Image.new("RGBA", small.size, "white")
     return Image.alpha_composite(white, small).convert("RGB")
 
 
-def _encode(image: Image.Image) -> tuple[str, bytes]:
+def _encode(image: Image.Image, quality: int) -> tuple[str, bytes]:
     """Encode drawings, which have few colours, as PNG and photographs as JPEG."""
     buffer = io.BytesIO()
     if image.getcolors(MOST_COLOURS) is not None:
         image.save(buffer, "PNG", optimize=True)
         return "image/png", buffer.getvalue()
-    image.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=quality)
     return "image/jpeg", buffer.getvalue()

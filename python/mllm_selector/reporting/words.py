@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_selector.reporting.numbers import Numbers, Source
+from mllm_selector.reporting.overview import Coverage, Duplicates
 
 __all__ = [
+    "PRICE_HINT",
     "REJECTED",
     "STAGES",
     "UNSCORED",
+    "duplicates_sentence",
     "duration",
+    "larger_budget",
     "lead",
     "method_steps",
+    "rate",
     "seed_sentence",
     "shift_sentence",
     "unscored_sentence",
@@ -25,6 +30,8 @@ STAGES = {
     "score": "Score every sample",
     "pick": "Choose the subset",
 }
+
+PRICE_HINT = "With --hourly-price, the report stage says what each stage cost."
 
 REJECTED = {
     "too-large": "The record is larger than is read",
@@ -135,6 +142,44 @@ def unscored_sentence(numbers: Numbers) -> str:
     return f"{unscored:,} samples could not be scored; {told} of these were chosen."
 
 
+def larger_budget(coverage: Coverage, budget: int) -> str:
+    """Say what more samples would change for the distance of the pool to the selection."""
+    at = {count: place for place, count in enumerate(coverage.counts)}
+    now = coverage.median[at.get(budget, 0)]
+    random = coverage.random_median[at.get(budget, 0)]
+    text = (
+        f"Half of the pool lies within {now:.3f} of a chosen sample; with as many samples drawn uniformly "
+        f"it would be {random:.3f}."
+    )
+    larger = [count for count in coverage.counts if count > budget]
+    if not larger or now <= 0:
+        return text
+    best = min(larger, key=lambda count: abs(count - 2 * budget))
+    then = coverage.median[at[best]]
+    return (
+        f"{text} A budget of {best:,} ({best / budget:.1f} times this one), filled up uniformly, would "
+        f"bring it to {then:.3f}, which is {1 - then / now:.0%} nearer."
+    )
+
+
+def duplicates_sentence(found: Duplicates) -> str:
+    """Say how common near-duplicates are."""
+    text = (
+        f"Of {found.pool:,} samples drawn uniformly from the pool, {found.pool_near:,} "
+        f"({found.pool_near / max(1, found.pool):.1%}) have a near-duplicate in it: an embedding with a "
+        f"cosine of at least {found.cosine}. "
+    )
+    if found.chosen:
+        text += (
+            f"Of {found.chosen:,} chosen ones, {found.chosen_near:,} "
+            f"({found.chosen_near / found.chosen:.1%}) have one among the chosen. "
+        )
+    return text + (
+        "Look at some before you believe it: to a seed model that has learnt little, different samples "
+        "may look alike. pick --skip-duplicates COSINE passes over them."
+    )
+
+
 def method_steps(numbers: Numbers, options: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """Tell the method step by step with the parameters of this run.
 
@@ -205,6 +250,14 @@ def _limits(amounts: dict[str, str]) -> str:
         of_budget = " of the budget" if amount.endswith("%") else ""
         told.append(f"{amount}{of_budget} from {others if name == '*' else name}")
     return ", ".join(told)
+
+
+def rate(samples: int | None, seconds: float) -> str:
+    """Write how many samples a second went through a stage."""
+    if not samples or seconds <= 0:
+        return ""
+    value = samples / seconds
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -6,18 +6,42 @@ same batches as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mllm_selector.families.base import Arrays, Encoded, Family
 
-__all__ = ["FeaturePlan", "ImageUse", "Placement", "length_batches", "plan_features", "scorer_batch"]
+__all__ = [
+    "BatchBudget",
+    "FeaturePlan",
+    "ImageUse",
+    "Placement",
+    "length_batches",
+    "plan_features",
+    "scorer_batch",
+    "split_answers",
+]
 
-IMAGES_AT_ONCE = 8
-"""Most images in one run of the vision graph."""
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """How much is computed together.
+
+    Attributes
+    ----------
+    tokens : int
+        Most tokens in a batch, padding included; a longer sample forms its own batch.
+    image_rows : int
+        Most feature rows in one run of the vision graph; an image of more has its own. A row stands for a
+        fixed number of patches, so this bounds the work of the vision tower, whatever the images' sizes.
+    """
+
+    tokens: int
+    image_rows: int
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -60,7 +84,7 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
     inputs = family.scorer_inputs(batch)
     length = inputs["input_ids"].shape[1]
     image_rows = np.full((len(batch), length), -1, dtype=np.int64)
-    places, samples, tokens = [], [], []
+    places, tokens = [], []
     for row, (sample, first_rows) in enumerate(zip(batch, starts, strict=True)):
         blocks = zip(first_rows, sample.image_tokens, strict=True)
         rows = [np.arange(first, first + count) for first, count in blocks]
@@ -69,15 +93,20 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
         # A token is predicted from the position before it; nothing predicts the first.
         answers = np.flatnonzero(sample.is_answer[1:])
         places.append(row * length + answers)
-        samples.append(np.full(len(answers), row, dtype=np.int64))
         tokens.append(sample.ids[answers + 1])
     return {
         **inputs,
         "image_rows": image_rows,
+        "pooled_positions": inputs["attention_mask"],
         "answer_positions": np.concatenate(places),
-        "answer_samples": np.concatenate(samples),
         "answer_tokens": np.concatenate(tokens),
     }
+
+
+def split_answers(batch: Sequence[Encoded], tokens: NDArray[Any]) -> list[NDArray[Any]]:
+    """Cut an output of the scorer that has a row for each answer token into the samples' own."""
+    counts = [np.count_nonzero(sample.is_answer[1:]) for sample in batch]
+    return np.split(tokens, np.cumsum(counts)[:-1])
 
 
 @dataclass(frozen=True)
@@ -115,7 +144,7 @@ class FeaturePlan:
     rows: int = 0
 
 
-def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> FeaturePlan:
+def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int, rows_at_once: int) -> FeaturePlan:
     """Decide when each image is encoded and where its features lie.
 
     An image is encoded before the first batch that needs it and kept until the last one. Where memory does
@@ -127,6 +156,8 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
         The distinct images that each batch needs, in order.
     capacity : int
         Feature rows to keep at most; raised to what the largest batch needs.
+    rows_at_once : int
+        Feature rows of the images that are encoded together, at most; an image of more is encoded alone.
     """
     capacity = max([capacity, *(sum(image.rows for image in batch) for batch in batches)])
     uses: dict[Hashable, list[int]] = {}
@@ -136,7 +167,7 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
     memory = _Rows(capacity)
     plan = FeaturePlan()
     for index, batch in enumerate(batches):
-        placements = _place(batch, memory, uses, index)
+        placements = _place(batch, memory, uses, index, rows_at_once)
         plan.encode.append(placements)
         plan.starts.append({image.key: memory.held[image.key][0] for image in batch})
         for image in batch:
@@ -146,22 +177,36 @@ def plan_features(batches: Sequence[Sequence[ImageUse]], capacity: int) -> Featu
 
 
 def _place(
-    batch: Sequence[ImageUse], memory: _Rows, uses: dict[Hashable, list[int]], index: int
+    batch: Sequence[ImageUse],
+    memory: _Rows,
+    uses: dict[Hashable, list[int]],
+    index: int,
+    rows_at_once: int,
 ) -> list[Placement]:
     needed = {image.key for image in batch}
     missing = [image for image in batch if image.key not in memory.held]
     placements = []
-    for first in range(0, len(missing), IMAGES_AT_ONCE):
-        chunk = missing[first : first + IMAGES_AT_ONCE]
+    for chunk in _chunks(missing, rows_at_once):
         while (starts := memory.take(chunk)) is None:
             others = [key for key in memory.held if key not in needed]
             if not others:
                 # Free rows are scattered between those that this batch needs: start it over from empty.
                 memory.clear()
-                return _place(batch, memory, uses, index)
+                return _place(batch, memory, uses, index, rows_at_once)
             memory.release(max(others, key=lambda key: next(use for use in uses[key] if use > index)))
         placements.append(Placement(tuple(chunk), starts))
     return placements
+
+
+def _chunks(images: Sequence[ImageUse], rows_at_once: int) -> Iterator[list[ImageUse]]:
+    chunk: list[ImageUse] = []
+    for image in images:
+        if chunk and sum(each.rows for each in chunk) + image.rows > rows_at_once:
+            yield chunk
+            chunk = []
+        chunk.append(image)
+    if chunk:
+        yield chunk
 
 
 class _Rows:

@@ -1,7 +1,7 @@
-"""Whether the scoring graphs agree with the model that they were made from.
+"""Whether an engine agrees with the model that it was made from.
 
 The reference is the unmodified model's own ``forward``: one sample at a time, no padding, all logits, a plain
-cross entropy. The graphs get the same samples in ragged batches through the same code that scores a pool.
+cross entropy. The engine gets the same samples in ragged batches through the same code that scores a pool.
 """
 
 from __future__ import annotations
@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
+from math import inf, isnan
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import BatchScores, Engine
+from mllm_selector.engine import Engine
 from mllm_selector.errors import ExportError
-from mllm_selector.families.base import Arrays, Encoded, Family
+from mllm_selector.families.base import SCORER_OUTPUTS, Arrays, Encoded, Family
 from mllm_selector.families.chat import IMAGE_MARK, encode_for_training
-from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch
+from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
 
-__all__ = ["BatchDifference", "Check", "Expected", "check_against", "plain_scores", "reference"]
+__all__ = [
+    "BatchDifference",
+    "Check",
+    "Expected",
+    "PlainScores",
+    "check_against",
+    "plain_scores",
+    "reference",
+]
 
 # Numbers of images of the samples of each batch: none, one, two; batches of one and of several.
 BATCHES = ((0,), (1,), (2, 0, 1), (1, 0, 2, 0, 1))
@@ -31,14 +39,14 @@ WORDS = ((3, 1), (9, 5), (30, 12), (5, 40), (17, 2))
 
 @dataclass(frozen=True)
 class BatchDifference:
-    """How far the graphs are from the model on one batch.
+    """How far the engine is from the model on one batch.
 
     Attributes
     ----------
     tokens, images : list of int
         Length and number of images of each sample.
-    nll_difference : float
-        Largest difference of a mean loss, in nats.
+    nll_difference, entropy_difference : float
+        Largest difference of a mean over the answer tokens of a sample, in nats.
     embedding_difference : float
         Largest difference of an element of an L2-normalised embedding.
     """
@@ -46,7 +54,14 @@ class BatchDifference:
     tokens: list[int]
     images: list[int]
     nll_difference: float
+    entropy_difference: float
     embedding_difference: float
+
+    @property
+    def worst(self) -> float:
+        """The largest of the differences; infinite if one is not a number, so that it passes no limit."""
+        differences = (self.nll_difference, self.entropy_difference, self.embedding_difference)
+        return max(inf if isnan(difference) else difference for difference in differences)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,11 @@ class Check:
     def worst_nll(self) -> float:
         """Largest difference of a mean loss, in nats."""
         return max(batch.nll_difference for batch in self.batches)
+
+    @property
+    def worst_entropy(self) -> float:
+        """Largest difference of a mean entropy, in nats."""
+        return max(batch.entropy_difference for batch in self.batches)
 
     @property
     def worst_embedding(self) -> float:
@@ -75,6 +95,7 @@ class Check:
         packages = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
         return {
             "worst_nll_difference": self.worst_nll,
+            "worst_entropy_difference": self.worst_entropy,
             "worst_embedding_difference": self.worst_embedding,
             "batches": [asdict(batch) for batch in self.batches],
             "versions": {package: import_module(package).__version__ for package in packages},
@@ -87,7 +108,28 @@ class Expected:
 
     samples: list[Encoded]
     pictures: list[list[Arrays]]
-    nll_mean: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    embedding: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PlainScores:
+    """What the unmodified model says of one sample.
+
+    Attributes
+    ----------
+    token_nll, token_entropy : ndarray of float64, shape (answers,)
+        Cross entropy of each answer token from the full logits, and entropy of its distribution, in nats.
+    token_hit : ndarray of bool, shape (answers,)
+        Whether the answer token has the largest logit.
+    embedding : ndarray of float64, shape (width,)
+        Mean over all positions of the hidden states of a layer, L2-normalised.
+    """
+
+    token_nll: NDArray[np.float64]
+    token_entropy: NDArray[np.float64]
+    token_hit: NDArray[np.bool_]
     embedding: NDArray[np.float64]
 
 
@@ -97,8 +139,17 @@ class _Conversation:
     images: tuple[bytes, ...]
 
 
-def reference(family: Family, model: Any) -> list[Expected]:
+def reference(family: Family, model: Any, embedding_layer: int = -1) -> list[Expected]:
     """Score made-up conversations with the unmodified model.
+
+    Parameters
+    ----------
+    family : Family
+        The model's family.
+    model : transformers.PreTrainedModel
+        The model.
+    embedding_layer : int
+        The layer that embeddings are made of, as for `ScorerGraph`.
 
     Raises
     ------
@@ -107,80 +158,83 @@ def reference(family: Family, model: Any) -> list[Expected]:
     """
     batches = []
     for batch, image_counts in enumerate(BATCHES):
-        samples, pictures, losses, embeddings = [], [], [], []
+        samples, pictures, scores = [], [], []
         for position, image_count in enumerate(image_counts):
             conversation = _conversation(100 * batch + 10 * position, image_count, *WORDS[position])
             encoded = family.encode(conversation)
             _compare_tokens(family, conversation, encoded)
             prepared = [family.prepare(_picture(image)) for image in conversation.images]
-            nll_sum, count, embedding = plain_scores(family, model, encoded, prepared)
             samples.append(encoded)
             pictures.append(prepared)
-            losses.append(nll_sum / count)
-            embeddings.append(embedding)
-        batches.append(Expected(samples, pictures, np.array(losses), np.stack(embeddings)))
+            scores.append(plain_scores(family, model, encoded, prepared, embedding_layer))
+        batches.append(
+            Expected(
+                samples,
+                pictures,
+                nll=np.array([each.token_nll.mean() for each in scores]),
+                entropy=np.array([each.token_entropy.mean() for each in scores]),
+                embedding=np.stack([each.embedding for each in scores]),
+            )
+        )
     return batches
 
 
 def plain_scores(
-    family: Family, model: Any, sample: Encoded, prepared: Sequence[Arrays]
-) -> tuple[float, int, NDArray[np.float64]]:
-    """Score one sample with the unmodified model.
-
-    Returns
-    -------
-    nll_sum : float
-        Cross entropy of the answer tokens from the full logits, summed, in nats.
-    count : int
-        Answer tokens.
-    embedding : ndarray of float64, shape (width,)
-        Mean over all positions of the last hidden state, L2-normalised.
-    """
+    family: Family, model: Any, sample: Encoded, prepared: Sequence[Arrays], embedding_layer: int = -1
+) -> PlainScores:
+    """Score one sample with the unmodified model."""
     import torch
 
     inputs = family.torch_inputs([sample], prepared)
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True, use_cache=False)
-        labels = torch.from_numpy(np.where(sample.is_answer, sample.ids, -100))[1:]
-        logits = output.logits[0, :-1].double()
-        nll_sum = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
-        mean = output.hidden_states[-1][0].double().mean(0)
-        embedding = mean / mean.norm()
-    return float(nll_sum), int((labels != -100).sum()), embedding.numpy()
+    answers = np.flatnonzero(sample.is_answer[1:])
+    tokens = torch.from_numpy(sample.ids[answers + 1])
+    logits = output.logits[0, answers].double()
+    mean = output.hidden_states[embedding_layer][0].double().mean(0)
+    return PlainScores(
+        token_nll=torch.nn.functional.cross_entropy(logits, tokens, reduction="none").numpy(),
+        token_entropy=torch.special.entr(logits.softmax(-1)).sum(-1).numpy(),
+        token_hit=(logits.argmax(-1) == tokens).numpy(),
+        embedding=(mean / mean.norm()).numpy(),
+    )
 
 
-def check_against(family: Family, folder: Path, expected: Sequence[Expected]) -> Check:
-    """Score the reference's batches with the graphs in a folder, on the CPU, and compare."""
-    engine = Engine(folder, device="cpu")
+def check_against(family: Family, engine: Engine, expected: Sequence[Expected]) -> Check:
+    """Score the reference's batches with an engine and compare."""
     return Check(tuple(_compare(family, engine, batch) for batch in expected))
 
 
 def _compare(family: Family, engine: Engine, expected: Expected) -> BatchDifference:
     scores = _score(family, engine, expected)
-    losses = scores.nll_sum.astype(np.float64) / scores.answer_count
+    losses, entropies = (
+        np.array([tokens.mean(dtype=np.float64) for tokens in split_answers(expected.samples, scores[name])])
+        for name in ("token_nll", "token_entropy")
+    )
     return BatchDifference(
         tokens=[len(sample) for sample in expected.samples],
         images=[len(images) for images in expected.pictures],
-        nll_difference=float(np.abs(losses - expected.nll_mean).max()),
-        embedding_difference=float(np.abs(scores.embedding - expected.embedding).max()),
+        nll_difference=float(np.abs(losses - expected.nll).max()),
+        entropy_difference=float(np.abs(entropies - expected.entropy).max()),
+        embedding_difference=float(np.abs(scores["sample_embedding"] - expected.embedding).max()),
     )
 
 
-def _score(family: Family, engine: Engine, expected: Expected) -> BatchScores:
+def _score(family: Family, engine: Engine, expected: Expected) -> Arrays:
     keys = [[(row, place) for place in range(len(images))] for row, images in enumerate(expected.pictures)]
     uses = [
         ImageUse(key, rows)
         for row, sample in enumerate(expected.samples)
         for key, rows in zip(keys[row], sample.image_tokens, strict=True)
     ]
-    plan = plan_features([uses], capacity=0)
+    plan = plan_features([uses], capacity=0, rows_at_once=sum(use.rows for use in uses))
     engine.reserve(plan.rows)
     for placement in plan.encode[0]:
         prepared = [expected.pictures[row][place] for row, place in (image.key for image in placement.images)]
         rows = sum(image.rows for image in placement.images)
         engine.see(family.vision_inputs(prepared), placement.starts[0], rows)
     starts = [[plan.starts[0][key] for key in of_sample] for of_sample in keys]
-    return engine.read(scorer_batch(family, expected.samples, starts))
+    return engine.read(scorer_batch(family, expected.samples, starts), SCORER_OUTPUTS)
 
 
 def _compare_tokens(family: Family, conversation: _Conversation, encoded: Encoded) -> None:

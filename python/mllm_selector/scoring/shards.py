@@ -1,40 +1,21 @@
-"""Scoring one shard of the pool: encode, plan, load images ahead of the device, compute.
-
-A shard is scored from start to end by itself, so its result does not depend on what was done before.
-"""
+"""A shard of the pool: its samples in tokens, and their scores."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mllm_selector.config import ScoreOptions
-from mllm_selector.engine import Engine
 from mllm_selector.errors import SampleError
-from mllm_selector.families.base import Arrays, Encoded, Family
-from mllm_selector.families.images import load_image
+from mllm_selector.families.base import Encoded, Family
 from mllm_selector.pool import ImageRange, Pool, PoolImage
-from mllm_selector.scoring.batching import (
-    IMAGES_AT_ONCE,
-    ImageUse,
-    Placement,
-    length_batches,
-    plan_features,
-    scorer_batch,
-)
 
-__all__ = ["EncodedShard", "ShardScorer", "ShardScores", "encode_shard"]
+__all__ = ["EncodedShard", "ImageRef", "ShardScores", "encode_shard"]
 
-FEATURE_BYTES = 1 << 30
-"""Most memory for image features that wait for samples to use them."""
+NOT_FINITE = "not-finite"
 
 
 @dataclass(frozen=True)
@@ -83,6 +64,10 @@ class ShardScores:
         L2-normalised; zeros where not scored.
     reasons : list of str or None
         Why a sample was not scored.
+    images_encoded : int
+        Images that were turned into features; one that had to be encoded again counts again.
+    rescored : int
+        Samples scored again in float32, since half precision gave no finite score.
     """
 
     def __init__(self, rows: range, width: int) -> None:
@@ -91,6 +76,8 @@ class ShardScores:
         self.answer_tokens = np.zeros(len(rows), dtype=np.uint32)
         self.embedding = np.zeros((len(rows), width), dtype=np.float16)
         self.reasons: list[str | None] = [None] * len(rows)
+        self.images_encoded = 0
+        self.rescored = 0
 
     @property
     def necessity(self) -> NDArray[np.float32]:
@@ -101,10 +88,18 @@ class ShardScores:
         """Say why a sample is not scored."""
         self.reasons[row - self.rows.start] = reason
 
-    def put(self, row: int, nll_sum: np.float32, count: int, embedding: NDArray[np.float32]) -> None:
+    def take_not_finite(self) -> list[int]:
+        """Return the rows whose scores were not finite, as if they had not been scored yet."""
+        places = [place for place, reason in enumerate(self.reasons) if (reason or "").startswith(NOT_FINITE)]
+        for place in places:
+            self.reasons[place] = None
+        return [self.rows[place] for place in places]
+
+    def put(self, row: int, token_nll: NDArray[np.float32], embedding: NDArray[np.float32]) -> None:
         """Enter a sample's scores, unless they are not finite."""
+        nll_sum, count = token_nll.sum(dtype=np.float64), len(token_nll)
         if not (np.isfinite(nll_sum) and np.isfinite(embedding).all()):
-            self.set_aside(row, f"not-finite: summed loss {nll_sum} over {count} answer tokens")
+            self.set_aside(row, f"{NOT_FINITE}: summed loss {nll_sum} over {count} answer tokens")
             return
         place = row - self.rows.start
         self.nll_sum[place] = nll_sum
@@ -131,138 +126,6 @@ def encode_shard(pool: Pool, rows: range, family: Family, options: ScoreOptions)
     return shard
 
 
-class ShardScorer:
-    """Scores shards with one engine; a context manager that owns the threads which load images.
-
-    Parameters
-    ----------
-    family : Family
-        The model's family.
-    pool : Pool
-        The pool.
-    engine : Engine
-        The graphs.
-    options : ScoreOptions
-        Token budget and number of worker threads.
-    """
-
-    def __init__(self, family: Family, pool: Pool, engine: Engine, options: ScoreOptions) -> None:
-        self._family = family
-        self._pool = pool
-        self._engine = engine
-        self._options = options
-        self._threads = ThreadPoolExecutor(options.workers, thread_name_prefix="images")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._threads.shutdown(cancel_futures=True)
-
-    def score(self, shard: EncodedShard, on_batch: Callable[[int, int], None]) -> ShardScores:
-        """Score a shard.
-
-        Parameters
-        ----------
-        shard : EncodedShard
-            From `encode_shard`.
-        on_batch : callable
-            Is told the numbers of samples and tokens of each batch when it is done.
-        """
-        scores = ShardScores(shard.rows, self._engine.embedding_size)
-        for row, reason in shard.reasons.items():
-            scores.set_aside(row, reason)
-        rows = sorted(shard.samples)
-        lengths = [len(shard.samples[row]) for row in rows]
-        batches = [
-            [rows[position] for position in batch]
-            for batch in length_batches(lengths, self._options.token_budget)
-        ]
-        images, uses = _image_uses(shard, batches)
-        plan = plan_features(uses, FEATURE_BYTES // self._engine.feature_row_bytes)
-        self._engine.reserve(plan.rows)
-        order = [image.key for placements in plan.encode for each in placements for image in each.images]
-        pictures = self._prepared([images[key] for key in order])
-        broken: dict[str | bytes, str] = {}
-        for batch, placements, starts in zip(batches, plan.encode, plan.starts, strict=True):
-            for placement in placements:
-                self._see(placement, pictures, broken)
-            readable = []
-            for row in batch:
-                failed = next((ref.key for ref in shard.images[row] if ref.key in broken), None)
-                if failed is None:
-                    readable.append(row)
-                else:
-                    scores.set_aside(row, broken[failed])
-            if readable:
-                self._read(readable, shard, starts, scores)
-            on_batch(len(batch), sum(len(shard.samples[row]) for row in batch))
-        return scores
-
-    def _see(
-        self, placement: Placement, pictures: Iterator[Arrays | SampleError], broken: dict[str | bytes, str]
-    ) -> None:
-        """Run images through the vision graph; those after an unreadable one keep their planned rows."""
-        start, rows = 0, 0
-        ready: list[Arrays] = []
-
-        def flush() -> None:
-            if ready:
-                self._engine.see(self._family.vision_inputs(ready), start, rows)
-                ready.clear()
-
-        for image, first in zip(placement.images, placement.starts, strict=True):
-            picture = next(pictures)
-            if isinstance(picture, SampleError):
-                broken[image.key] = str(picture)
-                flush()
-                continue
-            if not ready:
-                start, rows = first, 0
-            ready.append(picture)
-            rows += image.rows
-        flush()
-
-    def _read(
-        self, batch: Sequence[int], shard: EncodedShard, starts: Mapping[Hashable, int], scores: ShardScores
-    ) -> None:
-        first_rows = [[starts[ref.key] for ref in shard.images[row]] for row in batch]
-        inputs = scorer_batch(self._family, [shard.samples[row] for row in batch], first_rows)
-        result = self._engine.read(inputs)
-        for place, row in enumerate(batch):
-            count = int(result.answer_count[place])
-            scores.put(row, result.nll_sum[place], count, result.embedding[place])
-
-    def _prepared(self, refs: Sequence[ImageRef]) -> Iterator[Arrays | SampleError]:
-        """Load and prepare images in worker threads, ahead of their use but not more than memory bears."""
-        waiting: deque[Future[Arrays | SampleError]] = deque()
-        ahead = 2 * self._options.workers + IMAGES_AT_ONCE
-        for ref in refs:
-            waiting.append(self._threads.submit(self._prepare, ref))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def _prepare(self, ref: ImageRef) -> Arrays | SampleError:
-        image = self._pool.sample(ref.row).images[ref.place]
-        try:
-            return self._family.prepare(load_image(image, self._name(image)))
-        except SampleError as error:
-            return error
-
-    def _name(self, image: PoolImage) -> str | None:
-        """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
-        if isinstance(image, ImageRange):
-            return image.name
-        folder = self._pool.images
-        if isinstance(image, bytes) or folder is None or not image.is_relative_to(folder):
-            return None
-        return str(image.relative_to(folder))
-
-
 def _check(encoded: Encoded, limit: int) -> None:
     if len(encoded) > limit:
         msg = f"too-long: {len(encoded)} tokens, at most {limit}"
@@ -270,22 +133,6 @@ def _check(encoded: Encoded, limit: int) -> None:
     if not encoded.is_answer[1:].any():
         msg = "no-answer-tokens: the chat text holds no token of an answer"
         raise SampleError(msg)
-
-
-def _image_uses(
-    shard: EncodedShard, batches: Sequence[Sequence[int]]
-) -> tuple[dict[str | bytes, ImageRef], list[list[ImageUse]]]:
-    """Find the distinct images, and those that each batch needs in order of first use."""
-    images: dict[str | bytes, ImageRef] = {}
-    uses = []
-    for batch in batches:
-        needed: dict[str | bytes, ImageUse] = {}
-        for row in batch:
-            for ref, count in zip(shard.images[row], shard.samples[row].image_tokens, strict=True):
-                images.setdefault(ref.key, ref)
-                needed.setdefault(ref.key, ImageUse(ref.key, count))
-        uses.append(list(needed.values()))
-    return images, uses
 
 
 def _image_key(image: PoolImage) -> str | bytes:

@@ -1,8 +1,9 @@
-"""Turn the seed model into ONNX scoring graphs that are known to agree with it."""
+"""Make the seed model ready for scoring: ONNX graphs, or the model in PyTorch, known to agree with it."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -11,41 +12,43 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import families
-from mllm_selector.artifacts import atomic_folder, write_json
+from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import SCORER, VISION
+from mllm_selector.engine import SCORER, VISION, Engine, OnnxEngine, has_cuda
 from mllm_selector.errors import ExportError, MissingPackageError
-from mllm_selector.families.base import Graph
+from mllm_selector.families.base import Family, Graph
 from mllm_selector.families.loading import load_model
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.opening import graph_folder, open_torch
 from mllm_selector.scoring.parity import Check, check_against, reference
 
 __all__ = ["run"]
 
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.16}
 """Largest difference of a mean loss (nats) or of an embedding's element from the model's own, in float32."""
 
 
 def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[str, Any]:
     """Write ``onnx/``: both graphs, the processor, ``config.json`` and ``check.json``.
 
-    Everything is written to a temporary folder, checked there against the unmodified model, and renamed.
+    Everything is written to a temporary folder, checked there against the unmodified model, and renamed. With
+    the PyTorch engine there are no graphs: the seed model itself scores, and is checked in the same way.
 
     Parameters
     ----------
     run : RunDirectory
         Its seed stage is done; ``counts["model"]`` of that stage names the model directory.
     options : ExportOptions
-        The precision of the graphs.
+        Engine and precision.
     progress : Progress
         What is reported to.
 
     Returns
     -------
     dict
-        ``family``, ``precision``, ``bytes`` of both graphs with their weights, ``worst_nll_difference`` and
-        ``worst_embedding_difference`` of the check.
+        ``family``, ``engine``, ``precision``, ``bytes`` of the graphs with their weights,
+        ``worst_nll_difference`` and ``worst_embedding_difference`` of the check.
 
     Raises
     ------
@@ -56,34 +59,48 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     MissingPackageError
         If a package of the ``[train]`` or ``[cpu]`` extra is missing.
     """
-    _need_packages()
+    _need_packages(options)
     seed = run.need("seed")
     folder = run.path / seed.counts["model"]
     trust = bool(seed.options.get("trust_remote_code", False))
-    progress.start("export", total=4, unit="steps")
+    # A sample whose loss is not finite in half precision is scored again in float32.
+    precisions = list(dict.fromkeys(["float32", options.precision]))
+    progress.start("export", total=1 + 2 * len(precisions), unit="steps")
+    steps = itertools.count(1)
     with atomic_folder(run.onnx) as temporary:
         family = families.load(folder, trust_remote_code=trust)
         model = load_model(folder, trust_remote_code=trust)
         # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
         expected = reference(family, model)
-        progress.update(1)
-        if options.precision == "float16":
-            model.half()
-        _export(family.vision_graph(model), temporary / VISION)
-        progress.update(2)
-        _export(family.scorer_graph(model), temporary / SCORER)
-        progress.update(3)
+        progress.update(next(steps))
+        if options.engine == "onnx":
+            for precision in precisions:
+                _write_graphs(family, model, precision, graph_folder(temporary, options.precision, precision))
+                progress.update(next(steps))
         del model
-        family.save(temporary / "processor")
-        check = check_against(family, temporary, expected)
-        _judge(check, options.precision, temporary)
-    size = sum(path.stat().st_size for path in run.onnx.iterdir() if path.is_file())
+        with writing(run.onnx):
+            family.save(temporary / "processor")
+        checks = {}
+        for precision in precisions:
+            graphs = graph_folder(temporary, options.precision, precision)
+            engine = _open(options.engine, precision, graphs, family, folder, trust)
+            checks[precision] = check_against(family, engine, expected)
+            del engine
+            progress.update(next(steps))
+        for precision, check in checks.items():
+            _judge(check, precision, options.engine)
+        written = {name: {"tolerance": TOLERANCE[name], **check.as_json()} for name, check in checks.items()}
+        write_json(temporary / "check.json", {"engine": options.engine, **written})
+    size = sum(path.stat().st_size for path in run.onnx.rglob("*.onnx*"))
+    check = checks[options.precision]
+    what = f"{size / 1e6:,.0f} MB of graphs" if size else "no graphs (PyTorch scores)"
     progress.finish(
-        f"{size / 1e6:,.0f} MB in {options.precision}; mean loss differs from torch by at most "
+        f"{what} in {options.precision}; mean loss differs from the model's own by at most "
         f"{check.worst_nll:.1e} on {check.samples} samples"
     )
     return {
         "family": type(family).__name__,
+        "engine": options.engine,
         "precision": options.precision,
         "bytes": size,
         "worst_nll_difference": check.worst_nll,
@@ -91,21 +108,39 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     }
 
 
+def _write_graphs(family: Family, model: Any, precision: str, folder: Path) -> None:
+    import torch
+
+    folder.mkdir(exist_ok=True)
+    model.to(getattr(torch, precision))
+    _export(family.vision_graph(model), folder / VISION)
+    _export(family.scorer_graph(model), folder / SCORER)
+
+
+def _open(
+    engine: str, precision: str, graphs: Path, family: Family, model: Path, trust_remote_code: bool
+) -> Engine:
+    """Open what is to be checked, on the CPU where that can compute in this precision."""
+    if engine == "torch":
+        return open_torch(family, model, precision, "cpu", trust_remote_code=trust_remote_code)
+    return OnnxEngine(graphs, "cuda" if precision == "bfloat16" else "cpu")
+
+
 def _export(graph: Graph, path: Path) -> None:
     import torch
 
     # An axis name stands for one length, wherever it occurs.
     dims = {name: torch.export.Dim(name) for axes in graph.axes.values() for name in axes.values()}
-    shapes = tuple(
-        {axis: dims[name] for axis, name in graph.axes.get(input_name, {}).items()}
+    shapes = {
+        input_name: {axis: dims[name] for axis, name in graph.axes.get(input_name, {}).items()}
         for input_name in graph.example
-    )
+    }
     log = io.StringIO()
     try:
         with _captured(log), torch.no_grad():
             program = torch.onnx.export(
                 graph.module.eval(),
-                tuple(graph.example.values()),
+                kwargs=graph.example,
                 dynamo=True,
                 input_names=list(graph.example),
                 output_names=list(graph.outputs),
@@ -113,14 +148,16 @@ def _export(graph: Graph, path: Path) -> None:
             )
             assert program is not None  # what dynamo=True returns; for the type checker
             _drop_metadata(program.model)
-            program.save(path, external_data=True)
     # torch.export raises a dozen unrelated classes; the model, not the caller, is what they are about.
     except Exception as error:
         msg = (
-            f"{path.name}: torch.onnx cannot export this model ({type(error).__name__}: {error}). "
+            f"{path.name}: torch.onnx cannot export this model ({type(error).__name__}: {error}); "
+            "--engine torch scores it without an export. "
             f"Its last words: {log.getvalue()[-2000:].strip() or 'none'}"
         )
         raise ExportError(msg) from error
+    with writing(path), _captured(log):
+        program.save(path, external_data=True)
 
 
 def _drop_metadata(model: Any) -> None:
@@ -135,19 +172,17 @@ def _drop_metadata(model: Any) -> None:
         value.metadata_props.clear()
 
 
-def _judge(check: Check, precision: str, folder: Path) -> None:
+def _judge(check: Check, precision: str, engine: str) -> None:
     tolerance = TOLERANCE[precision]
-    write_json(folder / "check.json", {"precision": precision, "tolerance": tolerance, **check.as_json()})
-    worst = max(check.batches, key=lambda batch: max(batch.nll_difference, batch.embedding_difference))
-    # Written so that a difference of NaN fails.
-    if worst.nll_difference <= tolerance and worst.embedding_difference <= tolerance:
+    worst = max(check.batches, key=lambda batch: batch.worst)
+    if worst.worst <= tolerance:
         return
+    advice = "Please report the model's name." if precision == "float32" else "Use --precision float32."
     msg = (
-        f"the {precision} graphs do not agree with the model: on a batch of {len(worst.tokens)} samples with "
-        f"{worst.tokens} tokens and {worst.images} images the mean loss differs by "
-        f"{worst.nll_difference:.2e} nats and the embedding by {worst.embedding_difference:.2e}, "
-        f"more than {tolerance:g}. "
-        + ("Use --precision float32." if precision == "float16" else "Please report the model's name.")
+        f"the {engine} engine in {precision} does not agree with the model: on a batch of "
+        f"{len(worst.tokens)} samples with {worst.tokens} tokens and {worst.images} images the mean loss "
+        f"differs by {worst.nll_difference:.2e} nats, the mean entropy by {worst.entropy_difference:.2e} and "
+        f"the embedding by {worst.embedding_difference:.2e}, more than {tolerance:g}. {advice}"
     )
     raise ExportError(msg)
 
@@ -165,10 +200,16 @@ def _captured(log: io.StringIO) -> Iterator[None]:
         logging.disable(before)
 
 
-def _need_packages() -> None:
-    for package in ("torch", "onnx", "onnxscript"):
+def _need_packages(options: ExportOptions) -> None:
+    for package in ("torch", "onnx", "onnxscript") if options.engine == "onnx" else ("torch",):
         try:
             __import__(package)
         except ImportError as error:
             msg = f"the export needs {package}: pip install 'mllm-selector[train]'"
             raise MissingPackageError(msg) from error
+    if options.engine == "onnx" and options.precision == "bfloat16" and not has_cuda():
+        msg = (
+            "--precision bfloat16: ONNX Runtime computes it on CUDA only and finds no CUDA device that works "
+            "here ('mllm-selector doctor' says what is missing); use float16, or --engine torch"
+        )
+        raise ExportError(msg)

@@ -24,9 +24,9 @@ def run(run: RunDirectory, options: ReportOptions, progress: Progress) -> dict[s
     run : RunDirectory
         With the stages ingest, score and pick done.
     options : ReportOptions
-        Size of the galleries.
+        Size of the galleries; price of the machine.
     progress : Progress
-        Told when the page is written.
+        Told of the figures that take long, and when the page is written.
 
     Returns
     -------
@@ -40,9 +40,8 @@ def run(run: RunDirectory, options: ReportOptions, progress: Progress) -> dict[s
     PoolError
         If a file is damaged.
     """
-    progress.start("report", unit="steps")
     pool = Pool.of(run)
-    numbers = collect(run, pool, options.gallery)
+    numbers = collect(run, pool, options, progress)
     stages = run.stages
     again = [command.as_command(stages, run.path), command.as_call(stages, run.path)]
     page = render(numbers, pool, run.path.resolve().name, command.settings(stages), again).encode()

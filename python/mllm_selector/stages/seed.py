@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mllm_selector import training
-from mllm_selector.artifacts import write_arrow, write_json
+from mllm_selector.artifacts import make_folder, write_arrow, write_json
 from mllm_selector.config import Amount, SeedOptions
 from mllm_selector.errors import ModelError, SampleError, UsageError
 from mllm_selector.families.chat import ChatEncoder, encode_for_training
@@ -117,9 +117,8 @@ def _tune(
     def encode(row: int) -> dict[str, torch.Tensor]:
         return encode_for_training(processor, pool.sample(row), load_image, chat)
 
-    run.seed.mkdir(exist_ok=True)
+    make_folder(run.seed)
     log = training.TrainingLog(run.seed / "log.jsonl")
-    checkpoints = run.seed / "checkpoints"
     plan = _plan(run, options, name, pool, rows, encode, log, progress)
     _write_rows(run, plan.rows)
 
@@ -127,11 +126,11 @@ def _tune(
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     order = training_order(plan.rows, options.seed_epochs, options.seed)
     collate = training.Collator(processor.tokenizer.pad_token_id or 0)
-    steps = training.fine_tune(adapted, _Samples(order, encode), collate, options, checkpoints, log, progress)
+    steps = training.fine_tune(
+        adapted, _Samples(order, encode), collate, options, run.seed_checkpoints, log, progress
+    )
     training.save_adapter(adapted, run.seed / "adapter")
     training.merge(adapted, processor, run.seed_model)
-    shutil.rmtree(checkpoints)
-    _plan_file(run).unlink()
 
     losses = log.losses()
     left_out = sum(plan.left_out.values())
@@ -253,15 +252,13 @@ def _plan(
 ) -> _Plan:
     """Take up the plan of a killed run, or check every drawn sample and begin anew."""
     key = _training_key(options, name, rows)
-    file = _plan_file(run)
-    if file.exists():
-        old = _Plan(**json.loads(file.read_text()))
-        if old.key == key:
-            return old
-    shutil.rmtree(run.seed / "checkpoints", ignore_errors=True)
+    old = _old_plan(run.seed_plan)
+    if old is not None and old.key == key:
+        return old
+    shutil.rmtree(run.seed_checkpoints, ignore_errors=True)
     log.path.unlink(missing_ok=True)
     plan = _check_samples(key, options, pool, rows, encode, log, progress)
-    write_json(file, vars(plan))
+    write_json(run.seed_plan, vars(plan))
     return plan
 
 
@@ -326,8 +323,12 @@ def _training_key(options: SeedOptions, name: str, rows: NDArray[np.uint64]) -> 
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def _plan_file(run: RunDirectory) -> Path:
-    return run.seed / "plan.json"
+def _old_plan(file: Path) -> _Plan | None:
+    """Read the plan of a killed run; a damaged one is none, and what it planned is done anew."""
+    try:
+        return _Plan(**json.loads(file.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _write_rows(run: RunDirectory, rows: Sequence[int]) -> None:

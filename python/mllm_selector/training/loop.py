@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mllm_selector.artifacts import atomic_write, sync_folder
+from mllm_selector.artifacts import atomic_write, make_folder, sync, sync_folder, writing
+from mllm_selector.checksums import Checksums
 from mllm_selector.config import SeedOptions
 from mllm_selector.errors import ModelError
 from mllm_selector.progress import Progress
@@ -31,7 +32,7 @@ IGNORED = -100
 
 _WARMUP = 0.03  # share of the steps, as in LLaVA's own recipe
 _CHECKPOINTS = 10  # a killed run repeats at most this part of the training
-_WHOLE = "whole"  # marks a checkpoint that was written to its end
+_WHOLE = "whole"  # the checksums of a checkpoint, written last
 
 Encoded = dict[str, "torch.Tensor"]
 
@@ -129,7 +130,7 @@ class TrainingLog:
 
     def add(self, event: str, **fields: Any) -> None:
         """Append a line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
@@ -194,10 +195,11 @@ def fine_tune(
         If the loss is not finite, or the device's memory does not suffice.
     """
     import torch
-    from transformers import PrinterCallback, Trainer
+    from transformers import PrinterCallback
 
     steps = math.ceil(len(samples) / options.seed_batch_size)
-    trainer = Trainer(
+    make_folder(checkpoints)
+    trainer = _trainer()(
         model=model,
         args=_training_arguments(options, checkpoints, steps),
         train_dataset=samples,
@@ -206,7 +208,7 @@ def fine_tune(
         callbacks=[_reporter(log, progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = _last_whole(checkpoints)
+    last = _last_whole(checkpoints, progress)
     done = 0 if last is None else _step(last)
     log.keep(lambda line: line["event"] != "step" or line["step"] <= done)
     progress.start("seed", steps, unit="steps")
@@ -286,17 +288,36 @@ def _reporter(log: TrainingLog, progress: Progress) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            sync_folder(folder)
-            (folder / _WHOLE).touch()
+            with writing(folder):
+                sync(log.path)
+                sync_folder(folder)
+                sync(folder.parent)
+            mark = Checksums(folder / _WHOLE)
+            mark.seal([folder])
 
     return Reporter()
 
 
-def _last_whole(checkpoints: Path) -> Path | None:
-    """Return the latest whole checkpoint and remove those that a kill cut off."""
+def _trainer() -> Any:
+    from transformers import Trainer
+
+    class CheckedTrainer(Trainer):  # type: ignore[misc] # as above
+        def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
+            with writing(Path(self.args.output_dir)):
+                super()._save_checkpoint(*arguments, **named)
+
+    return CheckedTrainer
+
+
+def _last_whole(checkpoints: Path, progress: Progress) -> Path | None:
+    """Return the latest whole checkpoint and remove those that are cut off or damaged."""
     whole = []
     for folder in checkpoints.glob("checkpoint-*"):
-        if (folder / _WHOLE).exists():
+        mark = folder / _WHOLE
+        damages = Checksums(mark).damages([folder]) if mark.exists() else []
+        for damage in damages:
+            progress.note(f"seed: {damage}; going on from an earlier checkpoint")
+        if mark.exists() and not damages:
             whole.append(folder)
         else:
             shutil.rmtree(folder)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mllm_selector.artifacts import atomic_folder
+from mllm_selector.artifacts import atomic_folder, writing
 from mllm_selector.errors import ModelError
 from mllm_selector.training.pretrained import number_format
 
@@ -90,7 +90,7 @@ def _projectors(model: Any) -> list[str]:
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter as safetensors; the folder is whole or not there."""
-    with atomic_folder(folder) as temporary:
+    with writing(folder), atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
 
 
@@ -120,6 +120,6 @@ def merge(model: Any, processor: Any, folder: Path) -> None:
         raise ModelError(msg) from error
     merged.to(getattr(torch, number_format()))  # what was trained is float32, the rest may not be
     merged.config.use_cache = True  # Trainer switched it off
-    with atomic_folder(folder) as temporary:
+    with writing(folder), atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)
         processor.save_pretrained(temporary)

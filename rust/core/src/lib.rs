@@ -4,6 +4,7 @@
 //! to the selection algorithms. Nothing here prints, reads the environment or owns a global thread pool.
 
 mod compression;
+mod coverage;
 mod dedup;
 mod error;
 mod facility;
@@ -16,6 +17,7 @@ mod linalg;
 mod neighbours;
 mod observe;
 pub mod pool;
+mod projection;
 mod recall;
 mod representatives;
 mod rng;
@@ -23,6 +25,7 @@ mod sampling;
 pub mod writeback;
 
 pub use compression::Compression;
+pub use coverage::{Near, coverage, near_rows};
 pub use dedup::near_duplicates;
 pub use error::{Error, Result};
 pub use facility::{
@@ -34,6 +37,7 @@ pub use kmeans::{KMeans, KMeansOptions, kmeans};
 pub use linalg::{Chunk, Metric, Rows, Simd};
 pub use neighbours::{Neighbours, near_duplicate_pairs, nearest_neighbours};
 pub use observe::Observer;
+pub use projection::{Axes, principal_axes, project};
 pub use recall::recall;
 pub use representatives::{NearDuplicates, near_duplicates_by_pairs};
 pub use sampling::{

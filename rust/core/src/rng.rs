@@ -18,6 +18,8 @@ pub(crate) enum Stream {
     Draw = 5,
     /// The rows that recall is measured on.
     RecallRows = 6,
+    /// Where the search for principal axes begins.
+    Axes = 7,
 }
 
 /// A generator without state.

@@ -4,6 +4,7 @@ mod call;
 mod convert;
 mod io;
 mod neighbours;
+mod overview;
 mod pool;
 mod rows;
 mod sample;
@@ -17,5 +18,6 @@ fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pool::register(module)?;
     select::register(module)?;
     neighbours::register(module)?;
+    overview::register(module)?;
     sample::register(module)
 }

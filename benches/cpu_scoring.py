@@ -1,0 +1,144 @@
+"""Scoring on the CPU: the ONNX engine against PyTorch with the same batches, and against a plain loop.
+
+    python benches/cpu_scoring.py --threads 1            # about 20 M parameters, 600 NLVR samples
+    python benches/cpu_scoring.py --threads 2 --nlvr DIR
+
+Makes a LLaVA with random weights and a vocabulary of 32,000, and scores the same samples with
+
+- onnx: the score stage with the exported graphs;
+- torch: the score stage with ``--engine torch`` (sdpa), the same batches and gather of answers;
+- loop: what users write today: ``model(**batch, labels=...)`` in file order, eight samples a batch.
+
+The contenders take turns, the best of ``--repeats`` counts. All three load, resize and normalise the images
+with the same code within the time; "alone" is the time in which the engine computed. Exits with 1 if mean
+losses differ by more than 1e-4 nats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from mllm_selector.families.chat import ChatEncoder, encode_for_training
+from mllm_selector.families.images import load_image
+from mllm_selector.families.loading import load_model, load_processor
+from mllm_selector.pool import Pool
+from mllm_selector.rundir import RunDirectory
+from scoring_setup import SIZE, VOCABULARY, Scored, machine, make_llava, make_pool, prepare, score_once
+
+LOOP_BATCH = 8
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nlvr", type=Path, metavar="DIR", help="an NLVR corpus; by default what is shipped")
+    parser.add_argument("--samples", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--work", type=Path, help="folder to work in, kept; by default a temporary one")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        return compare(folder, given)
+
+
+def compare(folder: Path, given: argparse.Namespace) -> int:
+    pool, images = make_pool(folder, given.nlvr, given.samples)
+    model = folder / "model"
+    parameters = make_llava(model, pool, SIZE, VOCABULARY)
+    for engine in ("onnx", "torch"):
+        prepare(folder / engine, pool, images, model, engine=engine)
+    options = {
+        "device": "cpu",
+        "threads": given.threads,
+        "token_budget": given.token_budget,
+        "image_budget": 1024,
+        "workers": 1,
+    }
+    best: dict[str, Scored] = {}
+    for _ in range(given.repeats):
+        for name in ("onnx", "torch", "loop"):
+            result = (
+                by_loop(folder / "onnx", model, images)
+                if name == "loop"
+                else score_once(folder / name, **options)
+            )
+            if name not in best or result.seconds < best[name].seconds:
+                best[name] = result
+    return show(best, parameters, given)
+
+
+def by_loop(run_dir: Path, folder: Path, images: Path) -> Scored:
+    """Score in file order with full logits, as a training script's evaluation does."""
+    model = load_model(folder, attention=None)
+    processor = load_processor(folder)
+    chat = ChatEncoder.of(processor)
+    with RunDirectory(run_dir) as run:
+        samples = list(Pool.open(run.pool, images))
+    losses = np.full(len(samples), np.nan, dtype=np.float32)
+    seconds = 0.0
+    for at in range(0, len(samples), LOOP_BATCH):
+        started = time.perf_counter()
+        encoded = [
+            encode_for_training(processor, sample, load_image, chat)
+            for sample in samples[at : at + LOOP_BATCH]
+        ]
+        batch = collate(encoded, processor.tokenizer.pad_token_id)
+        with torch.inference_mode():
+            logits = model(**batch, use_cache=False).logits
+        seconds += time.perf_counter() - started
+        # For the comparison of values only: the model's loss is one mean over the batch.
+        labels = batch["labels"][:, 1:]
+        tokens = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
+        losses[at : at + LOOP_BATCH] = (tokens.sum(1) / (labels >= 0).sum(1)).numpy()
+    return Scored(seconds, 0.0, {}, losses)
+
+
+def collate(encoded: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
+    """Pad to the longest on the right; put all images one after the other."""
+    padding = {"input_ids": pad, "attention_mask": 0, "labels": -100}
+    batch = {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [each[name].reshape(-1) for each in encoded], batch_first=True, padding_value=value
+        )
+        for name, value in padding.items()
+    }
+    pixels = [each["pixel_values"] for each in encoded if "pixel_values" in each]
+    return batch | ({"pixel_values": torch.cat(pixels)} if pixels else {})
+
+
+def show(best: dict[str, Scored], parameters: int, given: argparse.Namespace) -> int:
+    print(
+        f"{machine()}\n{parameters / 1e6:.1f} M parameters, {given.samples} samples, {given.threads} threads"
+    )
+    print("\n| engine | samples/s | alone | time / onnx | alone | worst difference, nats |")
+    print("|---|---|---|---|---|---|")
+    onnx = best["onnx"]
+    agree = True
+    for name, result in best.items():
+        worst = float(np.abs(result.necessity - onnx.necessity).max())
+        agree &= worst <= 1e-4
+        print(
+            f"| {name} | {given.samples / result.seconds:.1f} | {given.samples / result.busy:.1f} | "
+            f"{result.seconds / onnx.seconds:.2f} | {result.busy / onnx.busy:.2f} | {worst:.1e} |"
+        )
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What the scoring benchmarks share: models made by code, run directories ready to be scored, a stopwatch."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_selector import pipeline
+from mllm_selector.artifacts import ScoreTable
+from mllm_selector.config import ScoreOptions
+from mllm_selector.demo import nlvr
+from mllm_selector.demo.model import ModelSize, make_model
+from mllm_selector.progress import SilentProgress
+from mllm_selector.resources import processor_name
+from mllm_selector.rundir import RunDirectory, StageRecord
+from mllm_selector.stages import score
+
+SIZE = ModelSize(hidden=256, vision_layers=4, text_layers=4, image_side=96, patch_side=12, vocabulary=2000)
+VOCABULARY = 32_000
+"""A LLaVA of 22 M parameters, 16 M of them in token embeddings and vocabulary projection."""
+
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "pillow", "numpy")
+
+
+class Stopwatch(SilentProgress):
+    """Seconds from the start of a stage's work, models loaded, to its end."""
+
+    seconds = 0.0
+
+    def start(self, stage: str, total: int | None = None, unit: str = "samples", **_: Any) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def finish(self, text: str) -> None:
+        """Stop it."""
+        self.seconds = time.perf_counter() - self._started
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One run of the score stage.
+
+    Attributes
+    ----------
+    seconds : float
+        Time of the stage, without loading the model.
+    idle : float
+        Share of it in which the engine did not compute.
+    counts : dict
+        What the stage reports.
+    necessity : ndarray of float32
+        The mean losses.
+    """
+
+    seconds: float
+    idle: float
+    counts: dict[str, Any]
+    necessity: np.ndarray
+
+    @property
+    def busy(self) -> float:
+        """Seconds in which the engine computed."""
+        return self.seconds * (1 - self.idle)
+
+
+def machine() -> str:
+    """Describe machine and versions in a line."""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{processor_name()}; Python {platform.python_version()}; {packages}"
+
+
+def make_pool(folder: Path, corpus: Path | None, count: int) -> tuple[Path, Path]:
+    """Write a LLaVA pool of NLVR samples, evenly drawn; return it and its images folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets ``pool.json``.
+    corpus : Path, optional
+        An NLVR folder; by default the sample that the package ships.
+    count : int
+        Number of samples.
+    """
+    if corpus is None:
+        whole, images = nlvr.write_pool(folder / "shipped")
+        records = json.loads(whole.read_bytes())
+    else:
+        images = corpus
+        records = list(nlvr.samples(nlvr.read_statements(corpus), 2))
+    if len(records) < count:
+        raise SystemExit(f"the corpus has {len(records)} samples, fewer than {count}; give --nlvr DIR")
+    places = np.linspace(0, len(records) - 1, count).astype(int)
+    pool = folder / "pool.json"
+    nlvr.write_llava(pool, [records[place] for place in places])
+    return pool, images
+
+
+def make_llava(folder: Path, pool: Path, size: ModelSize, vocabulary: int) -> int:
+    """Write a LLaVA with random weights and a large vocabulary; return its number of parameters.
+
+    Every matrix is drawn with a standard deviation of 1/sqrt(fan-in), so that losses are far from uniform.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    texts = [turn["value"] for record in json.loads(pool.read_bytes()) for turn in record["conversations"]]
+    shutil.rmtree(folder, ignore_errors=True)
+    make_model(folder, texts, size=size)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def prepare(run_dir: Path, pool: Path, images: Path, model: Path, **options: Any) -> None:
+    """Read the pool and export the model into a new run directory."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    given = {"pool": str(pool), "images": str(images), "seed_model": str(model), **options}
+    built = pipeline.build_options(given, ["ingest", "seed", "export"])
+    pipeline.run_stages(run_dir, built)
+
+
+def score_once(run_dir: Path, **options: Any) -> Scored:
+    """Score the pool of a run directory from the start."""
+    stopwatch = Stopwatch()
+    with RunDirectory(run_dir) as run:
+        shutil.rmtree(run.scores, ignore_errors=True)
+        run.stages["score"] = StageRecord("running", "bench")
+        counts = score.run(run, ScoreOptions(**options), stopwatch)
+        necessity = ScoreTable.load(run.scores).necessity
+    return Scored(stopwatch.seconds, counts["idle_share"], counts, necessity)

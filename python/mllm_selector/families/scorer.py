@@ -1,0 +1,187 @@
+"""The part of a model that reads: token ids and image features to what is known of each answer token.
+
+Imported only where a model is exported or run by torch. What the exporter (`torch.onnx.export(dynamo=True)`)
+gets right decides how it is written: losses are gathered from log-softmax instead of `cross_entropy`, and
+nothing depends on a value of an input except through indexing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mllm_selector.families.base import SCORER_OUTPUTS, Graph
+
+__all__ = ["ScorerGraph"]
+
+Axes = dict[str, dict[int, str]]
+
+
+class ScorerGraph(nn.Module):
+    """Token ids and image features to losses of answer tokens and an embedding of each sample.
+
+    Only answer positions reach the vocabulary projection, and logits stay inside. Which feature row stands at
+    which position is said by the caller, so features of an image can serve many samples from where they lie.
+
+    A model that merges or reads in its own way overrides `merge` or `decode`; inputs of its own (position
+    ids, token types), which `Family.scorer_inputs` makes, reach `decode` by their names.
+
+    Parameters
+    ----------
+    embedding : torch.nn.Module
+        Token ids to embeddings.
+    decoder : torch.nn.Module
+        A Hugging Face text model: ``inputs_embeds`` and ``attention_mask`` to ``last_hidden_state``.
+    head : torch.nn.Module
+        Hidden states to logits.
+    embedding_layer : int
+        Whose output is averaged to a sample's embedding, counted as in ``hidden_states`` of transformers:
+        0 the token embeddings, -1 the last layer after the final norm.
+    """
+
+    def __init__(
+        self, embedding: nn.Module, decoder: nn.Module, head: nn.Module, embedding_layer: int = -1
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.decoder = decoder
+        self.head = head
+        self.embedding_layer = embedding_layer
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_rows: Tensor,
+        features: Tensor,
+        pooled_positions: Tensor,
+        answer_positions: Tensor,
+        answer_tokens: Tensor,
+        **own: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Score a batch.
+
+        Parameters
+        ----------
+        input_ids, attention_mask : Tensor of int64, shape (batch, length)
+            Padded on the right.
+        image_rows : Tensor of int64, shape (batch, length)
+            Row of `features` that stands at this position, -1 where a token does.
+        features : Tensor, shape (rows, width)
+            At least one row, whether used or not.
+        pooled_positions : Tensor of int64, shape (batch, length)
+            1 at the positions that the embedding is the mean of, else 0.
+        answer_positions : Tensor of int64, shape (answers,)
+            Place in the flattened batch, ``sample * length + position``, that predicts each answer token.
+        answer_tokens : Tensor of int64, shape (answers,)
+            Id of each answer token.
+        **own : Tensor
+            Inputs of the model's own, for `decode`.
+
+        Returns
+        -------
+        token_nll : Tensor of float32, shape (answers,)
+            Negative log-likelihood of each answer token, in nats.
+        token_entropy : Tensor of float32, shape (answers,)
+            Entropy of the distribution that each answer token is drawn from, in nats.
+        token_hit : Tensor of float32, shape (answers,)
+            1 where the answer token is the most likely one, else 0.
+        sample_embedding : Tensor of float32, shape (batch, width)
+            Mean of hidden states over the pooled positions, L2-normalised; zeros where none is pooled.
+        """
+        merged = self.merge(input_ids, image_rows, features)
+        last, chosen = self.decode(merged, attention_mask, **own)
+        return (*self.losses(last, answer_positions, answer_tokens), self.pool(chosen, pooled_positions))
+
+    def merge(self, input_ids: Tensor, image_rows: Tensor, features: Tensor) -> Tensor:
+        """Put feature rows in the place of image tokens.
+
+        Returns
+        -------
+        Tensor, shape (batch, length, width)
+            What the decoder reads.
+        """
+        batch, length = input_ids.shape
+        is_image = image_rows >= 0
+        tokens = self.embedding(torch.where(is_image, torch.zeros_like(input_ids), input_ids))
+        rows = image_rows.clamp(min=0).reshape(-1)
+        images = features.index_select(0, rows).reshape(batch, length, -1)
+        return torch.where(is_image.unsqueeze(-1), images, tokens)
+
+    def decode(self, merged: Tensor, attention_mask: Tensor, **own: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the decoder.
+
+        Returns
+        -------
+        last, chosen : Tensor, shape (batch, length, width)
+            Hidden states that logits are made of, and those of the layer that embeddings are made of.
+        """
+        states = self.decoder(
+            inputs_embeds=merged,
+            attention_mask=attention_mask,
+            use_cache=False,
+            output_hidden_states=self.embedding_layer != -1,
+            **own,
+        )
+        last = states.last_hidden_state
+        return last, last if self.embedding_layer == -1 else states.hidden_states[self.embedding_layer]
+
+    def losses(
+        self, states: Tensor, answer_positions: Tensor, answer_tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, entropy and hit of each answer token; see `forward`."""
+        states = states.reshape(-1, states.shape[-1]).index_select(0, answer_positions)
+        logits = self.logits(states).float()
+        likelihoods = torch.log_softmax(logits, -1)
+        nll = -likelihoods.gather(1, answer_tokens.unsqueeze(1)).squeeze(1)
+        entropy = -(likelihoods.exp() * likelihoods).sum(-1)
+        return nll, entropy, (logits.argmax(-1) == answer_tokens).float()
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Project hidden states, shape (answers, width), to logits; models that cap them override it."""
+        projected: Tensor = self.head(states)
+        return projected
+
+    def pool(self, states: Tensor, pooled_positions: Tensor) -> Tensor:
+        """Average hidden states to an embedding of each sample; see `forward`."""
+        weight = pooled_positions.unsqueeze(-1).float()
+        # A mean first, so that the squares of the norm cannot overflow in long samples.
+        mean = (states.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
+        pooled: Tensor = mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return pooled
+
+    def graph(self, example: dict[str, Tensor] | None = None, axes: Axes | None = None) -> Graph:
+        """Describe the export of this module.
+
+        Parameters
+        ----------
+        example : dict of str to Tensor, optional
+            Example of each input of the model's own, for a batch of 2 samples of 7 positions.
+        axes : dict of str to dict of int to str, optional
+            Names of their dynamic axes; ``batch`` and ``length`` are those of the ids.
+        """
+        weight = next(self.embedding.parameters())
+        batch = {0: "batch", 1: "length"}
+        common = {
+            "input_ids": torch.ones(2, 7, dtype=torch.int64),
+            "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
+            "image_rows": torch.tensor([[-1, 0, 1, -1, -1, -1, -1], [-1, 2, -1, -1, -1, -1, -1]]),
+            "features": self.feature_example(3, weight),
+            "pooled_positions": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
+            "answer_positions": torch.tensor([4, 5, 9]),
+            "answer_tokens": torch.tensor([1, 1, 1]),
+        }
+        common_axes: Axes = {
+            "input_ids": batch,
+            "attention_mask": batch,
+            "image_rows": batch,
+            "features": {0: "rows"},
+            "pooled_positions": batch,
+            "answer_positions": {0: "answers"},
+            "answer_tokens": {0: "answers"},
+        }
+        return Graph(self, common | (example or {}), common_axes | (axes or {}), SCORER_OUTPUTS)
+
+    def feature_example(self, rows: int, like: Tensor) -> Tensor:
+        """Return example feature rows; models whose features are wider than their embeddings override it."""
+        return torch.zeros(rows, like.shape[-1], dtype=like.dtype)

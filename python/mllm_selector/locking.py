@@ -1,0 +1,121 @@
+"""The lock of a run directory: one process at a time, and who it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from mllm_selector.errors import RunDirectoryError
+
+__all__ = ["RunLock"]
+
+
+class RunLock:
+    """An exclusive `flock` on a file that says who holds it.
+
+    The kernel releases it when its holder dies, so a killed run leaves no stale lock.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def take(self) -> None:
+        """Take the lock and write into the file who has it.
+
+        Raises
+        ------
+        RunDirectoryError
+            If another process holds it, or the file system has no locks.
+        """
+        file = self.path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self.path.exists() or self.path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                raise BlockingIOError  # its holder removed it between our open and our lock
+        except BlockingIOError:
+            file.close()
+            msg = f"{self.path.parent} is in use by {self.holder()}; wait for it, or use another --run-dir"
+            raise RunDirectoryError(msg) from None
+        except OSError as error:
+            file.close()
+            msg = f"{self.path} cannot be locked ({error}); use a --run-dir on a file system with locks"
+            raise RunDirectoryError(msg) from error
+        file.truncate(0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": now, "command": _command()}
+        file.write(json.dumps(owner))
+        file.flush()
+        self._file = file
+
+    def share(self) -> None:
+        """Keep others from taking the lock; any number of processes can do so at a time.
+
+        Raises
+        ------
+        RunDirectoryError
+            If another process has taken it.
+        """
+        file = self.path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            msg = f"{self.path.parent} is in use by {self.holder()}; wait for it, or use another --run-dir"
+            raise RunDirectoryError(msg) from None
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens if it is not held."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._file is not None
+
+    def is_taken(self) -> bool:
+        """Say whether some process holds the lock, without taking or writing it."""
+        try:
+            with self.path.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def holder(self) -> str:
+        """Describe the process that wrote the file last: number, host, age and command."""
+        try:
+            owner = json.loads(self.path.read_text())
+            started = datetime.fromisoformat(owner["started"])
+            who = f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
+            return f"{who}{_age(started)} as '{owner['command']}'"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "process unknown"
+
+
+def _age(started: datetime) -> str:
+    minutes = int((datetime.now(UTC) - started).total_seconds() // 60)
+    if minutes < 0:  # another clock, or one that was set back
+        return ""
+    return f" ({minutes // 60} h {minutes % 60} min ago)"
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

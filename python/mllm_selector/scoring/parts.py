@@ -1,0 +1,206 @@
+"""Score parts: what marks one as this run's, which are still to be scored, what all of them hold."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mllm_selector.artifacts import open_arrow, score_schema
+from mllm_selector.checksums import Checksums
+from mllm_selector.errors import PoolError, RunDirectoryError, ScoreError
+from mllm_selector.scoring.batching import BatchBudget
+from mllm_selector.scoring.shards import ShardScores
+
+__all__ = [
+    "check_origin",
+    "check_scored",
+    "count_parts",
+    "merged_schema",
+    "missing_parts",
+    "part_rows",
+    "part_schema",
+    "part_table",
+]
+
+KEY = "mllm_selector.key"
+"""Schema metadata: the key of the score stage that wrote the part."""
+
+BATCHES = "mllm_selector.batches"
+"""Schema metadata: the budget of the part's batches, as JSON."""
+
+WORK = "mllm_selector.work"
+"""Schema metadata: what the part's scores took, as JSON."""
+
+
+def part_rows(samples: int, shard_size: int) -> list[range]:
+    """Return the rows of each part of a pool."""
+    return [range(start, min(start + shard_size, samples)) for start in range(0, samples, shard_size)]
+
+
+def part_schema(embedding_size: int, key: str, budget: BatchBudget) -> pa.Schema:
+    """Return the schema of a run's parts, without what is special to each."""
+    return score_schema(embedding_size, {KEY: key, BATCHES: json.dumps(asdict(budget))})
+
+
+def merged_schema(part: Path, key: str) -> pa.Schema:
+    """Return the schema that all parts of a run must have, given one of them and the run's key."""
+    schema = open_arrow(part).schema
+    return schema.with_metadata({**(schema.metadata or {}), KEY: key})
+
+
+def part_table(scores: ShardScores, schema: pa.Schema) -> pa.Table:
+    """Make a part of a shard's scores."""
+    embedding = pa.FixedSizeListArray.from_arrays(
+        pa.array(scores.embedding.reshape(-1)), type=schema.field("embedding").type
+    )
+    columns = [
+        pa.array(scores.rows, type=pa.uint64()),
+        pa.array(scores.nll_sum),
+        pa.array(scores.answer_tokens),
+        pa.array(scores.necessity),
+        pa.array(scores.reasons, type=pa.utf8()),
+        embedding,
+    ]
+    work = {"images_encoded": scores.images_encoded, "rescored": scores.rescored}
+    metadata = {**schema.metadata, WORK: json.dumps(work)}
+    return pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
+
+
+def missing_parts(
+    parts: Mapping[Path, range], schema: pa.Schema, checksums: Checksums, note: Callable[[str], None]
+) -> list[Path]:
+    """Find the parts that are not there, or not whole.
+
+    Parameters
+    ----------
+    parts : mapping of Path to range
+        Parts and their rows, in one folder.
+    schema : pyarrow.Schema
+        Of `part_schema`.
+    checksums : Checksums
+        Of the folder's files.
+    note : callable
+        Is told why a part that is there does not count.
+
+    Raises
+    ------
+    RunDirectoryError
+        If a part was written by another run.
+    """
+    folders = {part.parent for part in parts}
+    foreign = sorted({path for folder in folders for path in folder.glob("part-*.arrow")} - set(parts))
+    if foreign:
+        raise RunDirectoryError(_another_run(foreign[0]))
+    missing = []
+    for part, rows in parts.items():
+        fault = _fault(part, rows, schema, checksums)
+        if fault is not None:
+            missing.append(part)
+            if fault:
+                note(f"{fault}; scoring it again")
+    return missing
+
+
+def check_origin(parts: Iterable[Path], schema: pa.Schema) -> None:
+    """Check that parts, whole or not, are not another run's.
+
+    Raises
+    ------
+    RunDirectoryError
+        If one is.
+    """
+    for part in parts:
+        try:
+            found = open_arrow(part).schema
+        except PoolError:
+            continue
+        if not found.equals(schema) or _origin(found) != _origin(schema):
+            raise RunDirectoryError(_another_run(part))
+
+
+def count_parts(parts: Sequence[Path]) -> dict[str, Any]:
+    """Count over parts.
+
+    Returns
+    -------
+    dict
+        ``samples``, ``scored``, ``set_aside`` (number by reason code), ``answer_tokens``, ``images_encoded``
+        and ``rescored``.
+    """
+    samples = answer_tokens = 0
+    set_aside: Counter[str] = Counter()
+    work: Counter[str] = Counter()
+    for part in parts:
+        table = open_arrow(part)
+        samples += len(table)
+        answer_tokens += int(table["answer_tokens"].to_numpy().sum())
+        set_aside.update(reason.partition(":")[0] for reason in _reasons([table]))
+        work.update(json.loads(table.schema.metadata[WORK.encode()]))
+    return {
+        "samples": samples,
+        "scored": samples - sum(set_aside.values()),
+        "set_aside": dict(sorted(set_aside.items())),
+        "answer_tokens": answer_tokens,
+        "images_encoded": work["images_encoded"],
+        "rescored": work["rescored"],
+    }
+
+
+def check_scored(parts: Sequence[Path], counts: dict[str, Any]) -> None:
+    """Fail if most of the pool has no score.
+
+    Raises
+    ------
+    ScoreError
+        If more than half of the samples have none.
+    """
+    aside = sum(counts["set_aside"].values())
+    if 2 * aside <= counts["samples"]:
+        return
+    reasons = list(_reasons(map(open_arrow, parts)))
+    commonest = "; ".join(
+        f"{code}: {count:,} (the first: {next(r for r in reasons if r.startswith(code))})"
+        for code, count in Counter(counts["set_aside"]).most_common(3)
+    )
+    msg = (
+        f"{aside:,} of {counts['samples']:,} samples cannot be scored, more than half: {commonest}. "
+        f"Mend the cause, delete {parts[0].parent} and run the same command again"
+    )
+    raise ScoreError(msg)
+
+
+def _reasons(tables: Iterable[pa.Table]) -> Iterable[str]:
+    return (reason for table in tables for reason in table["reason"].drop_null().to_pylist())
+
+
+def _fault(part: Path, rows: range, schema: pa.Schema, checksums: Checksums) -> str | None:
+    """Return None for a whole part of this run, an empty text for none, else what is wrong with it."""
+    if not part.exists():
+        return ""
+    for damage in checksums.damages([part]):
+        return str(damage)
+    try:
+        table = open_arrow(part)
+    except PoolError as error:
+        return str(error)
+    if not table.schema.equals(schema) or _origin(table.schema) != _origin(schema):
+        raise RunDirectoryError(_another_run(part))
+    return None if table["row"].to_pylist() == list(rows) else f"{part} does not hold its rows"
+
+
+def _origin(schema: pa.Schema) -> list[bytes | None]:
+    """Return what must be the same in all parts of a run."""
+    return [(schema.metadata or {}).get(key.encode()) for key in (KEY, BATCHES)]
+
+
+def _another_run(part: Path) -> str:
+    return (
+        f"{part} was written with another pool, model or other options; delete {part.parent} to score again, "
+        "or use another --run-dir"
+    )

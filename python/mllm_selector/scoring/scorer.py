@@ -1,0 +1,357 @@
+"""Scoring one shard of the pool: plan, load images ahead of the device, compute.
+
+A shard is scored from start to end by itself, so its result does not depend on what was done before. That
+holds for a lack of memory too: what does not fit is halved, and the next shard starts with whole batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from mllm_selector.engine import Engine
+from mllm_selector.errors import DeviceMemoryError, SampleError, ScoreError
+from mllm_selector.families.base import Arrays, Family
+from mllm_selector.pool import Pool
+from mllm_selector.scoring.batching import (
+    BatchBudget,
+    FeaturePlan,
+    ImageUse,
+    length_batches,
+    plan_features,
+    scorer_batch,
+    split_answers,
+)
+from mllm_selector.scoring.loading import ImageLoader, ahead
+from mllm_selector.scoring.shards import EncodedShard, ImageRef, ShardScores
+
+__all__ = ["PlannedShard", "ShardScorer", "Work"]
+
+FEATURE_BYTES = 1 << 30
+"""Most memory for image features that wait for samples to use them."""
+
+WORK_AHEAD = 3
+"""Batches put together before the device asks for them."""
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard, what of it is computed together, and its images, which are already being loaded."""
+
+    shard: EncodedShard
+    batches: list[list[int]]
+    features: FeaturePlan
+    pictures: Iterator[Arrays | SampleError]
+
+
+@dataclass(frozen=True)
+class _See:
+    """Images to be encoded together, where their features go, and how many rows each has."""
+
+    keys: tuple[Hashable, ...]
+    prepared: tuple[Arrays, ...]
+    starts: tuple[int, ...]
+    rows: tuple[int, ...]
+    inputs: Arrays
+
+    def part(self, family: Family, places: slice) -> _See:
+        """Return some of the images."""
+        prepared = self.prepared[places]
+        inputs = family.vision_inputs(prepared)
+        return _See(self.keys[places], prepared, self.starts[places], self.rows[places], inputs)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Samples to be scored together, where the features of their images lie, and the scorer's inputs."""
+
+    rows: tuple[int, ...]
+    starts: Mapping[Hashable, int]
+    inputs: Arrays | None
+
+
+@dataclass
+class Work:
+    """What the device has done.
+
+    Attributes
+    ----------
+    busy_seconds : float
+        Time during which it computed.
+    splits : int
+        Batches that did not fit in its memory and were halved.
+    """
+
+    busy_seconds: float = 0.0
+    splits: int = 0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of the block."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_seconds += time.monotonic() - started
+
+
+class ShardScorer:
+    """Scores shards with one engine; a context manager that owns the threads which prepare its work.
+
+    Parameters
+    ----------
+    family : Family
+        The model's family.
+    pool : Pool
+        The pool.
+    engine : Engine
+        What computes.
+    budget : BatchBudget
+        How much is computed together.
+    workers : int
+        Threads that load and prepare images.
+    exact : callable, optional
+        Opens the engine in float32 that scores again what is not finite; None if `engine` is of float32.
+
+    Attributes
+    ----------
+    work : Work
+        What has been done so far.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        pool: Pool,
+        engine: Engine,
+        budget: BatchBudget,
+        workers: int,
+        exact: Callable[[], Engine] | None = None,
+    ) -> None:
+        self._family = family
+        self._engine = engine
+        self._budget = budget
+        self._exact = None if exact is None else functools.cache(exact)
+        self._loader = ImageLoader(family, pool, workers)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.work = Work()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._loader.close()
+
+    def plan(self, shard: EncodedShard) -> PlannedShard:
+        """Decide what is computed together, and start to load the first images; may run in a thread."""
+        return self._plan(shard, sorted(shard.samples), FEATURE_BYTES)
+
+    def score(self, planned: PlannedShard, on_batch: Callable[[int, int], None]) -> ShardScores:
+        """Score a shard.
+
+        Parameters
+        ----------
+        planned : PlannedShard
+            From `plan`.
+        on_batch : callable
+            Is told the numbers of samples and tokens of each batch when it is done.
+        """
+        shard = planned.shard
+        scores = ShardScores(shard.rows, self._engine.embedding_size)
+        for row, reason in shard.reasons.items():
+            scores.set_aside(row, reason)
+        self._compute(planned, self._engine, scores, on_batch)
+        if self._exact is None:
+            return scores
+        again = scores.take_not_finite()
+        if again:
+            scores.rescored = len(again)
+            exact = self._exact()
+            self._compute(self._plan(shard, again, FEATURE_BYTES), exact, scores, lambda *_: None)
+        return scores
+
+    def _plan(self, shard: EncodedShard, rows: Sequence[int], feature_bytes: int) -> PlannedShard:
+        lengths = [len(shard.samples[row]) for row in rows]
+        batches = [[rows[place] for place in batch] for batch in length_batches(lengths, self._budget.tokens)]
+        images, uses = _image_uses(shard, batches)
+        capacity = feature_bytes // self._engine.feature_row_bytes
+        features = plan_features(uses, capacity, self._budget.image_rows)
+        order = [image.key for placements in features.encode for each in placements for image in each.images]
+        return PlannedShard(shard, batches, features, self._loader.load([images[key] for key in order]))
+
+    def _compute(
+        self,
+        planned: PlannedShard,
+        engine: Engine,
+        scores: ShardScores,
+        on_batch: Callable[[int, int], None],
+    ) -> None:
+        planned = self._reserve(planned, engine)
+        computing = _Computing(self._family, planned.shard, engine, scores, self.work)
+        for item in ahead(_work(self._family, planned, scores), self._thread, WORK_AHEAD):
+            if isinstance(item, _See):
+                computing.see(item)
+            elif isinstance(item, _Read):
+                computing.read(item)
+            else:
+                on_batch(*item)
+
+    def _reserve(self, planned: PlannedShard, engine: Engine) -> PlannedShard:
+        """Make room for features; where there is little, for no more than a batch needs."""
+        try:
+            engine.reserve(planned.features.rows)
+        except DeviceMemoryError:
+            rows = sorted(row for batch in planned.batches for row in batch)
+            planned = self._plan(planned.shard, rows, 0)
+        try:
+            engine.reserve(planned.features.rows)
+        except DeviceMemoryError as error:
+            msg = (
+                f"the image features of one batch do not fit in the device's memory ({error}); give a lower "
+                "--token-budget"
+            )
+            raise ScoreError(msg) from None
+        return planned
+
+
+def _work(
+    family: Family, planned: PlannedShard, scores: ShardScores
+) -> Iterator[_See | _Read | tuple[int, int]]:
+    """Put the engine's work together, in order; after each batch come its numbers of samples and tokens.
+
+    Images after an unreadable one keep their planned rows; samples that need it are set aside.
+    """
+    shard = planned.shard
+    broken: dict[Hashable, str] = {}
+    places = zip(planned.batches, planned.features.encode, planned.features.starts, strict=True)
+    for batch, placements, starts in places:
+        for placement in placements:
+            ready: list[tuple[ImageUse, int, Arrays]] = []
+            for image, start in zip(placement.images, placement.starts, strict=True):
+                picture = next(planned.pictures)
+                if isinstance(picture, SampleError):
+                    broken[image.key] = str(picture)
+                    yield from _seeing(family, ready)
+                    ready = []
+                else:
+                    ready.append((image, start, picture))
+            yield from _seeing(family, ready)
+        readable = []
+        for row in batch:
+            failed = next((ref.key for ref in shard.images[row] if ref.key in broken), None)
+            if failed is None:
+                readable.append(row)
+            else:
+                scores.set_aside(row, broken[failed])
+        if readable:
+            yield _Read(tuple(readable), starts, _scorer_inputs(family, shard, readable, starts))
+        yield len(batch), sum(len(shard.samples[row]) for row in batch)
+
+
+def _seeing(family: Family, ready: Sequence[tuple[ImageUse, int, Arrays]]) -> Iterator[_See]:
+    if ready:
+        images, starts, prepared = zip(*ready, strict=True)
+        keys, rows = zip(*((image.key, image.rows) for image in images), strict=True)
+        yield _See(keys, prepared, starts, rows, family.vision_inputs(prepared))
+
+
+def _scorer_inputs(
+    family: Family, shard: EncodedShard, rows: Sequence[int], starts: Mapping[Hashable, int]
+) -> Arrays:
+    first_rows = [[starts[ref.key] for ref in shard.images[row]] for row in rows]
+    return scorer_batch(family, [shard.samples[row] for row in rows], first_rows)
+
+
+class _Computing:
+    """Has an engine do the work of one shard, halving what does not fit in the device's memory."""
+
+    def __init__(
+        self, family: Family, shard: EncodedShard, engine: Engine, scores: ShardScores, done: Work
+    ) -> None:
+        self._family = family
+        self._shard = shard
+        self._engine = engine
+        self._scores = scores
+        self._done = done
+        self._blind: dict[Hashable, str] = {}  # images that do not fit alone, and what is said of them
+        self._most_tokens: int | None = None
+
+    def see(self, work: _See) -> None:
+        """Encode images; one that does not fit alone takes its samples along."""
+        try:
+            with self._done.timed():
+                self._engine.see(work.inputs, work.starts[0], sum(work.rows))
+        except DeviceMemoryError:
+            self._done.splits += 1
+        else:
+            self._scores.images_encoded += len(work.keys)
+            return
+        if len(work.keys) == 1:
+            self._blind[work.keys[0]] = f"out-of-memory: an image of {work.rows[0]} tokens, encoded alone"
+            return
+        half = len(work.keys) // 2
+        self.see(work.part(self._family, slice(half)))
+        self.see(work.part(self._family, slice(half, None)))
+
+    def read(self, work: _Read) -> None:
+        """Score samples; one that does not fit alone is set aside."""
+        blind = {row: why for row in work.rows if (why := self._why_blind(row)) is not None}
+        for row, why in blind.items():
+            self._scores.set_aside(row, why)
+        rows = tuple(row for row in work.rows if row not in blind)
+        if rows:
+            self._read(rows, work.starts, None if blind else work.inputs)
+
+    def _why_blind(self, row: int) -> str | None:
+        return next((self._blind[ref.key] for ref in self._shard.images[row] if ref.key in self._blind), None)
+
+    def _read(self, rows: tuple[int, ...], starts: Mapping[Hashable, int], inputs: Arrays | None) -> None:
+        tokens = len(rows) * max(len(self._shard.samples[row]) for row in rows)
+        fits = self._most_tokens is None or tokens <= self._most_tokens or len(rows) == 1
+        try:
+            if fits:
+                self._read_whole(rows, inputs or _scorer_inputs(self._family, self._shard, rows, starts))
+                return
+        except DeviceMemoryError:
+            self._done.splits += 1
+            # Batches are of about one size: the following ones are not even tried.
+            self._most_tokens = tokens // 2
+            if len(rows) == 1:
+                self._scores.set_aside(rows[0], f"out-of-memory: {tokens} tokens, scored alone")
+                return
+        half = len(rows) // 2
+        self._read(rows[:half], starts, None)
+        self._read(rows[half:], starts, None)
+
+    def _read_whole(self, rows: Sequence[int], inputs: Arrays) -> None:
+        with self._done.timed():
+            result = self._engine.read(inputs, ("token_nll", "sample_embedding"))
+        samples = [self._shard.samples[row] for row in rows]
+        losses = split_answers(samples, result["token_nll"])
+        for row, token_nll, embedding in zip(rows, losses, result["sample_embedding"], strict=True):
+            self._scores.put(row, token_nll, embedding)
+
+
+def _image_uses(
+    shard: EncodedShard, batches: Sequence[Sequence[int]]
+) -> tuple[dict[str | bytes, ImageRef], list[list[ImageUse]]]:
+    """Find the distinct images, and those that each batch needs in order of first use."""
+    images: dict[str | bytes, ImageRef] = {}
+    uses = []
+    for batch in batches:
+        needed: dict[str | bytes, ImageUse] = {}
+        for row in batch:
+            for ref, count in zip(shard.images[row], shard.samples[row].image_tokens, strict=True):
+                images.setdefault(ref.key, ref)
+                needed.setdefault(ref.key, ImageUse(ref.key, count))
+        uses.append(list(needed.values()))
+    return images, uses

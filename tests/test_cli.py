@@ -1,0 +1,78 @@
+"""What the command line says of itself: help, examples, completion."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from mllm_selector import cli
+
+COMMANDS = re.findall(
+    r"^    ([a-z]+)\b", cli._parser().format_help().partition("COMMAND\n")[2].partition("options:")[0], re.M
+)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_80_columns(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(capsys, *([] if command is None else [command]), "--help")
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_examples_that_are_understood(capsys, command):
+    text = shown(capsys, command, "--help").partition("examples:\n")[2].replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "mllm-selector" in line]
+    assert any(f"mllm-selector {command}" in line for line in lines)
+    for line in lines:
+        words = shlex.split(
+            line.partition("mllm-selector ")[2].partition(">")[0].partition(")")[0].rstrip('"')
+        )
+        cli._parser().parse_args(words)
+
+
+def test_all_commands_are_found():
+    assert {"select", "pick", "report", "diff", "completion", "doctor", "demo"} <= set(COMMANDS)
+
+
+COMPLETE = """
+eval "$({python} -m mllm_selector completion bash)"
+COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); COMP_LINE="{words}"
+COMPREPLY=()
+$(complete -p mllm-selector | sed 's/.*-F \\([^ ]*\\).*/\\1/') mllm-selector "${{COMP_WORDS[$COMP_CWORD]}}"
+printf '%s\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("mllm-selector pi", "pick"),
+        ("mllm-selector pick --bud", "--budget"),
+        ("mllm-selector pick --share size-n", "size-necessity"),
+    ],
+)
+def test_bash_completes(words, expected):
+    script = COMPLETE.format(python=shlex.quote(sys.executable), words=words)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C"}
+    )
+    assert expected in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_every_shell_gets_a_script(capsys, shell):
+    assert cli.main(["completion", shell]) == 0
+    assert "mllm-selector" in capsys.readouterr().out

@@ -1,0 +1,277 @@
+"""What scoring does when memory or the number format does not suffice, and what it counts meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+
+from mllm_selector.artifacts import ScoreTable
+from mllm_selector.config import ExportOptions, ScoreOptions
+from mllm_selector.engine import OnnxEngine, memory_errors
+from mllm_selector.errors import DeviceMemoryError, ScoreError
+from mllm_selector.progress import SilentProgress
+from mllm_selector.rundir import RunDirectory, StageRecord
+from mllm_selector.stages import score
+from model_fixtures import done, export_once, picture, write_pool
+
+WORDS = ["how", "many", "red", "blue", "boxes", "squares", "is", "there", "a", "wall", "?", "yes", "no"]
+
+
+def samples(count: int, seed: int = 2) -> list[Any]:
+    """Samples of all lengths with no to three images."""
+    draw = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        images = [f"{draw.integers(9)}.png" for _ in range(draw.integers(4))]
+        question = "<image>\n" * len(images) + " ".join(draw.choice(WORDS, draw.integers(1, 30)))
+        answer = " ".join(draw.choice(WORDS, draw.integers(1, 9)))
+        made.append(([("user", question), ("assistant", answer)], images))
+    return made
+
+
+def ask(text: str) -> Any:
+    """A sample without images."""
+    return [("user", text), ("assistant", "yes")], []
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(9):
+        picture(index).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def scored(tmp_path: Path, images: Path) -> Callable[..., tuple[dict[str, Any], ScoreTable]]:
+    """Score a pool with a model of the fixtures, in a directory of its own."""
+
+    def run(
+        pool: list[Any], model: str = "clip-llama", change: Any = None, **options: Any
+    ) -> tuple[dict[str, Any], ScoreTable]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        precision = "float16" if model.endswith("float16") else "float32"
+        with RunDirectory(folder) as held:
+            write_pool(folder, pool)
+            shutil.copytree(export_once(model).graphs, held.onnx)
+            if change is not None:
+                change(held.onnx)
+            held.stages["ingest"] = done(options={"images": str(images)})
+            held.stages["seed"] = done()
+            held.stages["export"] = done(options=ExportOptions(precision=precision).as_json())
+            held.stages["score"] = StageRecord(state="running", key="key")
+            given = {"device": "cpu", "token_budget": 512, "shard_size": 40, **options}
+            counts = score.run(held, ScoreOptions(**given), SilentProgress())
+            return counts, ScoreTable.load(held.scores)
+
+    return run
+
+
+# Memory
+
+
+@contextmanager
+def little_memory(
+    monkeypatch: pytest.MonkeyPatch, tokens: int = 10**9, pictures: int = 10**9
+) -> Iterator[None]:
+    """An engine that fails, as ONNX Runtime does, where more is computed together."""
+    read, see = OnnxEngine.read, OnnxEngine.see
+
+    def lack(what: int, most: int) -> None:
+        with memory_errors():
+            if what > most:
+                raise RuntimeError("Failed to allocate memory for requested buffer of size 1073741824")
+
+    def small_read(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
+        lack(inputs["input_ids"].size, tokens)
+        return read(self, inputs, outputs)
+
+    def small_see(self: OnnxEngine, inputs: Any, start: int, rows: int) -> None:
+        lack(len(inputs["pixel_values"]), pictures)
+        see(self, inputs, start, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxEngine, "read", small_read)
+        patch.setattr(OnnxEngine, "see", small_see)
+        yield
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("Non-zero status code returned while running MatMul: bad allocation"),
+        RuntimeError(
+            "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9"
+        ),
+        RuntimeError("CUDA failure 2: out of memory ; GPU=0"),
+        RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    ],
+    ids=lambda error: str(error)[:30],
+)
+def test_a_lack_of_memory_is_known_by_its_words(error: Exception) -> None:
+    with pytest.raises(DeviceMemoryError), memory_errors():
+        raise error
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(ValueError, match="shapes differ"), memory_errors():
+        raise ValueError("shapes differ")
+
+
+def test_batches_that_do_not_fit_are_halved(scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = samples(60)
+    whole, expected = scored(pool)
+    with little_memory(monkeypatch, tokens=200, pictures=3):
+        halved, table = scored(pool)
+    assert halved["halved_batches"] > 0 == whole["halved_batches"]
+    assert halved["scored"] == 60
+    assert halved["images_encoded"] == whole["images_encoded"]
+    assert np.abs(table.necessity - expected.necessity).max() < 1e-5
+
+
+def test_what_does_not_fit_alone_is_set_aside(scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = samples(40)
+    _, expected = scored(pool)
+    longest = [ask("many " * 60), *pool]
+    with little_memory(monkeypatch, tokens=100):
+        counts, table = scored([pool[0], *longest])
+    reasons = table.reasons.to_pylist()
+    fits = [reason is None for reason in reasons]
+    assert 2 <= fits.count(False) == counts["set_aside"]["out-of-memory"] < 20
+    assert reasons[1].startswith("out-of-memory: ")
+    assert reasons[1].endswith(" tokens, scored alone")
+    assert np.isnan(table.necessity[1])
+    others = np.array([expected.necessity[0], np.nan, *expected.necessity])
+    assert np.abs(table.necessity - others)[fits].max() < 1e-5
+
+
+def test_an_image_that_does_not_fit_takes_only_its_samples_along(
+    scored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = [each if each[1] else ask("many") for each in samples(20)] + [
+        ask("red " * n) for n in range(1, 25)
+    ]
+    with little_memory(monkeypatch, pictures=0):
+        counts, table = scored(pool)
+    shown = [bool(images) for _, images in pool]
+    assert [reason is not None for reason in table.reasons.to_pylist()] == shown
+    assert counts["images_encoded"] == 0
+
+
+def test_features_that_do_not_fit_are_encoded_again(scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = samples(80)
+    roomy, expected = scored(pool, shard_size=80)
+    real = OnnxEngine.reserve
+
+    def reserve(self: OnnxEngine, rows: int) -> None:
+        with memory_errors():
+            if rows > limit:
+                raise MemoryError
+        real(self, rows)
+
+    monkeypatch.setattr(OnnxEngine, "reserve", reserve)
+    limit = 16 * 8
+    counts, table = scored(pool, shard_size=80, token_budget=130)
+    assert counts["images_encoded"] > roomy["images_encoded"]
+    assert np.abs(table.necessity - expected.necessity).max() < 1e-5
+    limit = 16
+    with pytest.raises(ScoreError, match=r"features of one batch do not fit .* lower --token-budget"):
+        scored(pool)
+
+
+REAL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from mllm_selector.engine import OnnxEngine
+from mllm_selector.errors import DeviceMemoryError
+engine = OnnxEngine(Path(sys.argv[1]), "cpu", threads=1)
+def read(batch, length):
+    ones = np.ones((batch, length), dtype=np.int64)
+    return engine.read(
+        {"input_ids": ones, "attention_mask": ones, "pooled_positions": ones, "image_rows": -ones,
+         "answer_positions": np.arange(batch * length), "answer_tokens": ones.reshape(-1)},
+        ("token_nll",))
+read(2, 8)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+try:
+    read(64, 1000)
+except DeviceMemoryError as error:
+    print(len(read(2, 8)["token_nll"]), error)
+"""
+
+
+def test_a_real_lack_of_memory_is_recognised_and_survived() -> None:
+    """ONNX Runtime itself, in a process that may not have more than 200 MB more."""
+    command = [sys.executable, "-c", REAL, str(export_once("clip-llama").graphs)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("16 "), process.stdout
+
+
+# Number format
+
+
+def test_a_sample_that_overflows_is_scored_again_in_float32(scored: Any) -> None:
+    """A token whose embedding is infinite in the float16 graph only."""
+
+    def overflow(graphs: Path) -> None:
+        poison(graphs / "scorer.onnx", np.inf)
+
+    pool = samples(30)
+    pool[3] = ask("a \x7f b")
+    pool[7] = ([("user", "<image>\n? \x7f"), ("assistant", "no")], ["2.png"])
+    counts, table = scored(pool, "layers-float16", overflow)
+    assert counts["rescored"] == 2
+    assert counts["scored"] == 30
+    clean, expected = scored(pool, "layers-float16")
+    assert clean["rescored"] == 0
+    assert np.array_equal(np.delete(table.necessity, [3, 7]), np.delete(expected.necessity, [3, 7]))
+    assert np.abs(table.necessity - expected.necessity).max() < 1e-2
+    assert (table.necessity != expected.necessity).any()
+
+
+def test_what_is_not_finite_in_float32_either_is_set_aside(scored: Any) -> None:
+    def broken(graphs: Path) -> None:
+        poison(graphs / "scorer.onnx", np.nan)
+        poison(graphs / "float32" / "scorer.onnx", np.nan)
+
+    pool = samples(30)
+    pool[3] = ask("a \x7f b")
+    counts, table = scored(pool, "layers-float16", broken)
+    assert counts["rescored"] == 1
+    assert counts["set_aside"] == {"not-finite": 1}
+    assert table.reasons[3].as_py().startswith("not-finite: summed loss nan")
+
+
+def poison(graph: Path, value: float) -> None:
+    """Give the token of the character 127 an embedding of that value."""
+    from transformers import AutoProcessor
+
+    folder = next(parent for parent in graph.parents if (parent / "processor").is_dir())
+    tokenizer = AutoProcessor.from_pretrained(folder / "processor").tokenizer
+    token = tokenizer("\x7f", add_special_tokens=False)["input_ids"][0]
+    model = onnx.load(graph)
+    table = next(weight for weight in model.graph.initializer if list(weight.dims) == [400, 32])
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[token] = value
+    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+    onnx.save(model, graph)
