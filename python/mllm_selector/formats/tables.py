@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
@@ -167,7 +166,7 @@ class RowFormat(ABC):
         schema = pa.schema([_plain_field(file.schema.field(name)) for name in columns])
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for _, batch in _ahead(file.batches(columns, None)):
+            for _, batch in file.batches(columns, None):
                 # Lengths and buffers only; the Rust reader looks at each offset and text.
                 batch.validate()
                 arrays = [batch.column(name) for name in columns]
@@ -262,15 +261,6 @@ class RowFormat(ABC):
             msg = f"{path} is not a whole {self.name} file ({error})"
             raise PoolError(msg) from error
         return file
-
-
-def _ahead(batches: Batches) -> Batches:
-    """Yield the same, while another thread decodes the next: the reader is busy writing in the meantime."""
-    with ThreadPoolExecutor(1) as thread:
-        batch = thread.submit(next, batches, None)
-        while (found := batch.result()) is not None:
-            batch = thread.submit(next, batches, None)
-            yield found
 
 
 def _columns(file: RowFile, names: dict[str, str]) -> list[str]:
