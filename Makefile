@@ -14,10 +14,10 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format fuzz bench wheel develop clean
+.PHONY: help demo test test-faults lint audit format fuzz bench wheel develop clean
 
 help:  ## Show the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/built  ## Run the whole method on a shipped sample and show where the report is
 	$(BIN)/mllm-selector demo --run-dir demo-run
@@ -26,7 +26,10 @@ test: $(VENV)/built  ## Run all tests, Rust and Python
 	cargo test -p mllm-selector-core --locked --release --quiet
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-lint: $(VENV)/built  ## Check format, lints and types
+test-faults: $(VENV)/built  ## Kills, full disks, damage: the long form, which writes docs/reliability.md
+	$(BIN)/python tests/faults/run.py
+
+lint: $(VENV)/built audit  ## Check format, lints and types
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo metadata --manifest-path fuzz/Cargo.toml --locked --format-version 1 >/dev/null  # its lock is up to date
@@ -34,6 +37,15 @@ lint: $(VENV)/built  ## Check format, lints and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Neither tool is needed to work on this, and both need the network for what is known to be vulnerable.
+audit:  ## Check licences and known vulnerabilities of dependencies, as far as tools and network allow
+	@if ! cargo deny --version >/dev/null 2>&1; then echo "audit: cargo-deny is not installed, crates are not checked"; \
+	elif ! cargo deny fetch db >/dev/null 2>&1; then \
+	  echo "audit: no network, crates are checked without advisories"; cargo deny --locked --offline check licenses bans sources; \
+	else cargo deny --locked check; fi
+	@if ! $(BIN)/pip-audit --version >/dev/null 2>&1; then echo "audit: pip-audit is not installed, packages are not checked"; \
+	else $(BIN)/pip-audit --local --skip-editable; fi
 
 format:  ## Format the sources
 	cargo fmt --all

@@ -1,6 +1,6 @@
 """Scoring on the CPU: the ONNX engine against PyTorch with the same batches, and against a plain loop.
 
-    python benches/cpu_scoring.py --threads 1            # about 20 M parameters, 600 NLVR samples
+    python benches/cpu_scoring.py --threads 1            # 15.6 M parameters, 600 NLVR samples
     python benches/cpu_scoring.py --threads 2 --nlvr DIR
 
 Makes a LLaVA with random weights and a vocabulary of 32,000, and scores the same samples with
@@ -20,7 +20,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +28,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from mllm_selector.families.chat import ChatEncoder, encode_for_training
-from mllm_selector.families.images import load_image
-from mllm_selector.families.loading import load_model, load_processor
-from mllm_selector.pool import Pool
-from mllm_selector.rundir import RunDirectory
-from scoring_setup import SIZE, VOCABULARY, Scored, machine, make_llava, make_pool, prepare, score_once
-
-LOOP_BATCH = 8
+from scoring_setup import (
+    VOCABULARY,
+    Scored,
+    machine,
+    make_llava,
+    make_pool,
+    model_size,
+    prepare,
+    score_by_loop,
+    score_once,
+)
 
 
 def main() -> int:
@@ -45,6 +47,8 @@ def main() -> int:
     )
     parser.add_argument("--nlvr", type=Path, metavar="DIR", help="an NLVR corpus; by default what is shipped")
     parser.add_argument("--samples", type=int, default=600)
+    parser.add_argument("--hidden", type=int, default=192, help="width of the model, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the tower and of the text model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--token-budget", type=int, default=2048)
@@ -60,7 +64,7 @@ def main() -> int:
 def compare(folder: Path, given: argparse.Namespace) -> int:
     pool, images = make_pool(folder, given.nlvr, given.samples)
     model = folder / "model"
-    parameters = make_llava(model, pool, SIZE, VOCABULARY)
+    parameters = make_llava(model, pool, model_size(given.hidden, given.layers), VOCABULARY)
     for engine in ("onnx", "torch"):
         prepare(folder / engine, pool, images, model, engine=engine)
     options = {
@@ -74,52 +78,13 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     for _ in range(given.repeats):
         for name in ("onnx", "torch", "loop"):
             result = (
-                by_loop(folder / "onnx", model, images)
+                score_by_loop(folder / "onnx", model, images)
                 if name == "loop"
                 else score_once(folder / name, **options)
             )
             if name not in best or result.seconds < best[name].seconds:
                 best[name] = result
     return show(best, parameters, given)
-
-
-def by_loop(run_dir: Path, folder: Path, images: Path) -> Scored:
-    """Score in file order with full logits, as a training script's evaluation does."""
-    model = load_model(folder, attention=None)
-    processor = load_processor(folder)
-    chat = ChatEncoder.of(processor)
-    with RunDirectory(run_dir) as run:
-        samples = list(Pool.open(run.pool, images))
-    losses = np.full(len(samples), np.nan, dtype=np.float32)
-    seconds = 0.0
-    for at in range(0, len(samples), LOOP_BATCH):
-        started = time.perf_counter()
-        encoded = [
-            encode_for_training(processor, sample, load_image, chat)
-            for sample in samples[at : at + LOOP_BATCH]
-        ]
-        batch = collate(encoded, processor.tokenizer.pad_token_id)
-        with torch.inference_mode():
-            logits = model(**batch, use_cache=False).logits
-        seconds += time.perf_counter() - started
-        # For the comparison of values only: the model's loss is one mean over the batch.
-        labels = batch["labels"][:, 1:]
-        tokens = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
-        losses[at : at + LOOP_BATCH] = (tokens.sum(1) / (labels >= 0).sum(1)).numpy()
-    return Scored(seconds, 0.0, {}, losses)
-
-
-def collate(encoded: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
-    """Pad to the longest on the right; put all images one after the other."""
-    padding = {"input_ids": pad, "attention_mask": 0, "labels": -100}
-    batch = {
-        name: torch.nn.utils.rnn.pad_sequence(
-            [each[name].reshape(-1) for each in encoded], batch_first=True, padding_value=value
-        )
-        for name, value in padding.items()
-    }
-    pixels = [each["pixel_values"] for each in encoded if "pixel_values" in each]
-    return batch | ({"pixel_values": torch.cat(pixels)} if pixels else {})
 
 
 def show(best: dict[str, Scored], parameters: int, given: argparse.Namespace) -> int:

@@ -53,9 +53,26 @@ class Fused(torch.nn.Module):
         self.vision = vision
         self.scorer = scorer
 
-    def forward(self, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> Any:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_rows: torch.Tensor,
+        pooled_positions: torch.Tensor,
+        answer_positions: torch.Tensor,
+        answer_tokens: torch.Tensor,
+    ) -> Any:
         """Return the scorer's outputs."""
-        return self.scorer(features=self.vision(pixel_values), **inputs)
+        return self.scorer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_rows=image_rows,
+            features=self.vision(pixel_values),
+            pooled_positions=pooled_positions,
+            answer_positions=answer_positions,
+            answer_tokens=answer_tokens,
+        )
 
 
 def main() -> int:

@@ -70,6 +70,7 @@ def make_run(path: Path, rows: int, dim: int) -> None:
                 pa.array(tokens),
                 pa.array(necessity[span]),
                 pa.nulls(len(vectors), pa.utf8()),
+                pa.array([[]] * len(vectors), schema.field("missing").type),
                 pa.FixedSizeListArray.from_arrays(values, type=schema.field("embedding").type),
             ]
             write_arrow(run.scores / f"part-{part:05d}.arrow", pa.Table.from_arrays(columns, schema=schema))

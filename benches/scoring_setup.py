@@ -18,29 +18,39 @@ from mllm_selector.artifacts import ScoreTable
 from mllm_selector.config import ScoreOptions
 from mllm_selector.demo import nlvr
 from mllm_selector.demo.model import ModelSize, make_model
+from mllm_selector.families.chat import ChatEncoder, encode_for_training
+from mllm_selector.families.images import load_image
+from mllm_selector.families.loading import load_model, load_processor
+from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
 from mllm_selector.resources import processor_name
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import score
 
-SIZE = ModelSize(hidden=256, vision_layers=4, text_layers=4, image_side=96, patch_side=12, vocabulary=2000)
-VOCABULARY = 32_000
-"""A LLaVA of 22 M parameters, 16 M of them in token embeddings and vocabulary projection."""
+LOOP_BATCH = 8
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "pillow", "numpy")
+VOCABULARY = 32_000
+
+
+def model_size(hidden: int, layers: int) -> ModelSize:
+    """Return the size of a LLaVA with 64 tokens an image and as many layers in its tower as in its text."""
+    return ModelSize(hidden, layers, layers, image_side=96, patch_side=12, vocabulary=2000)
 
 
 class Stopwatch(SilentProgress):
     """Seconds from the start of a stage's work, models loaded, to its end."""
 
     seconds = 0.0
+    _started: float | None = None
 
     def start(self, stage: str, total: int | None = None, unit: str = "samples", **_: Any) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+        """Start the clock at the first step."""
+        self._started = self._started or time.perf_counter()
 
     def finish(self, text: str) -> None:
         """Stop it."""
+        assert self._started is not None
         self.seconds = time.perf_counter() - self._started
 
 
@@ -142,3 +152,65 @@ def score_once(run_dir: Path, **options: Any) -> Scored:
         counts = score.run(run, ScoreOptions(**options), stopwatch)
         necessity = ScoreTable.load(run.scores).necessity
     return Scored(stopwatch.seconds, counts["idle_share"], counts, necessity)
+
+
+def score_by_loop(
+    run_dir: Path, folder: Path, images: Path, device: str = "cpu", precision: str = "float32"
+) -> Scored:
+    """Score in file order with full logits, as a training script's evaluation does.
+
+    Parameters
+    ----------
+    run_dir : Path
+        Has the pool.
+    folder : Path
+        The model.
+    images : Path
+        The pool's images folder.
+    device, precision : str
+        Where the model runs, and in which number format.
+    """
+    import torch
+
+    model = load_model(folder, precision=precision, attention=None).to(device)
+    processor = load_processor(folder)
+    chat = ChatEncoder.of(processor)
+    samples = list(Pool.open(run_dir / "pool.arrow", images))
+    losses = np.full(len(samples), np.nan, dtype=np.float32)
+    seconds = 0.0
+    for at in range(0, len(samples), LOOP_BATCH):
+        started = time.perf_counter()
+        encoded = [
+            encode_for_training(processor, sample, load_image, chat)
+            for sample in samples[at : at + LOOP_BATCH]
+        ]
+        collated = collate(encoded, processor.tokenizer.pad_token_id)
+        batch = {name: tensor.to(device) for name, tensor in collated.items()}
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+        with torch.inference_mode():
+            output = model(**batch, use_cache=False)
+            output.loss.item()
+        seconds += time.perf_counter() - started
+        # For the comparison of values only: the model's loss is one mean over the batch.
+        labels = batch["labels"][:, 1:]
+        logits = output.logits[:, :-1].float().transpose(1, 2)
+        tokens = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        losses[at : at + LOOP_BATCH] = (tokens.sum(1) / (labels >= 0).sum(1)).cpu().numpy()
+    return Scored(seconds, 0.0, {}, losses)
+
+
+def collate(encoded: list[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """Pad what there is for each token to the longest, on the right; put the rest one after the other."""
+    import torch
+
+    fill = {"input_ids": pad, "labels": -100}
+    batch = {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [each[name] for each in encoded], batch_first=True, padding_value=fill.get(name, 0)
+        )
+        for name, tensor in encoded[0].items()
+        if tensor.ndim == 1
+    }
+    whole = sorted({name for each in encoded for name in each} - set(batch))
+    return batch | {name: torch.cat([each[name] for each in encoded if name in each]) for name in whole}

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mllm_selector import pipeline
 from mllm_selector.rundir import read_manifest
-from scoring_setup import SIZE, VOCABULARY, machine, make_llava, make_pool
+from scoring_setup import VOCABULARY, machine, make_llava, make_pool, model_size
 
 SELECTION = ("seed", "export", "score", "pick")
 
@@ -42,6 +42,8 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--seed-size", default="2%")
     parser.add_argument("--budget", default="10%")
+    parser.add_argument("--hidden", type=int, default=192, help="width of the model, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the tower and of the text model")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -51,7 +53,7 @@ def main() -> int:
 
 def compare(folder: Path, given: argparse.Namespace) -> int:
     pool, images = make_pool(folder, given.nlvr, given.samples)
-    parameters = make_llava(folder / "model", pool, SIZE, VOCABULARY)
+    parameters = make_llava(folder / "model", pool, model_size(given.hidden, given.layers), VOCABULARY)
     common = {"pool": str(pool), "images": str(images), "model": str(folder / "model"), "seed_epochs": 1.0}
     whole = {
         **common,
@@ -60,7 +62,7 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
         "device": "cpu",
         "threads": given.threads,
     }
-    seconds = run(folder / "run", whole, list(pipeline.STAGES))
+    seconds = run(folder / "run", whole, ["ingest", *SELECTION])
     chosen = {**common, "pool": str(folder / "run" / "subset.json")}
     epoch = run(folder / "epoch", {**common, "seed_size": "100%"}, ["ingest", "seed"])["seed"]
     subset = run(folder / "subset", {**chosen, "seed_size": "100%"}, ["ingest", "seed"])["seed"]

@@ -140,6 +140,7 @@ def write_run(
                 tokens,
                 necessity[span],
                 pa.array(reasons[span], pa.utf8()),
+                pa.array([[]] * length, score_schema(DIMENSIONS).field("missing").type),
                 vectors,
             ]
             table = pa.Table.from_arrays(

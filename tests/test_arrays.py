@@ -462,7 +462,13 @@ def test_zero_rows_have_no_cosine(call):
         call(X)
 
 
-LONG_CALLS = [lambda X, **how: k_center(X, len(X), **how), lambda X, **how: nearest_neighbours(X, 50, **how)]
+LONG_CALLS = [
+    lambda X, **how: k_center(X, len(X), **how),
+    lambda X, **how: kmeans(X, 4000, tolerance=0, max_iterations=1000, **how),
+    lambda X, **how: near_duplicates(X, 0.9, pairs=True, **how),
+    lambda X, **how: nearest_neighbours(X, 50, **how),
+    lambda X, **how: facility_location(X, 50, **how),
+]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_other_seed_models_are_compared_by_rank(runs, written):
     values = []
     for run in runs:
         with pa.ipc.open_file(run / "scores" / "part-00000.arrow") as file:
-            values.append(file.read_all()["necessity"].to_numpy())
+            values.append(file.read_all()["nll"].to_numpy())
     scored = ~np.isnan(values[0])
     expected = spearmanr(values[0][scored], values[1][scored]).statistic
     assert told["rank_correlation"] == pytest.approx(expected)

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mllm_selector import engine
+from mllm_selector import doctor, engine
 from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import MissingPackageError, ScoreError
 from mllm_selector.families.base import SCORER_OUTPUTS
@@ -63,6 +63,13 @@ def test_both_packages_are_a_conflict(graphs: Path, monkeypatch: pytest.MonkeyPa
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in str(engine.onnxruntime_conflict())
     with pytest.raises(ScoreError, match="both installed"):
         OnnxEngine(graphs)
+
+
+def test_doctor_names_both_packages_and_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "version", lambda name: "1.0")
+    text, healthy = doctor.examine()
+    assert not healthy
+    assert "overwrite each other; mend it with 'pip uninstall -y onnxruntime onnxruntime-gpu'" in text
 
 
 def test_a_missing_package_is_named(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

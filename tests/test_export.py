@@ -22,7 +22,6 @@ from mllm_selector.families.base import SCORER_OUTPUTS, Family, Graph
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.scoring import parity
 from mllm_selector.scoring.batching import scorer_batch, split_answers
 from mllm_selector.stages import export
 from model_fixtures import MODELS, Exported, clip_llama, done, export_once, picture
@@ -218,14 +217,14 @@ def test_nan_does_not_pass_the_check(
 def test_tokens_that_differ_from_the_processors_stop(
     stand_in: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = parity.encode_for_training
+    real = Family.training_inputs
 
     def shifted(*arguments: Any) -> Any:
         encoded = real(*arguments)
         encoded["labels"] = encoded["labels"].roll(1)
         return encoded
 
-    monkeypatch.setattr(parity, "encode_for_training", shifted)
+    monkeypatch.setattr(Family, "training_inputs", shifted)
     with pytest.raises(ExportError, match="tokens of LlavaFamily differ"):
         run_export(stand_in.model, tmp_path / "run")
 

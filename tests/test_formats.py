@@ -24,6 +24,7 @@ from mllm_selector.pipeline import build_options, run_stages
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory, StageRecord, stage_key
 from mllm_selector.selection import Selection
+from plugin_fixtures import install
 
 RECORD = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
 
@@ -158,36 +159,12 @@ class Lines:
 '''
 
 
-def install(folder: Path, module: str, text: str) -> Path:
-    """Install a package with an entry point, as a wheel by pip; return the folder to import it from."""
-    information = f"{module}-1.0.dist-info"
-    files = {
-        f"{module}.py": text,
-        f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n",
-        f"{information}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{information}/entry_points.txt": f"[{formats.ENTRY_POINTS}]\nadded = {module}:Pairs\n",
-    }
-    wheel = folder / f"{module}-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-        archive.writestr(f"{information}/RECORD", "".join(f"{name},,\n" for name in files))
-    flags = ["--no-index", "--no-deps", "--quiet", "--target", str(folder / "site")]
-    subprocess.run([sys.executable, "-m", "pip", "install", *flags, str(wheel)], check=True)
-    return folder / "site"
-
-
 def test_another_package_adds_a_format(tmp_path, registry):
-    site = install(tmp_path, "pairs_format", PLUGIN)
+    install(tmp_path, registry, formats.ENTRY_POINTS, "pairs_format", PLUGIN, "Pairs")
     lines = [f"n{number}\tWie {number}?\tSo." for number in range(9)]
     pool = tmp_path / "mix.tsv"
     pool.write_text("\n".join(["id\tquestion\tanswer", *lines]) + "\n")
-    subprocess.run(
-        [sys.executable, "-m", "mllm_selector", "ingest", str(pool), "--run-dir", str(tmp_path / "run")],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(site)},
-    )
-    registry.syspath_prepend(str(site))
+    run_stages(tmp_path / "run", build_options({"pool": pool}, ["ingest"]))
     with RunDirectory(tmp_path / "run") as run:
         opened = Pool.of(run)
         assert opened.format == "pairs"
@@ -195,6 +172,27 @@ def test_another_package_adds_a_format(tmp_path, registry):
         assert formats.subset_suffix(run) == ".tsv"
         formats.write_subset(run, np.array([5, 1, 2]), tmp_path / "out.tsv")
     assert (tmp_path / "out.tsv").read_text().splitlines()[1:] == [lines[row] for row in (5, 1, 2)]
+
+
+def test_a_wheel_that_pip_installs_adds_a_format(tmp_path):
+    files = {
+        "tsv_pairs.py": PLUGIN,
+        "tsv_pairs-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tsv_pairs\nVersion: 1.0\n",
+        "tsv_pairs-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "tsv_pairs-1.0.dist-info/entry_points.txt": f"[{formats.ENTRY_POINTS}]\npairs = tsv_pairs:Pairs\n",
+    }
+    files["tsv_pairs-1.0.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
+    wheel = tmp_path / "tsv_pairs-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    site, pool, run = tmp_path / "site", tmp_path / "mix.tsv", tmp_path / "run"
+    pool.write_text("id\tquestion\tanswer\na\tWie?\tSo.\n")
+    flags = ["--no-index", "--no-deps", "--quiet", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *flags, str(wheel)], check=True)
+    command = [sys.executable, "-m", "mllm_selector", "ingest", str(pool), "--run-dir", str(run)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(site)})
+    assert Pool.open(run / "pool.arrow").format == "pairs"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +206,7 @@ def test_another_package_adds_a_format(tmp_path, registry):
     ],
 )
 def test_a_format_that_cannot_be_added_is_named(tmp_path, registry, text, message):
-    registry.syspath_prepend(str(install(tmp_path, "broken_format", text)))
+    install(tmp_path, registry, formats.ENTRY_POINTS, "broken_format", text, "Pairs")
     with pytest.raises(UsageError, match=message):
         formats.known()
 

@@ -24,19 +24,25 @@ LAYERS = [
     {"stages"},
     {"scoring"},
     {"training"},
-    {"families", "formats", "methods", "selection", "reporting"},
+    {"families", "formats", "selection", "reporting"},
     {"arrays", "engine", "neighbours", "pool"},
+    {"methods"},
     {"sampling"},
+    {"limits"},
+    {"samples"},
     {"checks"},
-    {"rundir", "resources"},
+    {"rundir", "resources", "columns"},
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
-    {"values"},
+    {"options"},
+    {"metrics", "values"},
     {"errors", "_internal"},
 ]
 
 # A torch module is a class, so its file needs torch at the top; it is imported inside functions only.
-TORCH_CODE = {PACKAGE / "families" / name for name in ("graphs.py", "scorer.py")}
+TORCH_CODE = {
+    PACKAGE / "families" / name for name in ("gemma_graphs.py", "graphs.py", "qwen_graphs.py", "scorer.py")
+}
 
 
 def modules() -> list[Path]:
@@ -92,7 +98,10 @@ def test_heavy_packages_are_imported_inside_functions(path: Path) -> None:
         if path in TORCH_CODE:
             names = [name for name in names if name.split(".")[0] != "torch"]
         heavy = {name.split(".")[0] for name in names} & HEAVY
-        heavy |= {name for name in names if PACKAGE.parent / (name.replace(".", "/") + ".py") in TORCH_CODE}
+        if path not in TORCH_CODE:
+            heavy |= {
+                name for name in names if PACKAGE.parent / (name.replace(".", "/") + ".py") in TORCH_CODE
+            }
         assert not heavy, f"{path.relative_to(PACKAGE)} imports {heavy} at the top"
 
 

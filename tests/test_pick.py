@@ -13,12 +13,13 @@ import pytest
 
 from mllm_selector.arrays import pick
 from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
+from mllm_selector.cli import main
 from mllm_selector.config import Amount, IngestOptions, PickOptions, ReportOptions
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.limits import check_limits
 from mllm_selector.progress import SilentProgress
 from mllm_selector.reporting.command import as_call, as_command
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint_inputs, read_manifest
-from mllm_selector.sampling import check_limits
 from mllm_selector.selection import SELECTION_SCHEMA, Selection
 from mllm_selector.stages import ingest, report
 from mllm_selector.stages import pick as stage
@@ -45,9 +46,8 @@ def scores():
     return necessity, X
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A run directory as the score stage leaves it."""
+def make_run(tmp_path):
+    """Make a run directory as the score stage leaves it."""
     pool = tmp_path / "pool.json"
     pool.write_text(json.dumps([record(row) for row in range(N)], indent=1, ensure_ascii=False))
     with RunDirectory(tmp_path / "run") as run:
@@ -65,6 +65,11 @@ def folder(tmp_path):
         run.stages["score"] = StageRecord("done", key="scores")
         run.save()
     return tmp_path / "run"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_run(tmp_path)
 
 
 @pytest.fixture
@@ -86,6 +91,7 @@ def write_scores(run, rows=N):
                 pa.array(np.full(length, 3), pa.uint32()),
                 pa.array(necessity[part], pa.float32()),
                 pa.array([None] * length, pa.utf8()),
+                pa.array([[]] * length, score_schema(8).field("missing").type),
                 pa.FixedSizeListArray.from_arrays(
                     pa.array(X[part].ravel()), type=score_schema(8).field("embedding").type
                 ),
@@ -108,6 +114,31 @@ def do_pick(run, **options):
     return counts
 
 
+def test_any_metric_of_the_scores_may_be_the_necessity(run):
+    upd = np.random.default_rng(1).random(N).astype(np.float32)
+    upd[7::10] = np.nan
+    for number, path in enumerate(sorted(run.scores.iterdir())):
+        table = open_arrow(path)
+        of_part = pa.array(upd[number * PART : number * PART + len(table)])
+        write_arrow(path, table.append_column("upd", of_part))
+    counts = do_pick(run, necessity="upd", groups="necessity", share="equal", within="top")
+    rows = pick(upd, budget="10%", groups="necessity", share="equal", within="top")
+    table = open_arrow(run.selection)
+    np.testing.assert_array_equal(table["row"].to_numpy(), rows)
+    np.testing.assert_array_equal(table["necessity"].to_numpy(), upd[rows])
+    assert counts["unscored"] == 30
+
+
+def test_a_metric_that_the_pool_was_not_scored_with(folder, capsys):
+    assert (
+        main(["pick", "--budget", "10%", "--necessity", "visnec", "--run-dir", str(folder), "--quiet"]) == 2
+    )
+    assert (
+        "hold no 'visnec', only nll; score the pool with --metrics visnec in another"
+        in capsys.readouterr().err
+    )
+
+
 def test_selection_and_subset(run):
     counts = do_pick(run)
     table = open_arrow(run.selection)
@@ -120,7 +151,17 @@ def test_selection_and_subset(run):
     np.testing.assert_array_equal(rows[np.argsort(table["order"].to_numpy())], chosen)
     assert table["id"].to_pylist() == [f"sample-{row}" for row in rows]
     subset = run.path / counts.pop("subset")
-    assert counts == {"chosen": 30, "groups": 12, "candidates": 294, "unscored": 6, "seed_in_subset": 0}
+    assert counts == {
+        "method": "grouped",
+        "parameters": {},
+        "chosen": 30,
+        "groups": 12,
+        "candidates": 294,
+        "unscored": 6,
+        "lacking": 0,
+        "seed_in_subset": 0,
+        "scores": [],
+    }
     groups = json.loads(table.schema.metadata[b"mllm_selector.groups"])
     assert len(groups) == 12
     assert sum(group["size"] for group in groups) == 294

@@ -84,7 +84,7 @@ def real(report_run: Path) -> tuple[Page, dict, str]:
 @pytest.fixture(scope="module")
 def raw(report_run: Path) -> dict:
     """Return the artifacts as plain lists, read without the package."""
-    scores: dict[str, list] = {"necessity": [], "reason": []}
+    scores: dict[str, list] = {"nll": [], "reason": []}
     for part in sorted((report_run / "scores").iterdir()):
         table = read(part)
         for name in scores:
@@ -93,7 +93,8 @@ def raw(report_run: Path) -> dict:
         "pool": read(report_run / "pool.arrow"),
         "selection": read(report_run / "selection.arrow"),
         "seed": read(report_run / "seed" / "indices.arrow")["row"],
-        **scores,
+        "necessity": scores["nll"],
+        "reason": scores["reason"],
     }
 
 
@@ -369,6 +370,8 @@ def test_one_source_one_group_nothing_else(tmp_path):
         }
     ]
     assert not numbers["groups_are_whole"]
+    assert "from the pool as a whole, without groups" in page.text
+    assert {point["group"] for point in numbers["map"]["points"]} == {None}
     assert "Every record of the input could be used" in page.text
     assert "the seed model was given" in page.text
     assert "text only" in page.text

@@ -35,7 +35,8 @@ def scores(report_run: Path) -> dict[str, np.ndarray]:
         with pa.ipc.open_file(path) as file:
             parts.append(file.read_all())
     table = pa.concat_tables(parts)
-    columns = {name: table[name].to_numpy() for name in ("necessity", *FURTHER)}
+    columns = {name: table[name].to_numpy() for name in ("nll", *FURTHER)}
+    columns["necessity"] = columns.pop("nll")
     vectors = np.array(table["embedding"].to_pylist(), dtype=np.float64)
     with pa.ipc.open_file(report_run / "selection.arrow") as file:
         selection = file.read_all()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,116 +18,19 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector.artifacts import ScoreTable, score_schema
-from mllm_selector.config import ScoreOptions
 from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import RunDirectoryError, ScoreError
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
+from mllm_selector.metrics import Answer, Metrics, Variant
 from mllm_selector.pool import Pool
-from mllm_selector.progress import SilentProgress
-from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.scoring import loading, scorer
 from mllm_selector.scoring.shards import ShardScores
-from mllm_selector.stages import score
-from model_fixtures import done, export_once, picture, write_pool
+from mllm_selector.scoring.tables import score_table
+from model_fixtures import export_once, picture, write_pool
+from score_fixtures import Notes, ask, column, many, parts
 
-Sample = tuple[list[tuple[str, str]], list[str | bytes]]
-PICTURES = 12
-
-
-@dataclass
-class Notes(SilentProgress):
-    """Remembers what is reported."""
-
-    notes: list[str] = field(default_factory=list)
-    updates: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    last: str = ""
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def update(self, done: int, **fields: float | str) -> None:
-        self.updates.append((done, fields))
-
-    def finish(self, text: str) -> None:
-        self.last = text
-
-
-def ask(text: str, answer: str = "yes", images: list[str | bytes] | None = None) -> Sample:
-    images = images or []
-    return [("user", "<image>\n" * len(images) + text), ("assistant", answer)], images
-
-
-def many(count: int) -> list[Sample]:
-    """Samples of all lengths with no to three images, many of them shared."""
-    draw = np.random.default_rng(0)
-    words = np.array(
-        ["how", "many", "red", "blue", "boxes", "squares", "is", "there", "a", "wall", "?", "yes", "no"]
-    )
-    samples = []
-    for _ in range(count):
-        shown = [f"{draw.integers(PICTURES)}.png" for _ in range(draw.choice([0, 1, 1, 2, 3]))]
-        messages, images = ask(
-            " ".join(draw.choice(words, draw.integers(1, 40))),
-            " ".join(draw.choice(words, draw.integers(1, 9))),
-            list(shown),
-        )
-        if draw.random() < 0.2:
-            messages += [("user", "sure ?"), ("assistant", "no , red")]
-        samples.append((messages, images))
-    return samples
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(PICTURES):
-        picture(index, (30 + 3 * index, 40)).save(folder / f"{index}.png")
-    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:-300])
-    (folder / "text.png").write_text("no picture")
-    return folder
-
-
-@pytest.fixture
-def make_run(tmp_path: Path, images: Path) -> Callable[..., Path]:
-    """Make a run directory that is ready to be scored."""
-
-    def make(samples: list[Sample], model: str = "clip-llama", name: str = "run") -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        shutil.copytree(export_once(model).graphs, folder / "onnx")
-        write_pool(folder, samples)
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def score_run(images: Path) -> Callable[..., dict[str, Any]]:
-    """Score a run directory as the pipeline does."""
-
-    def run(folder: Path, progress: Any = None, key: str = "key", **options: Any) -> dict[str, Any]:
-        given = {"device": "cpu", "shard_size": 16, "token_budget": 512, **options}
-        # A directory without a manifest would be taken for somebody else's.
-        (folder / "lock").touch()
-        with RunDirectory(folder) as held:
-            held.stages["ingest"] = done(options={"images": str(images)})
-            held.stages["seed"] = done()
-            held.stages["export"] = done()
-            held.stages["score"] = StageRecord(state="running", key=key)
-            return score.run(held, ScoreOptions(**given), progress or SilentProgress())
-
-    return run
-
-
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "scores").iterdir())}
-
-
-def column(folder: Path, name: str) -> list[Any]:
-    tables = [pa.ipc.open_file(path).read_all() for path in sorted((folder / "scores").iterdir())]
-    return pa.concat_tables(tables)[name].to_pylist()
-
+pytest_plugins = ["score_fixtures"]
 
 # Right numbers
 
@@ -166,6 +66,7 @@ def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, imag
         "samples": 62,
         "scored": 62,
         "set_aside": {},
+        "missing": {},
         "answer_tokens": total,
         "images_encoded": sum(
             len({image for _, shown in samples[first : first + 16] for image in shown})
@@ -197,10 +98,10 @@ def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
         "mllm_selector.batches": batches,
         "mllm_selector.work": work,
     }
-    assert part.schema.equals(score_schema(32, metadata), check_metadata=True)
+    assert part.schema.equals(score_schema(32, metadata=metadata), check_metadata=True)
     assert part["row"].to_pylist() == [16, 17, 18, 19]
     quotients = part["nll_sum"].to_numpy() / part["answer_tokens"].to_numpy()
-    assert np.allclose(part["necessity"].to_numpy(), quotients, rtol=1e-6)
+    assert np.allclose(part["nll"].to_numpy(), quotients, rtol=1e-6)
 
 
 def test_batches_do_not_change_scores(make_run: Any, score_run: Any) -> None:
@@ -212,14 +113,14 @@ def test_batches_do_not_change_scores(make_run: Any, score_run: Any) -> None:
     }.items():
         folders.append(make_run(samples, "siglip-qwen2", name))
         score_run(folders[-1], **options)
-    one, together = (np.array(column(folder, "necessity")) for folder in folders)
+    one, together = (np.array(column(folder, "nll")) for folder in folders)
     assert np.abs(one - together).max() < 1e-5
 
 
 def test_float16_graphs(make_run: Any, score_run: Any) -> None:
     folder = make_run(many(20), "layers-float16")
     score_run(folder)
-    assert np.isfinite(column(folder, "necessity")).all()
+    assert np.isfinite(column(folder, "nll")).all()
 
 
 # One result whatever happens on the way
@@ -325,6 +226,18 @@ def test_damaged_parts_are_found_without_checksums(make_run: Any, score_run: Any
     assert "part-00001.arrow does not hold its rows" in progress.notes[1]
 
 
+def test_batches_stay_those_of_the_parts_if_their_note_is_lost(make_run: Any, score_run: Any) -> None:
+    folder = make_run(many(40))
+    note = folder / "batches.json"
+    note.write_text(json.dumps({"key": "key", "tokens": 256, "image_rows": 64}))
+    score_run(folder, token_budget="auto")
+    whole = parts(folder)
+    note.unlink()
+    (folder / "scores" / "part-00001.arrow").unlink()
+    assert score_run(folder, token_budget="auto")["resumed"] == 2
+    assert parts(folder) == whole
+
+
 def test_parts_of_another_run_are_refused(make_run: Any, score_run: Any) -> None:
     folder = make_run(many(40))
     score_run(folder)
@@ -390,7 +303,7 @@ def test_little_feature_memory_changes_nothing(
     monkeypatch.setattr(scorer, "FEATURE_BYTES", 0)
     score_run(tight, **options)
     assert sum(seen) > 2 * with_room, "images are encoded again where features cannot be kept"
-    one, other = (np.array(column(folder, "necessity")) for folder in (roomy, tight))
+    one, other = (np.array(column(folder, "nll")) for folder in (roomy, tight))
     assert np.abs(one - other).max() < 1e-5
 
 
@@ -406,8 +319,8 @@ def test_unreadable_images_take_no_other_sample_along(make_run: Any, score_run: 
     alone, mixed = make_run(good, name="alone"), make_run([*good, *bad], name="mixed")
     for folder in (alone, mixed):
         score_run(folder, shard_size=100)
-    expected = np.array(column(alone, "necessity"))
-    assert np.abs(np.array(column(mixed, "necessity"))[:30] - expected).max() < 1e-5
+    expected = np.array(column(alone, "nll"))
+    assert np.abs(np.array(column(mixed, "nll"))[:30] - expected).max() < 1e-5
     assert column(mixed, "reason")[:30] == [None] * 30
     reasons = column(mixed, "reason")[30:]
     assert reasons[0].startswith("image-unreadable: cut.png: ")
@@ -437,7 +350,7 @@ def test_every_unscored_sample_has_a_reason(make_run: Any, score_run: Any, image
     assert counts["scored"] == 10
     assert re.fullmatch(r"too-long: \d+ tokens, at most 75", column(folder, "reason")[11])
     reasons = np.array([reason is not None for reason in column(folder, "reason")])
-    assert np.array_equal(np.isnan(column(folder, "necessity")), reasons)
+    assert np.array_equal(np.isnan(column(folder, "nll")), reasons)
     assert np.array_equal(np.array(column(folder, "answer_tokens")) == 0, reasons)
     assert np.array_equal(~np.array(column(folder, "embedding")).any(axis=1), reasons)
 
@@ -466,18 +379,20 @@ def test_losses_that_are_not_finite(make_run: Any, score_run: Any) -> None:
     write_pool(folder, [*many(10), *bad])
     for each in (folder, clean):
         score_run(each, shard_size=100)
-    assert np.array_equal(column(folder, "necessity")[:10], column(clean, "necessity"))
+    assert np.array_equal(column(folder, "nll")[:10], column(clean, "nll"))
     assert all(reason.startswith("not-finite: ") for reason in column(folder, "reason")[10:])
 
 
 def test_infinite_embeddings_are_set_aside() -> None:
-    scores = ShardScores(range(5, 7), width=2)
-    losses = np.array([1, 2], dtype=np.float32)
-    scores.put(5, losses, np.array([np.inf, 0], dtype=np.float32))
-    scores.put(6, losses, np.array([0.6, 0.8], dtype=np.float32))
-    assert scores.reasons == ["not-finite: summed loss 3.0 over 2 answer tokens", None]
-    assert np.isnan(scores.necessity[0])
-    assert scores.necessity[1] == 1.5
+    scores = ShardScores()
+    answer = Answer(np.array([1, 2], dtype=np.float32))
+    scores.put((Variant.FULL, 5), answer, np.array([np.inf, 0], dtype=np.float32))
+    scores.put((Variant.FULL, 6), answer, np.array([0.6, 0.8], dtype=np.float32))
+    assert scores.reasons == {(Variant.FULL, 5): "not-finite: summed loss 3 over 2 answer tokens"}
+    assert scores.answers == {(Variant.FULL, 6): answer}
+    table = score_table(range(5, 7), scores, Metrics(), score_schema(2))
+    assert np.isnan(table["nll"][0].as_py())
+    assert table["nll"][1].as_py() == 1.5
 
 
 def test_more_than_half_unscored_is_an_error(make_run: Any, score_run: Any) -> None:

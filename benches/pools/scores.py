@@ -28,6 +28,7 @@ def give(run_dir: Path, seed: int = 0) -> None:
             pa.array(np.ones(samples, np.uint32)),
             pa.array(necessity),
             pa.nulls(samples, pa.utf8()),
+            pa.array([[]] * samples, schema.field("missing").type),
             pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), type=schema.field("embedding").type),
         ]
         write_arrow(run.score_part(0), pa.table(columns, schema=schema))

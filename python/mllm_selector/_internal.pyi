@@ -80,6 +80,7 @@ def k_center(
     weights: NDArray[np.float32] | None,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
+    index: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
 def near_duplicates(
     embeddings: list[NDArray[Any]],
@@ -105,6 +106,7 @@ def nearest_neighbours(
     probes: int | None,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
+    index: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32], float | None]: ...
 def facility_location(
     embeddings: list[NDArray[Any]],
@@ -127,7 +129,12 @@ def facility_location_on(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 def strata(necessity: NDArray[np.float32], count: int) -> NDArray[np.uint32]: ...
 def random_groups(size: int, count: int, seed: int) -> NDArray[np.uint32]: ...
-def check_limits(budget: int, limits: list[tuple[str, int, int]], available: list[int]) -> None: ...
+def check_limits(
+    budget: int,
+    limits: list[tuple[str, int, int]],
+    available: list[int],
+    taken: list[int] | None = None,
+) -> None: ...
 def grouped_sample(
     necessity: NDArray[np.float32],
     groups: NDArray[np.uint32],
@@ -143,6 +150,58 @@ def grouped_sample(
     trim: float,
     skip_duplicates: float | None,
     seed: int,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.int64]: ...
+def allocate(budget: int, claims: list[tuple[float, int, int, int]]) -> list[int]: ...
+def kernel_sums(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    groups: NDArray[np.uint32],
+    *,
+    bandwidth: float,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.float64]: ...
+def greedy_mmd(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    groups: NDArray[np.uint32],
+    *,
+    sums: NDArray[np.float64],
+    is_open: NDArray[np.bool_],
+    taken: NDArray[np.int64],
+    quotas: NDArray[np.int64],
+    bandwidth: float,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.int64]: ...
+def typicality(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    groups: NDArray[np.uint32],
+    *,
+    count: int,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.float64]: ...
+def redundancy(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    groups: NDArray[np.uint32],
+    *,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.float64]: ...
+def penalised(
+    embeddings: list[NDArray[Any]],
+    index: NDArray[np.int64] | None,
+    difficulty: NDArray[np.float64],
+    *,
+    k: int,
+    first: NDArray[np.int64],
+    neighbours: int,
+    gamma: float,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> NDArray[np.int64]: ...

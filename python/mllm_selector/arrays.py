@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mllm_selector import _internal
+from mllm_selector import _internal, methods
 from mllm_selector.checks import (
     Embeddings,
     Report,
@@ -29,8 +29,10 @@ from mllm_selector.checks import (
     checked_weights,
     matrix_parts,
 )
-from mllm_selector.config import Amount, Limits, PickOptions
+from mllm_selector.config import Amount, Limits, PickOptions, Settings
 from mllm_selector.errors import UsageError
+from mllm_selector.progress import SilentProgress
+from mllm_selector.samples import Scored
 from mllm_selector.sampling import grouped_sample
 
 __all__ = ["Clusters", "Cover", "k_center", "kmeans", "pick"]
@@ -79,10 +81,14 @@ def pick(
     embeddings: Embeddings | None = None,
     *,
     budget: str | int | float | Amount,
+    method: str = "grouped",
+    param: Mapping[str, Any] | None = None,
+    columns: Mapping[str, ArrayLike] | None = None,
     groups: str | ArrayLike | None = None,
     group_count: int | None = None,
     share: str = "size-necessity",
     within: str = "uniform",
+    smooth: int | None = None,
     sources: ArrayLike | None = None,
     floors: Mapping[Any, str | int | float | Amount] | None = None,
     ceilings: Mapping[Any, str | int | float | Amount] | None = None,
@@ -94,11 +100,11 @@ def pick(
     seed: int = 0,
     threads: int | None = None,
 ) -> NDArray[np.int64]:
-    """Choose samples by necessity-based grouped sampling.
+    """Choose samples, by default by necessity-based grouped sampling.
 
     The samples are put into groups, the budget is shared out among the groups, and samples are taken inside
     each group. This is our reading of the grouped sampling of MLLM-Selector (arXiv 2503.20502), whose
-    formula for groups and shares is not public.
+    formula for groups and shares is not public. Other methods, with their papers: `mllm_selector.methods`.
 
     Parameters
     ----------
@@ -110,6 +116,13 @@ def pick(
         `skip_duplicates`, which all compare by cosine. Rows of samples without necessity are not looked at.
     budget : int, float or str
         How many samples to choose: a count, or a share of the n samples (``0.1``, ``"10%"``).
+    method : str
+        How samples are chosen: a method by its name, see ``mllm-selector pick --help``. `groups`, `share`,
+        `within`, `smooth`, `trim` and `skip_duplicates` are of ``grouped`` only.
+    param : mapping, optional
+        The method's own parameters by name.
+    columns : mapping of str to array of float, shape (n,), optional
+        More scores by name, for methods that need them; NaN where a sample has none.
     groups : {"cluster", "necessity", "source", "random"} or array of shape (n,), optional
         ``cluster`` (default): spherical k-means on the embeddings, trained on at most 256 rows a cluster.
         ``necessity``: score strata of equal size. ``source``: the groups are `sources`. ``random``: random
@@ -126,6 +139,11 @@ def pick(
         spread out by greedy k-center (`k_center`); those that stand for the others best, by facility location
         on the graph of the group's 50 nearest neighbours (`facility_location`); the nearest by rank to the
         group's median necessity.
+    smooth : int, optional
+        Let the necessity of a sample be the mean over that of so many nearest others by cosine, without the
+        highest and lowest tenth (rounded down). So a single wrong answer counts for nothing, and what is
+        chosen by necessity inside a group is a region, not a sample. The time is that of
+        `nearest_neighbours`.
     sources : array of shape (n,), optional
         Source of each sample, such as the data set that it came from: what `floors` and `ceilings` apply to.
     floors, ceilings : mapping of name to count or share of the budget, optional
@@ -185,10 +203,13 @@ def pick(
     """
     options = PickOptions(
         budget=Amount.parse(budget),
+        method=method,
+        param=Settings.parse(param) if param else None,
         groups=groups if isinstance(groups, str) else "cluster",
         group_count=group_count,
         share=share,
         within=within,
+        smooth=smooth,
         source_floor=Limits.parse(floors, "floors") if floors else None,
         source_ceiling=Limits.parse(ceilings, "ceilings") if ceilings else None,
         trim=trim,
@@ -198,11 +219,16 @@ def pick(
         seed=seed,
         threads=threads,
     )
-    names = None if groups is None or isinstance(groups, str) else groups
-    sample = grouped_sample(
-        necessity, embeddings, options, groups=names, sources=sources, seed_rows=seed_rows
-    )
-    return np.sort(sample.rows) if order == "pool" else sample.rows
+    scored = Scored.checked(necessity, embeddings, sources, seed_rows, columns)
+    if groups is None or isinstance(groups, str):
+        choice = methods.choose(scored, options, SilentProgress())
+    elif method == "grouped":
+        methods.prepare(options)
+        choice = grouped_sample(scored, options, groups=groups)
+    else:
+        msg = f"groups: the method {method} does not use them; leave them out, or give them as sources"
+        raise UsageError(msg)
+    return np.sort(choice.rows) if order == "pool" else choice.rows
 
 
 def kmeans(
@@ -219,9 +245,10 @@ def kmeans(
 ) -> Clusters:
     """Cluster rows by k-means.
 
-    Greedy k-means++ seeding on a sample (Arthur and Vassilvitskii, SODA 2007), then Lloyd's iterations with
-    exact assignments: on growing samples first, then on all training rows. A cluster that loses all its rows
-    gets the row that is farthest from its centroid.
+    Greedy k-means++ seeding on a sample (Arthur and Vassilvitskii, SODA 2007), from 2,048 clusters on among
+    candidates that k-means|| draws (Bahmani et al., PVLDB 2012); then Lloyd's iterations: on growing samples
+    first, then on all training rows. A cluster that loses all its rows gets the row that is farthest from its
+    centroid. In the result, every row has the nearest of all centroids.
 
     Parameters
     ----------
@@ -236,8 +263,8 @@ def kmeans(
     max_iterations : int
         Most updates of the centroids on each sample, and on the training rows.
     tolerance : float
-        Stop once an update on the training rows lowers the inertia by at most this share; 0 goes on until
-        nothing changes.
+        Stop once an update on the training rows lowers the inertia by at most this share, by the labels of a
+        search among all centroids; 0 goes on until nothing changes.
     train_rows : int, optional
         Train on so many rows, drawn uniformly, and assign all of them in the end; default all rows.
     threads : int, optional
@@ -258,14 +285,20 @@ def kmeans(
 
     Notes
     -----
-    k-means++ looks at 16 rows for each centroid (at least 4,096), by 8-bit codes. The first
+    The seeding looks at 16 rows for each centroid (at least 4,096), k-means++ by their 8-bit codes. The first
     sample has 32 rows for each centroid (at least 8,192), each one after it 4 times as many, up to half of
     the training rows; one is left for the next once an update lowers the inertia by at most 0.3 %. Most of
     the way is made on samples, where an update costs less, as in the growing batches of Newling and Fleuret,
     Nested mini-batch k-means (NIPS 2016); the updates on all training rows mend what a sample cannot tell.
 
-    Time O(n k d) for an update on all rows, at worst: 8-bit codes rule out most centroids of a row. Memory, X
-    apart: about 12 bytes a row, 17 k d bytes.
+    A search among all centroids leaves each row a shortlist of the 8 whose scores 8-bit codes bound highest.
+    The next updates go by the nearest on the list, which costs little, until they lower the inertia by at
+    most `tolerance`, or by more than 1 % at once, so that the lists are out of date; then all centroids are
+    searched again. Keeping to few centroids of each row is the idea of Wang et al., Fast approximate k-means
+    via cluster closures (CVPR 2012); here an exact search confirms the end.
+
+    Time O(n k d) for a search among all, at worst: 8-bit codes rule out most centroids of a row. Memory, X
+    apart: about 44 bytes a row, 17 k d bytes.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector.errors import MllmSelectorError, PoolError, RunDirectoryError, WriteError
+from mllm_selector.errors import MllmSelectorError, PoolError, RunDirectoryError, UsageError, WriteError
+from mllm_selector.metrics import METRICS, NLL
 
 __all__ = [
     "ScoreTable",
     "atomic_folder",
     "atomic_write",
+    "example_schema",
     "make_folder",
+    "missing_metrics",
     "open_arrow",
     "score_schema",
     "sync",
@@ -34,6 +37,12 @@ __all__ = [
     "write_json",
     "writing",
 ]
+
+PARTS = "part-*.arrow"
+"""Files of the first sweep over the pool in a scores folder."""
+
+EXAMPLE_PARTS = "example-*.arrow"
+"""Files of the sweep in which each sample has an example in front."""
 
 
 @contextmanager
@@ -194,11 +203,14 @@ def open_arrow(path: Path) -> pa.Table:
     return table
 
 
-def score_schema(embedding_size: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+def score_schema(
+    embedding_size: int, metrics: Sequence[str] = (NLL,), metadata: dict[str, str] | None = None
+) -> pa.Schema:
     """Return the schema of a score part.
 
-    Columns: `row` (position in the pool), `nll_sum` (nats), `answer_tokens`, `necessity`
-    (`nll_sum / answer_tokens`; NaN if not scored), `reason` (why it was not scored, else null) and
+    Columns: `row` (position in the pool), `nll_sum` (nats), `answer_tokens`, a float32 column for each metric
+    by its name, `nll` (`nll_sum / answer_tokens`) always among them (NaN where the sample has none), `reason`
+    (why it was not scored at all, else null), `missing` (why it has not some of the metrics, by name) and
     `embedding` (L2-normalised float16; zeros if not scored).
     """
     return pa.schema(
@@ -206,13 +218,29 @@ def score_schema(embedding_size: int, metadata: dict[str, str] | None = None) ->
             pa.field("row", pa.uint64(), nullable=False),
             pa.field("nll_sum", pa.float32(), nullable=False),
             pa.field("answer_tokens", pa.uint32(), nullable=False),
-            pa.field("necessity", pa.float32(), nullable=False),
+            *(pa.field(name, pa.float32(), nullable=False) for name in metrics),
             pa.field("reason", pa.utf8()),
+            pa.field("missing", pa.map_(pa.utf8(), pa.utf8()), nullable=False),
             pa.field(
                 "embedding",
                 pa.list_(pa.field("item", pa.float16(), nullable=False), embedding_size),
                 nullable=False,
             ),
+        ],
+        metadata=metadata,
+    )
+
+
+def example_schema(metric: str, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Return the schema of a part of the sweep in which each sample has an example in front.
+
+    Columns: `row`, the metric (NaN where the sample has none) and `missing` (as in a score part).
+    """
+    return pa.schema(
+        [
+            pa.field("row", pa.uint64(), nullable=False),
+            pa.field(metric, pa.float32(), nullable=False),
+            pa.field("missing", pa.map_(pa.utf8(), pa.utf8()), nullable=False),
         ],
         metadata=metadata,
     )
@@ -224,48 +252,121 @@ class ScoreTable:
 
     Attributes
     ----------
+    metrics : dict of str to ndarray of float32, shape (n,)
+        Every metric of the scores by its name; NaN where a sample has none.
     necessity : ndarray of float32, shape (n,)
-        Mean negative log-likelihood of the answer tokens in nats; NaN where a sample was not scored.
+        The metric that was chosen as necessity.
     answer_tokens : ndarray of uint32, shape (n,)
         Answer tokens of each sample.
     reasons : pyarrow.ChunkedArray of utf8, length n
-        Why a sample was not scored; null where it was.
+        Why a sample was not scored at all; null where it was.
     embeddings : sequence of ndarray of float16, each of shape (rows of the part, d)
         Read-only views of the memory-mapped parts, in pool order.
     """
 
+    metrics: Mapping[str, NDArray[np.float32]]
     necessity: NDArray[np.float32]
     answer_tokens: NDArray[np.uint32]
     reasons: pa.ChunkedArray
     embeddings: Sequence[NDArray[np.float16]]
 
     @classmethod
-    def load(cls, folder: Path) -> ScoreTable:
+    def load(cls, folder: Path, necessity: str = NLL, *, with_examples: bool = True) -> ScoreTable:
         """Map every part in a scores folder.
+
+        Parameters
+        ----------
+        folder : Path
+            The folder of the parts.
+        necessity : str
+            The metric that is the necessity.
+        with_examples : bool
+            Whether to read the second sweep, where there is one.
 
         Raises
         ------
         RunDirectoryError
             If there is no part, or the parts do not cover the pool's rows without gaps.
+        UsageError
+            If the pool was not scored with the metric.
         """
-        parts = sorted(folder.glob("part-*.arrow"))
-        if not parts:
-            msg = f"{folder} holds no scores; run 'mllm-selector score' on this run directory first"
-            raise RunDirectoryError(msg)
-        tables = [open_arrow(part) for part in parts]
-        rows = np.concatenate([table["row"].to_numpy() for table in tables])
-        if not np.array_equal(rows, np.arange(len(rows), dtype=rows.dtype)):
-            msg = f"{folder}: the score parts do not cover the pool's rows in order; run 'score' again"
-            raise RunDirectoryError(msg)
+        tables = _parts(folder, PARTS)
+        rows = sum(len(table) for table in tables)
+        has_examples = with_examples and any(folder.glob(EXAMPLE_PARTS))
+        examples = _parts(folder, EXAMPLE_PARTS, rows) if has_examples else []
+        metrics = {
+            name: np.concatenate([table[name].to_numpy() for table in of])
+            for of in (tables, examples)
+            if of
+            for name in of[0].column_names
+            if name in METRICS
+        }
         return cls(
-            necessity=np.concatenate([table["necessity"].to_numpy() for table in tables]),
+            metrics=metrics,
+            necessity=_metric(metrics, necessity, folder),
             answer_tokens=np.concatenate([table["answer_tokens"].to_numpy() for table in tables]),
             reasons=pa.chunked_array([chunk for table in tables for chunk in table["reason"].chunks]),
             embeddings=[view for table in tables for view in _embedding_views(table["embedding"])],
         )
 
     def __len__(self) -> int:
-        return len(self.necessity)
+        return len(self.answer_tokens)
+
+    def column(self, name: str) -> NDArray[np.float32]:
+        """Return a metric.
+
+        Parameters
+        ----------
+        name : str
+            A name of `mllm_selector.metrics.METRICS`.
+
+        Returns
+        -------
+        ndarray of float32, shape (n,)
+            NaN where a sample has none.
+
+        Raises
+        ------
+        UsageError
+            If the pool was not scored with it.
+        """
+        return _metric(self.metrics, name)
+
+
+def _metric(
+    metrics: Mapping[str, NDArray[np.float32]], name: str, folder: Path | None = None
+) -> NDArray[np.float32]:
+    if name in metrics:
+        return metrics[name]
+    if name not in METRICS:
+        msg = f"{name!r} is no metric; metrics are {', '.join(METRICS)}"
+        raise UsageError(msg)
+    where = "the scores" if folder is None else str(folder)
+    msg = (
+        f"{where} hold no {name!r}, only {', '.join(metrics)}; score the pool with --metrics "
+        f"{','.join([*(known for known in metrics if known != NLL), name])} in another --run-dir"
+    )
+    raise UsageError(msg)
+
+
+def _parts(folder: Path, pattern: str, rows: int | None = None) -> list[pa.Table]:
+    """Map the parts of one sweep over the pool, which have to cover its rows in order."""
+    parts = sorted(folder.glob(pattern))
+    if not parts:
+        msg = f"{folder} holds no scores; run 'mllm-selector score' on this run directory first"
+        raise RunDirectoryError(msg)
+    tables = [open_arrow(part) for part in parts]
+    found = np.concatenate([table["row"].to_numpy() for table in tables])
+    if not np.array_equal(found, np.arange(len(found) if rows is None else rows, dtype=found.dtype)):
+        msg = f"{folder}: the score parts do not cover the pool's rows in order; run 'score' again"
+        raise RunDirectoryError(msg)
+    return tables
+
+
+def missing_metrics(part: pa.Table) -> Iterator[tuple[str, str]]:
+    """Yield metric and reason wherever a scored sample of a part has not a metric."""
+    for chunk in part["missing"].chunks:
+        yield from zip(chunk.keys.to_pylist(), chunk.items.to_pylist(), strict=True)
 
 
 def _embedding_views(column: pa.ChunkedArray) -> list[NDArray[np.float16]]:

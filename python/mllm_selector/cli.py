@@ -21,8 +21,19 @@ from typing import Any
 
 import shtab
 
-from mllm_selector import __version__, demo, doctor, inspection, pipeline
-from mllm_selector.config import Amount, AutoCount, Columns, Limits, Shard, StageOptions, cli_name
+from mllm_selector import __version__, demo, doctor, inspection, methods, pipeline
+from mllm_selector.config import (
+    Amount,
+    AutoCount,
+    Columns,
+    Files,
+    Limits,
+    Metrics,
+    Settings,
+    Shard,
+    StageOptions,
+    cli_name,
+)
 from mllm_selector.errors import MllmSelectorError, UsageError
 from mllm_selector.interrupts import Stopped, stoppable
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
@@ -70,7 +81,9 @@ _EXAMPLES = {
         mllm-selector pick --budget 20000 --groups source --within k-center \\
             --run-dir run
         mllm-selector pick --budget 10% --source-floor '*=500' \\
-            --source-ceiling ocr=20% --run-dir run""",
+            --source-ceiling ocr=20% --run-dir run
+        mllm-selector pick --budget 10% --method deita \\
+            --param score=necessity,quality --scores judge.csv --run-dir run""",
     "report": "mllm-selector report --run-dir run",
 }
 
@@ -120,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         command = _command(commands, name, about, _EXAMPLES[name])
         for stage in stages:
             _add_options(command, stage, pipeline.STAGES[stage].options, set_of_names=_names(command))
+        if "pick" in stages:
+            told = textwrap.indent(methods.described(), "  ")
+            command.epilog = (
+                f"methods (--method) and their parameters (--param NAME=VALUE):\n{told}\n\n{command.epilog}"
+            )
         _add_common(command)
         command.set_defaults(command_function=_run, stages=stages)
     _add_diff(commands)
@@ -233,7 +251,7 @@ def _add_options(
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
             continue
-        if kind in (Limits, Columns):
+        if kind in (Limits, Columns, Settings, Files):
             group.add_argument(flag, action="append", metavar=field.metadata["metavar"], help=text)
             continue
         choices, metavar = field.metadata["choices"], field.metadata["metavar"]
@@ -251,7 +269,7 @@ def _complete_paths(action: argparse.Action) -> None:
 def _plain_type(hint: Any) -> Any:
     """Return what argparse converts a text with: ``int`` for ``int | None``."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
-    return str if kinds[0] in (Amount, AutoCount, Shard) else kinds[0]
+    return str if kinds[0] in (Amount, AutoCount, Metrics, Shard) else kinds[0]
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -6,152 +6,35 @@ name, one default and one description.
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mllm_selector.errors import UsageError
-from mllm_selector.values import Amount, AutoCount, Columns, Input, Inputs, Limits, Shard
+from mllm_selector.metrics import METRICS, NLL, Metrics
+from mllm_selector.options import StageOptions, cli_name, option
+from mllm_selector.values import Amount, AutoCount, Columns, Files, Input, Inputs, Limits, Settings, Shard
 
 __all__ = [
     "Amount",
     "AutoCount",
     "Columns",
     "ExportOptions",
+    "Files",
     "IngestOptions",
     "Input",
     "Inputs",
     "Limits",
+    "Metrics",
     "PickOptions",
     "ReportOptions",
     "ScoreOptions",
     "SeedOptions",
+    "Settings",
     "Shard",
     "StageOptions",
     "cli_name",
     "option",
 ]
-
-
-def option(
-    default: Any = dataclasses.MISSING,
-    *,
-    help: str,  # noqa: A002 - argparse's own word
-    metavar: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    matters: bool = True,
-) -> Any:
-    """Declare one option of a stage.
-
-    Parameters
-    ----------
-    default : object
-        Value when the user gives none; without it the option is required.
-    help : str
-        One sentence for ``--help``.
-    metavar : str, optional
-        Name of the value in ``--help``.
-    choices : tuple of str, optional
-        The allowed values.
-    matters : bool
-        False for options that cannot change the result (threads, workers): a finished stage stays
-        valid when they change.
-    """
-    metadata = {"help": help, "metavar": metavar, "choices": choices, "matters": matters}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def cli_name(name: str) -> str:
-    """Write a field name the way the command line shows it."""
-    return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageOptions:
-    """What the options of every stage share: choices are checked, and they can be written as JSON."""
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = _converted(field.name, getattr(self, field.name), hints[field.name])
-            object.__setattr__(self, field.name, value)
-            choices = field.metadata["choices"]
-            if choices and value not in choices:
-                msg = f"{cli_name(field.name)}: {value!r} is not one of {', '.join(choices)}"
-                raise UsageError(msg)
-        self.check()
-
-    def check(self) -> None:
-        """Check what is special to one stage."""
-
-    def as_json(self, *, only_that_matter: bool = False) -> dict[str, Any]:
-        """Return the options as JSON values, on request only those that can change the result."""
-        return {
-            field.name: _as_json(getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if field.metadata["matters"] or not only_that_matter
-        }
-
-
-def _converted(name: str, value: Any, hint: Any) -> Any:
-    """Bring a value from Python or a config file to the declared type."""
-    kinds = typing.get_args(hint) or (hint,)
-    if value is None and types.NoneType in kinds:
-        return None
-    kind = next(kind for kind in kinds if kind is not types.NoneType)
-    if kind is Inputs:
-        return Inputs.parse(value, name)
-    if kind is Amount and isinstance(value, str | int | float | Amount):
-        return Amount.parse(value, cli_name(name))
-    if kind is AutoCount and isinstance(value, str | int | AutoCount) and not isinstance(value, bool):
-        return AutoCount.parse(value, cli_name(name))
-    if kind is Shard and isinstance(value, str | Shard):
-        return Shard.parse(value, cli_name(name))
-    if kind is Limits and isinstance(value, Limits | Mapping | list | tuple):
-        limits = Limits.parse(value, cli_name(name))
-        return limits if limits.amounts else None
-    if kind is Columns and isinstance(value, Columns | Mapping | str | list | tuple):
-        return Columns.parse(value, cli_name(name))
-    if kind is Path and isinstance(value, str | Path):
-        return Path(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is kind:
-        return value
-    words = {
-        str: "text",
-        Limits: "mapping of names to counts or shares",
-        Columns: "mapping of kinds to columns",
-        AutoCount: "whole number or auto",
-        Shard: "text such as 2/8",
-    }
-    msg = f"{cli_name(name)}: {value!r} is not of type {words.get(kind, kind.__name__)}"
-    raise UsageError(msg)
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value.absolute())  # a later command may run in another folder
-    if isinstance(value, Inputs):
-        return [{"path": str(entry.path.absolute()), "source": entry.source} for entry in value.inputs]
-    if isinstance(value, Columns):
-        return dict(value.names)
-    if isinstance(value, Limits):
-        return {source: str(amount) for source, amount in value.amounts.items()}
-    return str(value) if isinstance(value, Amount | AutoCount | Shard) else value
-
-
-def _at_least(options: object, name: str, low: float, *, above: bool = False) -> None:
-    value = getattr(options, name)
-    if value is None or (value > low if above else value >= low):
-        return
-    bound = f"above {low:g}" if above else f"at least {low:g}"
-    msg = f"{cli_name(name)}: {value} is too small; it must be {bound}"
-    raise UsageError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +109,8 @@ class IngestOptions(StageOptions):
 
     def check(self) -> None:
         """Check the reading options."""
-        _at_least(self, "max_image_pixels", 1)
-        _at_least(self, "threads", 1)
+        self.at_least("max_image_pixels", 1)
+        self.at_least("threads", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,11 +152,11 @@ class SeedOptions(StageOptions):
         if self.seed_model is not None and self.model is not None:
             msg = "--model and --seed-model: give one; --seed-model DIR skips the fine-tuning of --model"
             raise UsageError(msg)
-        _at_least(self, "seed_epochs", 0, above=True)
-        _at_least(self, "seed_learning_rate", 0, above=True)
+        self.at_least("seed_epochs", 0, above=True)
+        self.at_least("seed_learning_rate", 0, above=True)
         for name in ("seed_batch_size", "seed_micro_batch", "seed_max_tokens", "lora_rank", "lora_alpha"):
-            _at_least(self, name, 1)
-        _at_least(self, "seed", 0)
+            self.at_least(name, 1)
+        self.at_least("seed", 0)
         if self.seed_batch_size % self.seed_micro_batch:
             msg = (
                 f"--seed-batch-size: {self.seed_batch_size} is not a multiple of "
@@ -298,6 +181,12 @@ class ExportOptions(StageOptions):
         "the engine torch.",
         choices=("float32", "float16", "bfloat16"),
     )
+    embedding_layer: int = option(
+        -1,
+        help="Layer whose hidden states become embeddings: 0 the token embeddings, 1 the first layer, -1 the "
+        "last one after the final norm.",
+        metavar="N",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +196,29 @@ class ScoreOptions(StageOptions):
     device: str = option(
         "auto", help="Where to score; auto takes CUDA where it works.", choices=("auto", "cpu", "cuda")
     )
+    metrics: Metrics = option(
+        Metrics(),
+        help="What to compute besides the mean loss, with commas: "
+        f"{', '.join(name for name in METRICS if name != NLL)}. "
+        "visnec, ifd and miwv take a further forward pass each.",
+        metavar="NAME,...",
+    )
+    embedding: str = option(
+        "all",
+        help="Positions whose hidden states are averaged to a sample's embedding: all, those of its images, "
+        "or those of its text. Samples without images take all in place of image.",
+        choices=("all", "image", "text"),
+    )
+    embedding_size: int | None = option(
+        None, help="Project embeddings to this many numbers; default the model's own width.", metavar="N"
+    )
+    projection: str = option(
+        "random",
+        help="How embeddings are projected: by a seeded random matrix, which keeps distances (random), or to "
+        "the directions in which a sample of the pool varies most (pca).",
+        choices=("random", "pca"),
+    )
+    seed: int = option(0, help="Random seed of every draw.", metavar="N")
     token_budget: AutoCount = option(
         AutoCount(),
         help="Most tokens, padding included, in one batch; a longer sample forms its own. auto measures what "
@@ -343,8 +255,9 @@ class ScoreOptions(StageOptions):
         if self.shard is not None and self.merge:
             msg = "--shard and --merge: give one; --merge comes when all shards are done"
             raise UsageError(msg)
-        for name in ("max_tokens", "shard_size", "workers", "threads"):
-            _at_least(self, name, 1)
+        for name in ("embedding_size", "max_tokens", "shard_size", "workers", "threads"):
+            self.at_least(name, 1)
+        self.at_least("seed", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,25 +270,61 @@ class PickOptions(StageOptions):
     out: Path | None = option(
         None, help="Also write the subset here, in the format of the pool.", metavar="FILE", matters=False
     )
+    necessity: str = option(
+        NLL,
+        help="Metric of the scores that is the necessity; samples without it are no candidates. All but nll "
+        "have to be asked for by score --metrics.",
+        choices=tuple(METRICS),
+    )
+    method: str = option(
+        "grouped",
+        help="How samples are chosen: one of the methods listed below. The options --groups, --share, "
+        "--within, --smooth, --trim and --skip-duplicates are those of grouped.",
+        metavar="NAME",
+    )
+    param: Settings | None = option(
+        None,
+        help="Parameter of the method, as listed below. May be given several times.",
+        metavar="NAME=VALUE",
+    )
+    scores: Files | None = option(
+        None,
+        help="More scores of the samples for methods that need them: Parquet, CSV or JSON lines with "
+        "a column id and columns of numbers. May be given several times.",
+        metavar="FILE",
+        matters=False,
+    )
     groups: str = option(
         "cluster",
         help="What a group is: k-means on the embeddings, score strata, sources, or random.",
         choices=("cluster", "necessity", "source", "random"),
+        of_method=True,
     )
     group_count: int | None = option(
         None,
-        help="Number of groups; default sqrt(samples / 2), up to 10000 (strata and random groups: 10).",
+        help="Number of groups, of grouped and of methods that make clusters; default sqrt(samples / 2), up "
+        "to 10000 (strata and random groups: 10).",
         metavar="N",
+        of_method=True,
     )
     share: str = option(
         "size-necessity",
         help="What a group's share of the budget is proportional to.",
         choices=("size-necessity", "necessity", "size", "equal"),
+        of_method=True,
     )
     within: str = option(
         "uniform",
         help="How samples are chosen inside a group.",
         choices=("uniform", "top", "weighted", "k-center", "facility-location", "middle"),
+        of_method=True,
+    )
+    smooth: int | None = option(
+        None,
+        help="Let the necessity of a sample be the mean over its N nearest neighbours, without the highest "
+        "and lowest tenth; the time grows with the square of the pool.",
+        metavar="N",
+        of_method=True,
     )
     source_floor: Limits | None = option(
         None,
@@ -392,6 +341,7 @@ class PickOptions(StageOptions):
         0.0,
         help="Share of the highest necessity in each group that is never chosen (often wrong labels).",
         metavar="X",
+        of_method=True,
     )
     seed_samples: str = option(
         "compete",
@@ -403,6 +353,7 @@ class PickOptions(StageOptions):
         None,
         help="Skip samples whose embedding has at least this cosine with an already chosen one.",
         metavar="COSINE",
+        of_method=True,
     )
     order: str = option("pool", help="Order of the written subset.", choices=("pool", "chosen"))
     seed: int = option(0, help="Random seed of every draw.", metavar="N")
@@ -412,9 +363,9 @@ class PickOptions(StageOptions):
 
     def check(self) -> None:
         """Check the picking options."""
-        for name in ("group_count", "threads"):
-            _at_least(self, name, 1)
-        _at_least(self, "seed", 0)
+        for name in ("group_count", "smooth", "threads"):
+            self.at_least(name, 1)
+        self.at_least("seed", 0)
         if not 0 <= self.trim < 1:
             msg = f"--trim: {self.trim} is not a share; it must be at least 0 and below 1"
             raise UsageError(msg)
@@ -436,5 +387,5 @@ class ReportOptions(StageOptions):
 
     def check(self) -> None:
         """Check the report options."""
-        _at_least(self, "gallery", 0)
-        _at_least(self, "hourly_price", 0)
+        self.at_least("gallery", 0)
+        self.at_least("hourly_price", 0)

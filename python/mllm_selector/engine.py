@@ -33,6 +33,15 @@ SCORER = "scorer.onnx"
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+_CUDA_OPTIONS = {
+    # TensorFloat-32, on by default, would round every float32 product to ten bits.
+    "use_tf32": "0",
+    # The default times all algorithms of a convolution anew for each number of images, and which one wins is
+    # a matter of chance.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # The default doubles the memory that it takes, which batches of many shapes do not come to need.
+    "arena_extend_strategy": "kSameAsRequested",
+}
 # An ONNX model of one Identity node (opset 17), to see whether a provider starts.
 _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
@@ -290,8 +299,7 @@ class OnnxEngine:
             return [_CPU]
         # Finds the CUDA libraries that [gpu] installs as Python packages.
         self._ort.preload_dlls()
-        # TensorFloat-32, on by default, would round every float32 product to ten bits.
-        return [(_CUDA, {"use_tf32": "0"}), _CPU]
+        return [(_CUDA, _CUDA_OPTIONS), _CPU]
 
     def _open(self, path: Path, providers: list[Any]) -> Any:
         options = self._ort.SessionOptions()

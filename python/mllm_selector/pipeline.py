@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm_selector import families, formats
+from mllm_selector import families, formats, methods
 from mllm_selector.checksums import Damage
 from mllm_selector.config import (
     ExportOptions,
@@ -32,10 +32,11 @@ from mllm_selector.config import (
     cli_name,
 )
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.limits import check_limits
+from mllm_selector.metrics import Metrics, Variant
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
 from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, fingerprint_inputs, stage_key
-from mllm_selector.sampling import check_limits
 from mllm_selector.selection import Selection
 from mllm_selector.stages import export, ingest, pick, report, score, seed
 
@@ -85,8 +86,14 @@ def _seed_outputs(run: RunDirectory) -> list[Path]:
 
 def _score_outputs(run: RunDirectory) -> list[Path]:
     samples = run.need("ingest").counts["samples"]
-    parts = math.ceil(samples / run.stages["score"].options["shard_size"])
-    return [run.score_part(index) for index in range(parts)]
+    options = run.stages["score"].options
+    parts = range(math.ceil(samples / options["shard_size"]))
+    has_examples = Variant.ONE_SHOT in Metrics.parse(options["metrics"]).variants
+    return [
+        *([run.projection] if options["embedding_size"] is not None else []),
+        *(run.score_part(index) for index in parts),
+        *([run.examples, *(run.example_part(index) for index in parts)] if has_examples else []),
+    ]
 
 
 def _pick_outputs(run: RunDirectory) -> list[Path]:
@@ -291,7 +298,13 @@ def _with_files(options: dict[str, StageOptions]) -> dict[str, StageOptions]:
 
 def _check_inputs(options: dict[str, StageOptions]) -> None:
     """Fail on what can be known before anything is computed or written."""
-    of_ingest, of_seed = options.get("ingest"), options.get("seed")
+    of_ingest, of_seed, of_pick = options.get("ingest"), options.get("seed"), options.get("pick")
+    if isinstance(of_pick, PickOptions):
+        methods.prepare(of_pick)
+        for path in of_pick.scores.paths if of_pick.scores else ():
+            if not path.is_file():
+                msg = f"--scores: {path} does not exist; name a Parquet, CSV or JSON lines file"
+                raise UsageError(msg)
     if isinstance(of_ingest, IngestOptions):
         for path in of_ingest.pool.paths:
             if not path.is_file():
@@ -332,6 +345,8 @@ def _inputs(run: RunDirectory, name: str, options: StageOptions) -> dict[str, An
         inputs[before] = run.need(before).key
     if isinstance(options, IngestOptions):
         inputs["pool"] = fingerprint_inputs(options.pool, known.get("pool"))
+    if isinstance(options, PickOptions) and options.scores is not None:
+        inputs["scores"] = fingerprint_inputs(Inputs.parse(list(options.scores.paths)), known.get("scores"))
     if isinstance(options, SeedOptions):
         chosen = Path(options.seed_model or options.model or "")
         is_folder = chosen.is_dir()

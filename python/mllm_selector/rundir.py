@@ -121,6 +121,20 @@ class RunDirectory:
         """One of the score parts (score)."""
         return self.scores / f"part-{index:05d}.arrow"
 
+    def example_part(self, index: int) -> Path:
+        """One of the parts of the sweep in which each sample has an example in front (score)."""
+        return self.scores / f"example-{index:05d}.arrow"
+
+    @property
+    def projection(self) -> Path:
+        """The matrix that embeddings are projected with, where they are (score)."""
+        return self.path / "projection.arrow"
+
+    @property
+    def examples(self) -> Path:
+        """The sample that is each one's example, where a metric needs one (score)."""
+        return self.scores / "examples.arrow"
+
     @property
     def selection(self) -> Path:
         """The chosen rows with order, group and necessity (pick)."""

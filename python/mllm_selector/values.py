@@ -1,4 +1,4 @@
-"""Values that options take: amounts, limits, inputs and columns, read from text or Python in one place."""
+"""Values that options take: amounts, limits, inputs, columns, settings and files, from text or Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mllm_selector.errors import UsageError
 
-__all__ = ["Amount", "AutoCount", "Columns", "Input", "Inputs", "Limits", "Shard"]
+__all__ = ["Amount", "AutoCount", "Columns", "Files", "Input", "Inputs", "Limits", "Settings", "Shard"]
 
 
 @dataclass(frozen=True)
@@ -384,3 +384,71 @@ def _column(text: str, name: str) -> tuple[str, str]:
         msg = f"{name}: {text!r} is not of the form KIND=COLUMN, such as messages=dialogue"
         raise UsageError(msg)
     return kind.strip(), column.strip()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Values by name, such as the parameters of a method; what they mean is known to whoever asks for them.
+
+    Examples
+    --------
+    >>> Settings.parse(["temperature=0.2"]).values["temperature"]
+    '0.2'
+    """
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, given: Mapping[Any, Any] | Iterable[str] | Settings, name: str = "param") -> Self:
+        """Read a mapping, or texts such as ``temperature=0.2``; a text is cut at its first ``=``.
+
+        Raises
+        ------
+        UsageError
+            If a text has no ``=``, or a name comes twice.
+        """
+        if isinstance(given, Settings):
+            return cls(given.values)
+        if isinstance(given, Mapping):
+            return cls({str(key).replace("-", "_"): value for key, value in given.items()})
+        values: dict[str, Any] = {}
+        for text in given:
+            key, equals, value = str(text).partition("=")
+            key = key.strip().replace("-", "_")
+            if not equals or not key or key in values:
+                what = "is given twice" if key in values else "is not of the form NAME=VALUE"
+                msg = f"{name}: {text!r} {what}; write it as temperature=0.2, each name once"
+                raise UsageError(msg)
+            values[key] = value.strip()
+        return cls(values)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of files.
+
+    Examples
+    --------
+    >>> [str(path) for path in Files.parse(["judge.parquet", "quality.csv"]).paths]
+    ['judge.parquet', 'quality.csv']
+    """
+
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def parse(cls, given: str | Path | Iterable[str | Path] | Files, name: str = "files") -> Self:
+        """Read a path or several.
+
+        Raises
+        ------
+        UsageError
+            If a path comes twice.
+        """
+        if isinstance(given, Files):
+            return cls(given.paths)
+        paths = tuple(map(Path, [given] if isinstance(given, str | Path) else given))
+        for index, path in enumerate(paths):
+            if path in paths[:index]:
+                msg = f"{name}: {path} is given twice; name it once"
+                raise UsageError(msg)
+        return cls(paths)

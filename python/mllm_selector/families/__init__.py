@@ -1,15 +1,33 @@
-"""Model families: one module each, found by the ``model_type`` in a model's ``config.json``."""
+"""Model families: one module each, found by the ``model_type`` in a model's ``config.json``.
+
+Another package adds one by an entry point of the group ``mllm_selector.families`` that names a subclass of
+`Family`; see docs/writing-a-family.md.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from mllm_selector.errors import UsageError
 from mllm_selector.families.base import Family
+from mllm_selector.families.gemma3 import Gemma3Family
+from mllm_selector.families.internvl import InternVlFamily
 from mllm_selector.families.llava import LlavaFamily
+from mllm_selector.families.llava_next import LlavaNextFamily
+from mllm_selector.families.llava_onevision import LlavaOnevisionFamily
 from mllm_selector.families.loading import load_config, read_config
+from mllm_selector.families.paligemma import PaliGemmaFamily
+from mllm_selector.families.qwen2_5_vl import Qwen25VlFamily
+from mllm_selector.families.qwen2_vl import Qwen2VlFamily
+from mllm_selector.families.qwen3_vl import Qwen3VlFamily
+from mllm_selector.families.smolvlm import SmolVlmFamily
 
-__all__ = ["Family", "check", "known_model_types", "load", "register"]
+__all__ = ["ENTRY_POINTS", "Family", "check", "known_model_types", "load", "register"]
+
+ENTRY_POINTS = "mllm_selector.families"
+"""Group of the entry points that add families."""
 
 _FAMILIES: dict[str, type[Family]] = {}
 
@@ -21,11 +39,47 @@ def register(family: type[Family]) -> type[Family]:
     return family
 
 
-register(LlavaFamily)
+for _family in (
+    Gemma3Family,
+    InternVlFamily,
+    LlavaFamily,
+    LlavaNextFamily,
+    LlavaOnevisionFamily,
+    PaliGemmaFamily,
+    Qwen25VlFamily,
+    Qwen2VlFamily,
+    Qwen3VlFamily,
+    SmolVlmFamily,
+):
+    register(_family)
+
+
+@cache
+def _register_others() -> None:
+    """Register the families of other packages, once.
+
+    Raises
+    ------
+    UsageError
+        If one cannot be loaded, or serves a model type that another family serves.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        shown = f"the family '{point.name}' ({point.value})"
+        try:
+            family: type[Family] = point.load()
+            taken = sorted(set(family.model_types) & set(_FAMILIES))
+        except Exception as error:  # whatever the other package does wrong
+            msg = f"{shown} cannot be loaded: {error!r}; mend or uninstall it"
+            raise UsageError(msg) from error
+        if taken:
+            msg = f"{shown} serves {', '.join(taken)}, which another does; uninstall the package that adds it"
+            raise UsageError(msg)
+        register(family)
 
 
 def known_model_types() -> list[str]:
     """List the model types that can be scored."""
+    _register_others()
     return sorted(_FAMILIES)
 
 
@@ -45,11 +99,12 @@ def check(model: str | Path) -> type[Family]:
         If there is no ``config.json`` to read.
     """
     model_type = read_config(model).get("model_type")
+    _register_others()
     family = _FAMILIES.get(str(model_type))
     if family is None:
         msg = (
             f"{model}: models of type {model_type!r} cannot be scored; known types: "
-            f"{', '.join(known_model_types())}. mllm_selector.families.base says how to add one"
+            f"{', '.join(known_model_types())}. docs/writing-a-family.md says how to add one"
         )
         raise UsageError(msg)
     family.check_config(load_config(model), str(model))

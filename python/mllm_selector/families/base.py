@@ -1,11 +1,9 @@
 """The contract between the pipeline and one family of models.
 
-To score with a model that this package does not know, write a class like
-`mllm_selector.families.llava.LlavaFamily` (about 100 lines) and name it to `mllm_selector.families.register`.
-A family answers four questions:
+A family says, for the models of some ``model_type``:
 
-1. *Which tokens?* `Family.encode`: a sample's token ids with image placeholders expanded, which of them are
-   answer tokens, and how many tokens each image takes. `ChatEncoder` does all but the expansion.
+1. *Which tokens?* `Family.image_block`: what stands in the text for a picture of a certain size, and how many
+   feature rows it has. `Family.encode` does the rest.
 2. *Which pixels?* `Family.prepare`: one picture as the arrays that the model's own image processor makes of
    it; `Family.vision_inputs` puts several together.
 3. *How are images seen?* `Family.vision_graph`: a torch module from these arrays to one feature row for each
@@ -16,34 +14,64 @@ A family answers four questions:
 
 Questions 1 and 2 are asked while scoring and must be answered without torch; 3 and 4 only for the export.
 The export compares the graphs with the unmodified model on several batches before they count, so a family
-that splits its model wrongly is found out.
+that splits its model wrongly is found out. docs/writing-a-family.md walks through a small one.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.families.chat import ChatEncoder, Conversation, TokenizedChat
+from mllm_selector.errors import SampleError
+from mllm_selector.families.chat import IMAGE_MARK, ChatEncoder, Conversation, encode_for_training
+from mllm_selector.families.images import Size, image_size
 from mllm_selector.families.loading import load_config, load_processor
+from mllm_selector.families.parts import load_parts
+from mllm_selector.pool import PoolImage
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["SCORER_OUTPUTS", "Arrays", "Encoded", "Family", "Graph", "expand_images"]
+__all__ = ["SCORER_OUTPUTS", "Arrays", "Encoded", "Family", "Graph", "ImageBlock", "check_rows"]
 
 SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
 """Outputs of every scorer, described in `mllm_selector.families.scorer.ScorerGraph.forward`."""
 
 Arrays = dict[str, NDArray[Any]]
 """Inputs of a graph by name."""
+
+
+@dataclass(frozen=True)
+class ImageBlock:
+    """What stands in the text for one image.
+
+    Attributes
+    ----------
+    text : str
+        Put in the place of the chat text's image placeholder. It holds the model's feature token once for
+        each run of feature rows, beside marks of rows, tiles and the like.
+    runs : tuple of int
+        Feature rows of each feature token in `text`.
+    grid : tuple of int
+        Rows and columns of the features, where positions depend on them.
+    """
+
+    text: str
+    runs: tuple[int, ...]
+    grid: tuple[int, int] = (0, 0)
+
+    @property
+    def rows(self) -> int:
+        """Feature rows of the image."""
+        return sum(self.runs)
 
 
 @dataclass(frozen=True)
@@ -60,12 +88,18 @@ class Encoded:
         True at positions that take a feature row in place of a token embedding.
     image_tokens : tuple of int
         Feature rows of each image, in order; they sum to the number of True values in `is_image`.
+    image_grids : tuple of (int, int)
+        Rows and columns of each image's features, where positions depend on them.
+    per_token : dict of str to ndarray of int64, shape (..., length)
+        Further inputs of the scorer (position ids, token types); padded with zeros.
     """
 
     ids: NDArray[np.int64]
     is_answer: NDArray[np.bool_]
     is_image: NDArray[np.bool_]
     image_tokens: tuple[int, ...]
+    image_grids: tuple[tuple[int, int], ...] = ()
+    per_token: Arrays = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,10 +141,16 @@ class Family(ABC):
     ----------
     model_types : tuple of str
         Values of ``model_type`` in ``config.json`` that the family serves.
+    image_token_name : str
+        Attribute of the tokenizer that names the placeholder which the chat template writes for an image.
+    image_token : str
+        That placeholder, where the tokenizer has no such attribute.
+    one_size : bool
+        Whether all pictures have the same feature rows whatever their size, so that sizes are not read.
     config : transformers.PreTrainedConfig
         The content of ``config.json``.
-    processor : transformers.ProcessorMixin
-        The model's processor.
+    parts : ProcessorParts
+        Tokenizer, image processor and settings.
     chat : ChatEncoder
         Renders and tokenizes conversations.
 
@@ -121,15 +161,19 @@ class Family(ABC):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    image_token_name: ClassVar[str] = "image_token"
+    image_token: ClassVar[str] = IMAGE_MARK
+    one_size: ClassVar[bool] = False
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         self.folder = folder
         self.config = load_config(folder, trust_remote_code=trust_remote_code)
-        self.processor = load_processor(folder, trust_remote_code=trust_remote_code)
-        self.chat = ChatEncoder.of(self.processor)
+        self.parts = load_parts(folder, trust_remote_code=trust_remote_code)
+        self._trust_remote_code = trust_remote_code
+        placeholder = getattr(self.parts.tokenizer, self.image_token_name, None) or self.image_token
+        self.chat = ChatEncoder(self.parts.tokenizer, self.template, placeholder)
 
-    @classmethod
-    @abstractmethod
+    @classmethod  # noqa: B027 - most families have nothing to refuse
     def check_config(cls, config: Any, model: str) -> None:
         """Refuse variants of the model that the family does not support, before any weight is read.
 
@@ -147,20 +191,45 @@ class Family(ABC):
         """
 
     @property
+    def template(self) -> str | None:
+        """The chat template: the model's own, or None for that of `ChatEncoder`."""
+        return self.parts.chat_template
+
+    @cached_property
+    def processor(self) -> Any:
+        """The whole processor of transformers, which scoring does without."""
+        return load_processor(self.folder, trust_remote_code=self._trust_remote_code)
+
+    @property
     def max_positions(self) -> int | None:
         """Most tokens that the model has positions for; None if there is no limit."""
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model has a logit for."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
     def image_backend(self) -> str:
         """Variant of the image processor in use, ``pil`` or ``torchvision``."""
-        return str(getattr(self.processor.image_processor, "backend", "unknown"))
+        return str(getattr(self.parts.image_processor, "backend", "unknown"))
 
     @property
     def pad_token_id(self) -> int:
         """Id written into padding, which no output depends on."""
-        return int(self.processor.tokenizer.pad_token_id or 0)
+        return int(self.parts.tokenizer.pad_token_id or 0)
+
+    @property
+    def feature_token_id(self) -> int:
+        """Id of the token in whose place feature rows stand."""
+        return int(self.config.image_token_id)
+
+    @property
+    def feature_token(self) -> str:
+        """The token in whose place feature rows stand."""
+        return str(self.parts.tokenizer.convert_ids_to_tokens(self.feature_token_id))
 
     def save(self, folder: Path) -> None:
         """Write what this class reads of a model directory, so that scoring needs no more than that."""
@@ -168,40 +237,100 @@ class Family(ABC):
         self.config.save_pretrained(folder)
 
     @abstractmethod
-    def encode(self, sample: Conversation) -> Encoded:
+    def image_block(self, size: Size) -> ImageBlock:
+        """Say what stands in the text for an image.
+
+        Parameters
+        ----------
+        size : (int, int)
+            Width and height of the upright picture; (1, 1) if all have `one_size`.
+        """
+
+    def image_blocks(self, sizes: Sequence[Size]) -> list[ImageBlock]:
+        """Say what stands in the text for the images of one sample; by default, for each by itself."""
+        return [self.image_block(size) for size in sizes]
+
+    def encode(self, sample: Conversation, size_of: Callable[[PoolImage], Size] = image_size) -> Encoded:
         """Turn a sample into tokens.
+
+        Parameters
+        ----------
+        sample : Conversation
+            The sample.
+        size_of : callable
+            Gives width and height of an image.
 
         Raises
         ------
         SampleError
             If this sample cannot be encoded.
         """
+        chat = self.chat.render(sample.messages, len(sample.images))
+        sizes = [(1, 1) if self.one_size else size_of(image) for image in sample.images]
+        blocks = self.image_blocks(sizes)
+        tokens = self.chat.tokenize(chat.with_images(self.chat.image_token, [block.text for block in blocks]))
+        runs = [run for block in blocks for run in block.runs]
+        is_feature = tokens.ids == self.feature_token_id
+        if np.count_nonzero(is_feature) != len(runs):
+            msg = f"image-marks: the text itself holds {self.feature_token!r}, where only an image may stand"
+            raise SampleError(msg)
+        repeats = np.ones(len(tokens.ids), dtype=np.int64)
+        repeats[is_feature] = runs
+        ids = np.repeat(tokens.ids, repeats)
+        return self.positioned(
+            Encoded(
+                ids=ids,
+                is_answer=np.repeat(tokens.is_answer, repeats),
+                is_image=ids == self.feature_token_id,
+                image_tokens=tuple(block.rows for block in blocks),
+                image_grids=tuple(block.grid for block in blocks),
+            )
+        )
+
+    def positioned(self, sample: Encoded) -> Encoded:
+        """Add what the model's scorer needs for each token beside its id, as `Encoded.per_token`."""
+        return sample
 
     @abstractmethod
-    def prepare(self, picture: Image.Image) -> Arrays:
-        """Turn one RGB picture into arrays, by the model's own image processor; called from threads."""
+    def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
+        """Turn one RGB picture into arrays, by the model's own image processor; called from threads.
 
-    def vision_inputs(self, prepared: Sequence[Arrays]) -> Arrays:
-        """Put prepared pictures together as inputs of the vision graph; by default, stacks them."""
-        return {name: np.stack([image[name] for image in prepared]) for name in prepared[0]}
-
-    def scorer_inputs(self, batch: Sequence[Encoded]) -> Arrays:
-        """Put encoded samples together, padded on the right: the scorer's inputs made from tokens alone.
-
-        Families whose scorer needs more than ids and mask (position ids, token types) add to these.
+        Parameters
+        ----------
+        picture : PIL.Image.Image
+            Upright, as `mllm_selector.families.images.load_image` gives it.
+        rows : int, optional
+            Feature rows that the image has in its sample, for models that see an image in several ways.
 
         Returns
         -------
         dict of str to ndarray
-            ``input_ids`` and ``attention_mask``, int64, shape (samples, longest).
+            Laid along the first axis by `vision_inputs`.
         """
-        shape = (len(batch), max(map(len, batch)))
-        ids = np.full(shape, self.pad_token_id, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        for row, sample in enumerate(batch):
-            ids[row, : len(sample)] = sample.ids
-            mask[row, : len(sample)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+
+    def vision_inputs(self, prepared: Sequence[Arrays]) -> Arrays:
+        """Put prepared pictures together as inputs of the vision graph; by default, along the first axis."""
+        return {name: np.concatenate([image[name] for image in prepared]) for name in prepared[0]}
+
+    def scorer_inputs(self, batch: Sequence[Encoded]) -> Arrays:
+        """Put encoded samples together, padded on the right: the scorer's inputs made from tokens alone.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``input_ids`` and ``attention_mask``, int64, shape (samples, longest), and all that is
+            `per_token`, shape (..., samples, longest).
+        """
+        longest = max(map(len, batch))
+        arrays = [
+            {"input_ids": sample.ids, "attention_mask": np.ones(len(sample), np.int64), **sample.per_token}
+            for sample in batch
+        ]
+        padding = {"input_ids": self.pad_token_id}
+        return {
+            name: np.stack([_padded(each[name], longest, padding.get(name, 0)) for each in arrays], axis=-2)
+            for name in arrays[0]
+        }
 
     def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
         """Return what the unmodified model's ``forward`` takes for a batch: the reference of the export."""
@@ -212,6 +341,12 @@ class Family(ABC):
             inputs |= self.vision_inputs(prepared)
         return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
+    def training_inputs(
+        self, sample: Conversation, load_image: Callable[[PoolImage], Image.Image]
+    ) -> dict[str, torch.Tensor]:
+        """Encode a sample for training by the model's own processor; see `encode_for_training`."""
+        return encode_for_training(self.processor, sample, load_image, self.chat)
+
     @abstractmethod
     def vision_graph(self, model: Any) -> Graph:
         """Cut out the part that sees: arrays of `vision_inputs` to ``features`` (rows, width).
@@ -219,26 +354,27 @@ class Family(ABC):
         Rows are in the order of the images and, within an image, of its tokens.
         """
 
-    @abstractmethod
     def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """Cut out the part that reads; inputs and outputs as of `ScorerGraph`, plus inputs of its own."""
+        from mllm_selector.families.scorer import ScorerGraph
+
+        parts = (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings())
+        return ScorerGraph(*parts, embedding_layer).graph()
 
 
-def expand_images(tokens: TokenizedChat, counts: Sequence[int]) -> Encoded:
-    """Repeat each image placeholder as often as its image has feature rows.
+def check_rows(found: int, rows: int | None) -> None:
+    """Compare the feature rows of a picture with those that its sample was encoded for.
 
-    Parameters
-    ----------
-    tokens : TokenizedChat
-        A conversation with one placeholder for each image.
-    counts : sequence of int
-        Feature rows of each image.
+    Raises
+    ------
+    SampleError
+        If they differ: the size in the image's header is not the size of its picture.
     """
-    repeats = np.ones(len(tokens.ids), dtype=np.int64)
-    repeats[tokens.is_image] = counts
-    return Encoded(
-        ids=np.repeat(tokens.ids, repeats),
-        is_answer=np.repeat(tokens.is_answer, repeats),
-        is_image=np.repeat(tokens.is_image, repeats),
-        image_tokens=tuple(counts),
-    )
+    if rows is not None and found != rows:
+        msg = f"image-unreadable: its header promises another size than the picture has ({found} != {rows})"
+        raise SampleError(msg)
+
+
+def _padded(array: NDArray[Any], length: int, value: int) -> NDArray[Any]:
+    width = [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])]
+    return np.pad(array, width, constant_values=value)

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
+    "EXAMPLE_ANSWER",
     "FALLBACK_TEMPLATE",
     "IMAGE_MARK",
     "ChatEncoder",
     "ChatText",
     "Conversation",
+    "Message",
     "TokenizedChat",
     "encode_for_training",
 ]
@@ -58,6 +60,9 @@ FALLBACK_TEMPLATE = (
 )
 
 Message = tuple[str, str]
+
+EXAMPLE_ANSWER = "example-answer"
+"""Role of an assistant's turn that is shown as an example: rendered as an answer, but none that counts."""
 
 
 class Conversation(Protocol):
@@ -92,6 +97,18 @@ class ChatText:
 
     text: str
     answers: tuple[tuple[int, int], ...]
+
+    def with_images(self, placeholder: str, texts: Sequence[str]) -> ChatText:
+        """Put a text of its own in the place of each image placeholder, as processors of transformers do."""
+        pieces = self.text.split(placeholder)
+        expanded = pieces[0] + "".join(a + b for a, b in zip(texts, pieces[1:], strict=True))
+        ends = np.cumsum([len(piece) + len(placeholder) for piece in pieces[:-1]])
+        growth = np.cumsum([0, *(len(text) - len(placeholder) for text in texts)])
+
+        def moved(place: int) -> int:
+            return place + int(growth[np.searchsorted(ends, place, side="right")])
+
+        return ChatText(expanded, tuple((moved(start), moved(end)) for start, end in self.answers))
 
 
 @dataclass(frozen=True)
@@ -243,7 +260,10 @@ class ChatEncoder:
         if not messages:
             msg = "chat-template: the conversation begins with an answer"
             raise SampleError(msg)
-        chat = [{"role": role, "content": self._content(content)} for role, content in messages]
+        chat = [
+            {"role": "assistant" if role == EXAMPLE_ANSWER else role, "content": self._content(content)}
+            for role, content in messages
+        ]
         try:
             text: str = self.tokenizer.apply_chat_template(
                 chat,

@@ -1,6 +1,8 @@
-"""The part of a model that sees, as torch modules that become ONNX graphs.
+"""The torch modules that turn pictures into feature rows, which become ONNX graphs.
 
 Imported only where a model is exported or run by torch: everything else in this package works without torch.
+What the exporter (`torch.onnx.export(dynamo=True)`) gets right decides how they are written: nothing depends
+on a value of an input except through indexing.
 """
 
 from __future__ import annotations
@@ -10,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LlavaVisionGraph"]
+from mllm_selector.families.base import Graph
+
+__all__ = [
+    "AnyresVisionGraph",
+    "LlavaVisionGraph",
+    "PictureVisionGraph",
+    "TileVisionGraph",
+    "picture_graph",
+]
 
 
 class LlavaVisionGraph(nn.Module):
@@ -39,3 +49,88 @@ class LlavaVisionGraph(nn.Module):
             chosen = [state[:, 1:] for state in chosen]
         features: Tensor = self.projector(torch.cat(chosen, dim=-1))
         return features.reshape(-1, features.shape[-1])
+
+
+class AnyresVisionGraph(nn.Module):
+    """Tiles to feature rows, as the `pack_image_features` of LLaVA-NeXT and LLaVA-OneVision lays them out.
+
+    Parameters
+    ----------
+    model : LlavaNextForConditionalGeneration or LlavaOnevisionForConditionalGeneration
+        The whole model, of which tower, projector and newline are used.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tiles = LlavaVisionGraph(model)
+        self.newline = model.model.image_newline
+
+    def forward(self, pixel_values: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
+        """Return features, shape (rows, width).
+
+        Parameters
+        ----------
+        pixel_values : Tensor, shape (tiles, 3, size, size)
+            The tiles of all pictures.
+        taps : Tensor of int64, shape (rows, 4)
+            Features that a row is the sum of: 0 the newline, then those of the tiles in order.
+        weights : Tensor of float32, shape (rows, 4)
+            Their weights.
+        """
+        features = torch.cat([self.newline.unsqueeze(0), self.tiles(pixel_values)])
+        tapped = features.index_select(0, taps.reshape(-1)).reshape(*taps.shape, -1)
+        # A product, since the exporter makes float32 of a sum in half precision.
+        return (weights.to(features.dtype).unsqueeze(1) @ tapped).squeeze(1)
+
+
+class PictureVisionGraph(nn.Module):
+    """Pictures of one size to feature rows, by the model's own `get_image_features`.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A model whose method takes pixels alone and gives all pictures the same number of features.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model.model
+        self.dtype = next(self.model.vision_tower.parameters()).dtype
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return features, shape (pictures * tokens, width), of pixels, (pictures, 3, height, width)."""
+        output = self.model.get_image_features(pixel_values.to(self.dtype), return_dict=True)
+        features: Tensor = output.pooler_output
+        return features.reshape(-1, features.shape[-1])
+
+
+class TileVisionGraph(nn.Module):
+    """Tiles to feature rows, as SmolVLM and Idefics3 compute them where no tile is padded.
+
+    Parameters
+    ----------
+    model : SmolVLMForConditionalGeneration or Idefics3ForConditionalGeneration
+        The whole model, of which tower and connector are used.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower = model.model.vision_model
+        self.connector = model.model.connector
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return features, shape (tiles * rows, width), of pixels, shape (tiles, 3, size, size)."""
+        dtype = next(self.connector.parameters()).dtype
+        states = self.tower(pixel_values=pixel_values.to(dtype)).last_hidden_state
+        features: Tensor = self.connector(states)
+        return features.reshape(-1, features.shape[-1])
+
+
+def picture_graph(model: Any, height: int, width: int) -> Graph:
+    """Describe the export of `PictureVisionGraph` for pictures of a size."""
+    return Graph(
+        module=PictureVisionGraph(model),
+        example={"pixel_values": torch.zeros(2, 3, height, width)},
+        axes={"pixel_values": {0: "pictures"}},
+        outputs=("features",),
+    )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from mllm_selector.errors import SampleError
 from mllm_selector.pool import ImageRange, PoolImage
 
-__all__ = ["MAX_ASPECT", "MAX_PIXELS", "load_image"]
+__all__ = ["MAX_ASPECT", "MAX_PIXELS", "Size", "image_size", "load_image"]
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused: 256 MB as RGB, Pillow's own bound against decompression bombs."""
@@ -34,9 +40,38 @@ def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
         ``image-unreadable`` if it is missing, no image, cut off, larger than `MAX_PIXELS` or narrower
         than `MAX_ASPECT`.
     """
-    if name is None:
-        name = _name(image)
+    with _opened(image, name) as file:
+        return ImageOps.exif_transpose(file).convert("RGB")
+
+
+def image_size(image: PoolImage, name: str | None = None) -> Size:
+    """Read the size of the picture that `load_image` gives, from the header alone (TIFF: by decoding it).
+
+    Raises
+    ------
+    SampleError
+        As `load_image`, but for damage after the header.
+    """
+    with _opened(image, name) as file:
+        if file.format == "TIFF":  # whose size is already upright, but for some orientations and versions
+            return ImageOps.exif_transpose(file).size
+        # The method of PNG files would decode the picture, since the format allows EXIF after it.
+        orientation = Image.Image.getexif(file).get(ExifTags.Base.Orientation)
+        width, height = file.size
+        return (height, width) if orientation in _ON_THE_SIDE else (width, height)
+
+
+# EXIF orientations that swap width and height.
+_ON_THE_SIDE = (5, 6, 7, 8)
+
+
+@contextmanager
+def _opened(image: PoolImage, name: str | None) -> Iterator[Image.Image]:
+    """Open an image, and make one kind of error of all that its content leads to inside the block."""
     try:
+        if isinstance(image, Path) and image.exists() and not image.is_file():
+            msg = "it is no regular file"  # a FIFO would be waited for, a device has no end
+            raise ValueError(msg)
         content = image.read() if isinstance(image, ImageRange) else image
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             width, height = file.size
@@ -46,13 +81,13 @@ def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
             if max(width, height) > MAX_ASPECT * min(width, height):
                 msg = f"{width} x {height} pixels are narrower than 1:{MAX_ASPECT}"
                 raise ValueError(msg)
-            return ImageOps.exif_transpose(file).convert("RGB")
+            yield file
     # Pillow's decoders raise whatever the damage leads them to (OSError, ValueError, SyntaxError,
     # struct.error, IndexError, DecompressionBombError ...); all mean the same here.
     except Exception as error:
         # An OSError's own text repeats the path.
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        msg = f"image-unreadable: {name}: {why}"
+        msg = f"image-unreadable: {name or _name(image)}: {why}"
         raise SampleError(msg) from error
 
 

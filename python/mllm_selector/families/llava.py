@@ -10,24 +10,40 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mllm_selector.errors import ModelError
-from mllm_selector.families.base import Arrays, Encoded, Family, Graph, expand_images
-from mllm_selector.families.chat import Conversation
+from mllm_selector.families.base import Arrays, Family, Graph, ImageBlock
+from mllm_selector.families.images import Size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL import Image
 
-__all__ = ["LlavaFamily"]
+__all__ = ["CLASS_TOKENS", "LlavaFamily", "check_tower"]
 
 # Rows that a tower puts before those of the patches: CLIP's class token.
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+
+
+def check_tower(config: Any, model: str) -> None:
+    """Refuse vision towers that put other rows than a class token before those of the patches.
+
+    Raises
+    ------
+    ModelError
+        If the tower is not one of `CLASS_TOKENS`.
+    """
+    tower = config.vision_config.model_type
+    if tower not in CLASS_TOKENS:
+        known = ", ".join(CLASS_TOKENS)
+        msg = f"{model}: LLaVA with a vision tower of type {tower!r} cannot be scored; known: {known}"
+        raise ModelError(msg)
 
 
 class LlavaFamily(Family):
     """`LlavaForConditionalGeneration` of transformers."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    one_size: ClassVar[bool] = True
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         super().__init__(folder, trust_remote_code=trust_remote_code)
@@ -37,20 +53,15 @@ class LlavaFamily(Family):
     @classmethod
     def check_config(cls, config: Any, model: str) -> None:
         """Refuse towers whose images differ in their number of tokens."""
-        tower = config.vision_config.model_type
-        if tower not in CLASS_TOKENS:
-            known = ", ".join(CLASS_TOKENS)
-            msg = f"{model}: LLaVA with a vision tower of type {tower!r} cannot be scored; known: {known}"
-            raise ModelError(msg)
+        check_tower(config, model)
 
-    def encode(self, sample: Conversation) -> Encoded:
-        """See `Family.encode`."""
-        tokens = self.chat.encode(sample.messages, len(sample.images))
-        return expand_images(tokens, [self.image_tokens] * len(sample.images))
+    def image_block(self, size: Size) -> ImageBlock:
+        """See `Family.image_block`."""
+        return ImageBlock(self.feature_token, (self.image_tokens,))
 
-    def prepare(self, picture: Image.Image) -> Arrays:
-        """See `Family.prepare`: ``pixel_values``, float32, shape (3, size, size)."""
-        pixels = self.processor.image_processor(picture, return_tensors="np")["pixel_values"][0]
+    def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
+        """See `Family.prepare`: ``pixel_values``, float32, shape (1, 3, size, size)."""
+        pixels = self.parts.image_processor(picture, return_tensors="np")["pixel_values"]
         return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
 
     def vision_graph(self, model: Any) -> Graph:
@@ -67,20 +78,13 @@ class LlavaFamily(Family):
             outputs=("features",),
         )
 
-    def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
-        """See `Family.scorer_graph`."""
-        from mllm_selector.families.scorer import ScorerGraph
-
-        parts = (model.get_input_embeddings(), model.model.language_model, model.lm_head)
-        return ScorerGraph(*parts, embedding_layer).graph()
-
     def _check_processor(self) -> None:
         """Compare the processor's picture size and number of placeholders with the model's."""
         from PIL import Image
 
         picture = Image.new("RGB", (64, 48))
         size = self.config.vision_config.image_size
-        shape = self.prepare(picture)["pixel_values"].shape
+        shape = self.prepare(picture)["pixel_values"].shape[1:]
         if shape != (3, size, size):
             msg = (
                 f"{self.folder}: the image processor makes pictures of shape {shape}, the vision tower takes "

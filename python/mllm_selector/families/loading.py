@@ -18,6 +18,7 @@ __all__ = [
     "load_processor",
     "quiet_transformers",
     "read_config",
+    "to_precision",
 ]
 
 
@@ -170,6 +171,38 @@ def load_model(
             msg = f"{model}: the model cannot be loaded ({error})"
             raise ModelError(msg) from error
     return loaded.eval()
+
+
+def to_precision(model: Any, precision: str) -> Any:
+    """Convert a model's weights in place, as ``from_pretrained(dtype=...)`` would have loaded them.
+
+    The frequencies of rotary positions stay float32: in half precision, the angle of the two-thousandth token
+    would be off by half a radian.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model.
+    precision : str
+        ``float32``, ``float16`` or ``bfloat16``.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The same model.
+    """
+    import torch
+
+    kept = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith("inv_freq")
+    ]
+    model.to(getattr(torch, precision))
+    for module, name, buffer in kept:
+        module.register_buffer(name, buffer, persistent=False)
+    return model
 
 
 @contextmanager

@@ -7,6 +7,8 @@ nothing depends on a value of an input except through indexing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -108,7 +110,7 @@ class ScorerGraph(nn.Module):
         images = features.index_select(0, rows).reshape(batch, length, -1)
         return torch.where(is_image.unsqueeze(-1), images, tokens)
 
-    def decode(self, merged: Tensor, attention_mask: Tensor, **own: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, merged: Tensor, attention_mask: Tensor, **own: Any) -> tuple[Tensor, Tensor]:
         """Run the decoder.
 
         Returns

@@ -51,6 +51,9 @@ def as_command(stages: dict[str, StageRecord], run_dir: Path) -> str:
         if isinstance(value, dict):
             parts += [f"{cli_name(name)} {shlex.quote(f'{key}={amount}')}" for key, amount in value.items()]
             continue
+        if isinstance(value, list):
+            parts += [f"{cli_name(name)} {shlex.quote(str(each))}" for each in value]
+            continue
         parts.append(cli_name(name) if value is True else f"{cli_name(name)} {shlex.quote(str(value))}")
     parts.append(f"--run-dir {shlex.quote(f'{run_dir}-again')}")
     return " \\\n    ".join(parts)

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector.artifacts import ScoreTable, open_arrow, score_schema
+from mllm_selector.artifacts import ScoreTable, open_arrow
 from mllm_selector.config import ReportOptions
 from mllm_selector.errors import RunDirectoryError
+from mllm_selector.metrics import NLL
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.reporting import reasons
@@ -257,11 +258,12 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
 
     run.need("score")
     pick = run.need("pick")
-    scores = ScoreTable.load(run.scores)
+    metric = str(pick.options.get("necessity", NLL))
+    scores = ScoreTable.load(run.scores, metric)
     selection = open_arrow(run.selection)
     rows = _chosen_rows(run, scores, pool, selection)
     necessity = scores.necessity.astype(np.float64)
-    further = _further_scores(run)
+    further = {name: values.astype(np.float64) for name, values in scores.metrics.items() if name != metric}
     chosen = np.zeros(len(pool), dtype=np.bool_)
     chosen[rows] = True
     codes, names = pool.sources()
@@ -346,6 +348,8 @@ def _overview(
     scored = whole & ~np.isnan(scores.necessity)
     embedded = Embedded(list(scores.embeddings), scored, in_order)
     groups = dict(zip(rows.tolist(), selection["group"].to_pylist(), strict=True))
+    if len(set(groups.values())) == 1:
+        groups = {}  # the pool as a whole says nothing of a sample
     progress.start("report", 3, "figures")
     flat = embedded.map(groups)
     progress.update(1)
@@ -355,20 +359,6 @@ def _overview(
     duplicates = embedded.duplicates(cosine, options.gallery // SET_SIZE)
     progress.update(3)
     return flat, coverage, duplicates
-
-
-def _further_scores(run: RunDirectory) -> dict[str, Floats]:
-    """Read every column of numbers that the score parts have beside those of necessity."""
-    parts = [open_arrow(path) for path in sorted(run.scores.glob("part-*.arrow"))]
-    known = {*score_schema(1).names, "row"}
-    names = [
-        field.name
-        for field in parts[0].schema
-        if field.name not in known and pa.types.is_floating(field.type)
-    ]
-    return {
-        name: np.concatenate([part[name].to_numpy().astype(np.float64) for part in parts]) for name in names
-    }
 
 
 def _stages(run: RunDirectory, read: int, hourly_price: float | None) -> list[Stage]:

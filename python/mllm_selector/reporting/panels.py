@@ -175,7 +175,9 @@ def groups(numbers: Numbers) -> Content:
     """Show what each group is and how much of it was chosen."""
     told = numbers.groups
     if not told:
-        return element("p", "This selection has no groups.")
+        return element("p", "Nothing was chosen, so there are no groups.")
+    if len(told) == 1:
+        return element("p", "The samples were chosen from the pool as a whole, without groups.")
     known = [group for group in told if group.mean_necessity is not None]
     known.sort(key=lambda group: (-(group.mean_necessity or 0), group.group))
     sizes = [group.size for group in told if group.size is not None]

@@ -7,7 +7,9 @@ function walk(chart, key) {
   const active = chart.tooltip.getActiveElements();
   const step = key === "ArrowRight" || key === "ArrowUp" ? 1 : -1;
   const index = active.length ? (active[0].index + step + count) % count : step > 0 ? 0 : count - 1;
-  const sets = chart.options.interaction.mode === "index" ? chart.data.datasets.map((_, set) => set) : [0];
+  // Whatever stands at the same place is told together.
+  const { x } = chart.data.datasets[0].data[index];
+  const sets = chart.data.datasets.map((_, set) => set).filter((set) => chart.data.datasets[set].data[index]?.x === x);
   const elements = sets.map((datasetIndex) => ({ datasetIndex, index }));
   const place = chart.getDatasetMeta(0).data[index];
   chart.setActiveElements(elements);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mllm_selector import methods
 from mllm_selector.reporting.numbers import Numbers, Source
 from mllm_selector.reporting.overview import Coverage, Duplicates
 
@@ -222,12 +223,10 @@ def _seed_step(numbers: Numbers, seed: dict[str, Any]) -> str:
 
 
 def _pick_step(pick: dict[str, Any]) -> str:
-    parts = [
-        f"The pool was cut into groups: {GROUPS[pick['groups']]}.",
-        SHARES[pick["share"]],
-        "What a small group cannot use is shared out again.",
-        f"Inside a group samples were chosen {WITHIN[pick['within']]}.",
-    ]
+    if pick["method"] == "grouped":
+        parts = _grouped(pick)
+    else:
+        parts = [methods.sentence(pick["method"], pick["param"] or {})]
     if pick["source_floor"]:
         parts.append(f"At least {_limits(pick['source_floor'])}.")
     if pick["source_ceiling"]:
@@ -241,6 +240,21 @@ def _pick_step(pick: dict[str, Any]) -> str:
         )
     parts.append(f"Random seed {pick['seed']}.")
     return " ".join(parts)
+
+
+def _grouped(pick: dict[str, Any]) -> list[str]:
+    parts = [
+        f"The pool was cut into groups: {GROUPS[pick['groups']]}.",
+        SHARES[pick["share"]],
+        "What a small group cannot use is shared out again.",
+        f"Inside a group samples were chosen {WITHIN[pick['within']]}.",
+    ]
+    if pick["smooth"]:
+        parts.append(
+            f"As necessity of a sample counted the mean over its {pick['smooth']} nearest neighbours, "
+            "without the highest and lowest tenth."
+        )
+    return parts
 
 
 def _limits(amounts: dict[str, str]) -> str:

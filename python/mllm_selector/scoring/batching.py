@@ -69,7 +69,9 @@ def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]
     return batches
 
 
-def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequence[int]]) -> Arrays:
+def scorer_batch(
+    family: Family, batch: Sequence[Encoded], starts: Sequence[Sequence[int]], pooled: str = "all"
+) -> Arrays:
     """Return the scorer's inputs for a batch, all but the features.
 
     Parameters
@@ -80,9 +82,12 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
         The samples, each with an answer token after its first position.
     starts : sequence of sequence of int
         First feature row of each image of each sample.
+    pooled : {"all", "image", "text"}
+        The positions that the embeddings are the mean of. Samples without images take all in place of image.
     """
     inputs = family.scorer_inputs(batch)
     length = inputs["input_ids"].shape[1]
+    pooled_positions = inputs["attention_mask"].copy()
     image_rows = np.full((len(batch), length), -1, dtype=np.int64)
     places, tokens = [], []
     for row, (sample, first_rows) in enumerate(zip(batch, starts, strict=True)):
@@ -90,6 +95,8 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
         rows = [np.arange(first, first + count) for first, count in blocks]
         if rows:
             image_rows[row, np.flatnonzero(sample.is_image)] = np.concatenate(rows)
+        if pooled == "text" or (pooled == "image" and rows):
+            pooled_positions[row, : len(sample)] &= sample.is_image == (pooled == "image")
         # A token is predicted from the position before it; nothing predicts the first.
         answers = np.flatnonzero(sample.is_answer[1:])
         places.append(row * length + answers)
@@ -97,7 +104,7 @@ def scorer_batch(family: Family, batch: Sequence[Encoded], starts: Sequence[Sequ
     return {
         **inputs,
         "image_rows": image_rows,
-        "pooled_positions": inputs["attention_mask"],
+        "pooled_positions": pooled_positions,
         "answer_positions": np.concatenate(places),
         "answer_tokens": np.concatenate(tokens),
     }

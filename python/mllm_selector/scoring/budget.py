@@ -19,19 +19,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mllm_selector.artifacts import write_json
+from mllm_selector.artifacts import open_arrow, write_json
 from mllm_selector.config import ScoreOptions
 from mllm_selector.engine import Engine
-from mllm_selector.errors import DeviceMemoryError, SampleError
+from mllm_selector.errors import DeviceMemoryError, PoolError, SampleError
 from mllm_selector.families.base import Arrays, Family
 from mllm_selector.families.images import load_image
 from mllm_selector.pool import Pool
 from mllm_selector.resources import gpu_name, processor_name
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget, length_batches, scorer_batch
+from mllm_selector.scoring.parts import BATCHES, KEY
 from mllm_selector.scoring.shards import EncodedShard, encode_shard
 
-__all__ = ["BudgetMemory", "budget_memory", "find_budget", "settle_budget"]
+__all__ = ["BudgetMemory", "budget_memory", "find_budget", "locked", "settle_budget"]
 
 DEFAULT = BatchBudget(tokens=4096, image_rows=4096)
 """For pools that are too small to measure on."""
@@ -65,8 +66,8 @@ def settle_budget(
     if tokens is not None and image_rows is not None:
         return BatchBudget(tokens, image_rows)
     key = run.stages["score"].key
-    with _locked(run.batches.with_name("batches.lock")):
-        found = _read(run.batches, key)
+    with locked(run.batches.with_name("batches.lock")):
+        found = _read(run.batches, key) or _of_parts(run, key)
         if found is None:
             memory = budget_memory(run, engine)
             found = memory.recall()
@@ -92,6 +93,18 @@ def _read(path: Path, key: str) -> BatchBudget | None:
         return BatchBudget(known["tokens"], known["image_rows"]) if known["key"] == key else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def _of_parts(run: RunDirectory, key: str) -> BatchBudget | None:
+    """Return the budget that parts of this run were written with, should the run's own note be lost."""
+    for part in itertools.chain(run.scores.glob("part-*.arrow"), run.shards.glob("*/part-*.arrow")):
+        try:
+            metadata = open_arrow(part).schema.metadata or {}
+            if metadata[KEY.encode()] == key.encode():
+                return BatchBudget(**json.loads(metadata[BATCHES.encode()]))
+        except (PoolError, KeyError, ValueError, TypeError):
+            continue
+    return None
 
 
 class BudgetMemory:
@@ -187,7 +200,7 @@ def _largest_picture(family: Family, pool: Pool, shard: EncodedShard) -> tuple[i
     ]
     for rows, ref in sorted(refs, key=lambda each: -each[0]):
         try:
-            return rows, family.prepare(load_image(pool.sample(ref.row).images[ref.place]))
+            return rows, family.prepare(load_image(pool.sample(ref.row).images[ref.place]), rows)
         except SampleError:
             continue
     return None
@@ -243,7 +256,7 @@ def _seconds(compute: Callable[[], Any]) -> float:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock that the kernel releases when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

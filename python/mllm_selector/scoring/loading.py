@@ -10,8 +10,8 @@ from typing import TypeVar
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Arrays, Family
 from mllm_selector.families.images import load_image
-from mllm_selector.pool import ImageRange, Pool, PoolImage
-from mllm_selector.scoring.shards import ImageRef
+from mllm_selector.pool import Pool
+from mllm_selector.scoring.shards import ImageRef, image_name
 
 __all__ = ["ImageLoader", "ahead"]
 
@@ -67,18 +67,9 @@ class ImageLoader:
     def _prepare(self, ref: ImageRef) -> Arrays | SampleError:
         image = self._pool.sample(ref.row).images[ref.place]
         try:
-            return self._family.prepare(load_image(image, self._name(image)))
+            return self._family.prepare(load_image(image, image_name(self._pool, image)), ref.tokens)
         except SampleError as error:
             return error
-
-    def _name(self, image: PoolImage) -> str | None:
-        """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
-        if isinstance(image, ImageRange):
-            return image.name
-        folder = self._pool.images
-        if isinstance(image, bytes) or folder is None or not image.is_relative_to(folder):
-            return None
-        return str(image.relative_to(folder))
 
 
 def ahead(items: Iterator[T], thread: Executor, count: int) -> Iterator[T]:

@@ -46,7 +46,6 @@ def held_shard(run: RunDirectory, shard: Shard) -> Iterator[Path]:
     whole, own = RunLock(run.lock.path), RunLock(folder / "lock")
     whole.share()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         others = {path.name for path in run.shards.glob("*-of-*")}
         others -= {f"{number}-of-{shard.count}" for number in range(1, shard.count + 1)}
         if others:
@@ -55,6 +54,7 @@ def held_shard(run: RunDirectory, shard: Shard) -> Iterator[Path]:
                 "that folder to share the work out anew"
             )
             raise RunDirectoryError(msg)
+        folder.mkdir(parents=True, exist_ok=True)
         own.take()
         yield folder
     finally:

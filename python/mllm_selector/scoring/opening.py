@@ -61,7 +61,14 @@ def open_engine(
     trust = bool(seed.options.get("trust_remote_code", False))
     model = run.path / seed.counts["model"]
     return open_torch(
-        family, model, precision or exported["precision"], device, threads, note, trust_remote_code=trust
+        family,
+        model,
+        precision or exported["precision"],
+        device,
+        threads,
+        note,
+        embedding_layer=exported.get("embedding_layer", -1),
+        trust_remote_code=trust,
     )
 
 
@@ -73,8 +80,10 @@ def open_torch(
     threads: int | None = None,
     note: Callable[[str], None] | None = None,
     *,
+    embedding_layer: int = -1,
     trust_remote_code: bool = False,
 ) -> TorchEngine:
     """Load a model for the PyTorch engine, with the attention that transformers takes by itself (sdpa)."""
     model = load_model(folder, precision=precision, attention=None, trust_remote_code=trust_remote_code)
-    return TorchEngine(family.vision_graph(model), family.scorer_graph(model), device, threads, note)
+    scorer = family.scorer_graph(model, embedding_layer)
+    return TorchEngine(family.vision_graph(model), scorer, device, threads, note)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mllm_selector.engine import Engine
 from mllm_selector.errors import ExportError
 from mllm_selector.families.base import SCORER_OUTPUTS, Arrays, Encoded, Family
-from mllm_selector.families.chat import IMAGE_MARK, encode_for_training
+from mllm_selector.families.chat import IMAGE_MARK
 from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
 BATCHES = ((0,), (1,), (2, 0, 1), (1, 0, 2, 0, 1))
 # Words in question and answer, so that lengths are ragged.
 WORDS = ((3, 1), (9, 5), (30, 12), (5, 40), (17, 2))
+# Height and width of the pictures, for models whose features depend on them.
+SIZES = ((480, 640), (300, 900), (700, 200))
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,10 @@ def reference(family: Family, model: Any, embedding_layer: int = -1) -> list[Exp
         samples, pictures, scores = [], [], []
         for position, image_count in enumerate(image_counts):
             conversation = _conversation(100 * batch + 10 * position, image_count, *WORDS[position])
-            encoded = family.encode(conversation)
+            encoded = family.encode(conversation, lambda image: _picture(image).size)
             _compare_tokens(family, conversation, encoded)
-            prepared = [family.prepare(_picture(image)) for image in conversation.images]
+            shown = zip(conversation.images, encoded.image_tokens, strict=True)
+            prepared = [family.prepare(_picture(image), rows) for image, rows in shown]
             samples.append(encoded)
             pictures.append(prepared)
             scores.append(plain_scores(family, model, encoded, prepared, embedding_layer))
@@ -191,6 +194,12 @@ def plain_scores(
     answers = np.flatnonzero(sample.is_answer[1:])
     tokens = torch.from_numpy(sample.ids[answers + 1])
     logits = output.logits[0, answers].double()
+    if logits.shape[-1] != family.vocabulary:
+        msg = (
+            f"the model gives {logits.shape[-1]} logits, {type(family).__name__} says {family.vocabulary}; "
+            "mend its vocabulary"
+        )
+        raise ExportError(msg)
     mean = output.hidden_states[embedding_layer][0].double().mean(0)
     return PlainScores(
         token_nll=torch.nn.functional.cross_entropy(logits, tokens, reduction="none").numpy(),
@@ -239,7 +248,7 @@ def _score(family: Family, engine: Engine, expected: Expected) -> Arrays:
 
 def _compare_tokens(family: Family, conversation: _Conversation, encoded: Encoded) -> None:
     """Compare the family's tokens with those that the model's own processor makes of the same text."""
-    own = encode_for_training(family.processor, conversation, _picture, family.chat)
+    own = family.training_inputs(conversation, _picture)
     labels = np.where(encoded.is_answer, encoded.ids, -100)
     same_ids = np.array_equal(own["input_ids"].numpy(), encoded.ids)
     if not (same_ids and np.array_equal(own["labels"].numpy(), labels)):
@@ -282,4 +291,5 @@ def _picture(image: Any) -> Any:
     from PIL import Image
 
     draw = np.random.default_rng(list(image))
-    return Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    height, width = SIZES[sum(image) % len(SIZES)]
+    return Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))

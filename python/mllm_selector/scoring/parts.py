@@ -11,21 +11,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from mllm_selector.artifacts import open_arrow, score_schema
+from mllm_selector.artifacts import missing_metrics, open_arrow
 from mllm_selector.checksums import Checksums
 from mllm_selector.errors import PoolError, RunDirectoryError, ScoreError
 from mllm_selector.scoring.batching import BatchBudget
-from mllm_selector.scoring.shards import ShardScores
 
 __all__ = [
+    "WORK",
     "check_origin",
     "check_scored",
     "count_parts",
     "merged_schema",
     "missing_parts",
+    "part_metadata",
     "part_rows",
-    "part_schema",
-    "part_table",
 ]
 
 KEY = "mllm_selector.key"
@@ -43,33 +42,15 @@ def part_rows(samples: int, shard_size: int) -> list[range]:
     return [range(start, min(start + shard_size, samples)) for start in range(0, samples, shard_size)]
 
 
-def part_schema(embedding_size: int, key: str, budget: BatchBudget) -> pa.Schema:
-    """Return the schema of a run's parts, without what is special to each."""
-    return score_schema(embedding_size, {KEY: key, BATCHES: json.dumps(asdict(budget))})
+def part_metadata(key: str, budget: BatchBudget) -> dict[str, str]:
+    """Return the schema metadata of a run's parts, without what is special to each."""
+    return {KEY: key, BATCHES: json.dumps(asdict(budget))}
 
 
 def merged_schema(part: Path, key: str) -> pa.Schema:
     """Return the schema that all parts of a run must have, given one of them and the run's key."""
     schema = open_arrow(part).schema
     return schema.with_metadata({**(schema.metadata or {}), KEY: key})
-
-
-def part_table(scores: ShardScores, schema: pa.Schema) -> pa.Table:
-    """Make a part of a shard's scores."""
-    embedding = pa.FixedSizeListArray.from_arrays(
-        pa.array(scores.embedding.reshape(-1)), type=schema.field("embedding").type
-    )
-    columns = [
-        pa.array(scores.rows, type=pa.uint64()),
-        pa.array(scores.nll_sum),
-        pa.array(scores.answer_tokens),
-        pa.array(scores.necessity),
-        pa.array(scores.reasons, type=pa.utf8()),
-        embedding,
-    ]
-    work = {"images_encoded": scores.images_encoded, "rescored": scores.rescored}
-    metadata = {**schema.metadata, WORK: json.dumps(work)}
-    return pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
 
 
 def missing_parts(
@@ -82,7 +63,7 @@ def missing_parts(
     parts : mapping of Path to range
         Parts and their rows, in one folder.
     schema : pyarrow.Schema
-        Of `part_schema`.
+        Of all of them, with `part_metadata`.
     checksums : Checksums
         Of the folder's files.
     note : callable
@@ -93,8 +74,9 @@ def missing_parts(
     RunDirectoryError
         If a part was written by another run.
     """
-    folders = {part.parent for part in parts}
-    foreign = sorted({path for folder in folders for path in folder.glob("part-*.arrow")} - set(parts))
+    patterns = {(part.parent, part.name.partition("-")[0]) for part in parts}
+    there = {path for folder, kind in patterns for path in folder.glob(f"{kind}-*.arrow")}
+    foreign = sorted(there - set(parts))
     if foreign:
         raise RunDirectoryError(_another_run(foreign[0]))
     missing = []
@@ -124,28 +106,41 @@ def check_origin(parts: Iterable[Path], schema: pa.Schema) -> None:
             raise RunDirectoryError(_another_run(part))
 
 
-def count_parts(parts: Sequence[Path]) -> dict[str, Any]:
+def count_parts(parts: Sequence[Path], examples: Sequence[Path] = ()) -> dict[str, Any]:
     """Count over parts.
+
+    Parameters
+    ----------
+    parts : sequence of Path
+        Parts of the first sweep over the pool.
+    examples : sequence of Path
+        Parts of the sweep in which each sample has an example in front.
 
     Returns
     -------
     dict
-        ``samples``, ``scored``, ``set_aside`` (number by reason code), ``answer_tokens``, ``images_encoded``
-        and ``rescored``.
+        ``samples``, ``scored``, ``set_aside`` (number by reason code), ``missing`` (for each metric that some
+        scored samples have not, the numbers by reason code), ``answer_tokens``, ``images_encoded`` and
+        ``rescored``.
     """
     samples = answer_tokens = 0
     set_aside: Counter[str] = Counter()
     work: Counter[str] = Counter()
-    for part in parts:
+    missing: dict[str, Counter[str]] = {}
+    for part in (*parts, *examples):
         table = open_arrow(part)
-        samples += len(table)
-        answer_tokens += int(table["answer_tokens"].to_numpy().sum())
-        set_aside.update(reason.partition(":")[0] for reason in _reasons([table]))
         work.update(json.loads(table.schema.metadata[WORK.encode()]))
+        for metric, reason in missing_metrics(table):
+            missing.setdefault(metric, Counter())[reason.partition(":")[0]] += 1
+        if "reason" in table.column_names:
+            samples += len(table)
+            answer_tokens += int(table["answer_tokens"].to_numpy().sum())
+            set_aside.update(reason.partition(":")[0] for reason in _reasons([table]))
     return {
         "samples": samples,
         "scored": samples - sum(set_aside.values()),
         "set_aside": dict(sorted(set_aside.items())),
+        "missing": {metric: dict(sorted(missing[metric].items())) for metric in sorted(missing)},
         "answer_tokens": answer_tokens,
         "images_encoded": work["images_encoded"],
         "rescored": work["rescored"],

@@ -7,17 +7,22 @@ holds for a lack of memory too: what does not fit is halved, and the next shard 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mllm_selector.engine import Engine
 from mllm_selector.errors import DeviceMemoryError, SampleError, ScoreError
 from mllm_selector.families.base import Arrays, Family
+from mllm_selector.metrics import Answer, Metrics, Variant
 from mllm_selector.pool import Pool
 from mllm_selector.scoring.batching import (
     BatchBudget,
@@ -29,9 +34,9 @@ from mllm_selector.scoring.batching import (
     split_answers,
 )
 from mllm_selector.scoring.loading import ImageLoader, ahead
-from mllm_selector.scoring.shards import EncodedShard, ImageRef, ShardScores
+from mllm_selector.scoring.shards import EncodedShard, ImageRef, Item, ShardScores
 
-__all__ = ["PlannedShard", "ShardScorer", "Work"]
+__all__ = ["PlannedShard", "ShardScorer", "Wanted", "Work"]
 
 FEATURE_BYTES = 1 << 30
 """Most memory for image features that wait for samples to use them."""
@@ -45,7 +50,7 @@ class PlannedShard:
     """A shard, what of it is computed together, and its images, which are already being loaded."""
 
     shard: EncodedShard
-    batches: list[list[int]]
+    batches: list[list[Item]]
     features: FeaturePlan
     pictures: Iterator[Arrays | SampleError]
 
@@ -69,11 +74,30 @@ class _See:
 
 @dataclass(frozen=True)
 class _Read:
-    """Samples to be scored together, where the features of their images lie, and the scorer's inputs."""
+    """Readings to be scored together, where the features of their images lie, and the scorer's inputs."""
 
-    rows: tuple[int, ...]
+    items: tuple[Item, ...]
     starts: Mapping[Hashable, int]
     inputs: Arrays | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is computed of each sample.
+
+    Attributes
+    ----------
+    metrics : Metrics
+        Which metrics.
+    pooled : str
+        The positions that embeddings are the mean of, as for `scorer_batch`.
+    project : callable
+        Projects embeddings, float32 of shape (batch, width).
+    """
+
+    metrics: Metrics = field(default_factory=Metrics)
+    pooled: str = "all"
+    project: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda embeddings: embeddings
 
 
 @dataclass
@@ -118,6 +142,8 @@ class ShardScorer:
         Threads that load and prepare images.
     exact : callable, optional
         Opens the engine in float32 that scores again what is not finite; None if `engine` is of float32.
+    wanted : Wanted
+        What is computed of each sample.
 
     Attributes
     ----------
@@ -133,8 +159,10 @@ class ShardScorer:
         budget: BatchBudget,
         workers: int,
         exact: Callable[[], Engine] | None = None,
+        wanted: Wanted | None = None,
     ) -> None:
         self._family = family
+        self._wanted = wanted or Wanted()
         self._engine = engine
         self._budget = budget
         self._exact = None if exact is None else functools.cache(exact)
@@ -153,7 +181,7 @@ class ShardScorer:
 
     def plan(self, shard: EncodedShard) -> PlannedShard:
         """Decide what is computed together, and start to load the first images; may run in a thread."""
-        return self._plan(shard, sorted(shard.samples), FEATURE_BYTES)
+        return self._plan(shard, list(shard.samples), FEATURE_BYTES)
 
     def score(self, planned: PlannedShard, on_batch: Callable[[int, int], None]) -> ShardScores:
         """Score a shard.
@@ -163,12 +191,10 @@ class ShardScorer:
         planned : PlannedShard
             From `plan`.
         on_batch : callable
-            Is told the numbers of samples and tokens of each batch when it is done.
+            Is told the numbers of readings and tokens of each batch when it is done.
         """
         shard = planned.shard
-        scores = ShardScores(shard.rows, self._engine.embedding_size)
-        for row, reason in shard.reasons.items():
-            scores.set_aside(row, reason)
+        scores = ShardScores(reasons=dict(shard.reasons))
         self._compute(planned, self._engine, scores, on_batch)
         if self._exact is None:
             return scores
@@ -179,9 +205,8 @@ class ShardScorer:
             self._compute(self._plan(shard, again, FEATURE_BYTES), exact, scores, lambda *_: None)
         return scores
 
-    def _plan(self, shard: EncodedShard, rows: Sequence[int], feature_bytes: int) -> PlannedShard:
-        lengths = [len(shard.samples[row]) for row in rows]
-        batches = [[rows[place] for place in batch] for batch in length_batches(lengths, self._budget.tokens)]
+    def _plan(self, shard: EncodedShard, items: Iterable[Item], feature_bytes: int) -> PlannedShard:
+        batches = _batches(shard, items, self._budget.tokens)
         images, uses = _image_uses(shard, batches)
         capacity = feature_bytes // self._engine.feature_row_bytes
         features = plan_features(uses, capacity, self._budget.image_rows)
@@ -196,22 +221,22 @@ class ShardScorer:
         on_batch: Callable[[int, int], None],
     ) -> None:
         planned = self._reserve(planned, engine)
-        computing = _Computing(self._family, planned.shard, engine, scores, self.work)
-        for item in ahead(_work(self._family, planned, scores), self._thread, WORK_AHEAD):
-            if isinstance(item, _See):
-                computing.see(item)
-            elif isinstance(item, _Read):
-                computing.read(item)
+        computing = _Computing(self._family, planned.shard, engine, scores, self.work, self._wanted)
+        works = _work(self._family, planned, scores, self._wanted.pooled)
+        for work in ahead(works, self._thread, WORK_AHEAD):
+            if isinstance(work, _See):
+                computing.see(work)
+            elif isinstance(work, _Read):
+                computing.read(work)
             else:
-                on_batch(*item)
+                on_batch(*work)
 
     def _reserve(self, planned: PlannedShard, engine: Engine) -> PlannedShard:
         """Make room for features; where there is little, for no more than a batch needs."""
         try:
             engine.reserve(planned.features.rows)
         except DeviceMemoryError:
-            rows = sorted(row for batch in planned.batches for row in batch)
-            planned = self._plan(planned.shard, rows, 0)
+            planned = self._plan(planned.shard, itertools.chain(*planned.batches), 0)
         try:
             engine.reserve(planned.features.rows)
         except DeviceMemoryError as error:
@@ -223,12 +248,29 @@ class ShardScorer:
         return planned
 
 
-def _work(
-    family: Family, planned: PlannedShard, scores: ShardScores
-) -> Iterator[_See | _Read | tuple[int, int]]:
-    """Put the engine's work together, in order; after each batch come its numbers of samples and tokens.
+def _batches(shard: EncodedShard, items: Iterable[Item], token_budget: int) -> list[list[Item]]:
+    """Form batches of one variant each, so that a sample's scores do not depend on the other variants.
 
-    Images after an unreadable one keep their planned rows; samples that need it are set aside.
+    Batches of all variants are run together, longest first: a sample's readings are about as long as each
+    other, so the features of its images wait for a short time only.
+    """
+    by_variant: dict[Variant, list[Item]] = {}
+    for item in sorted(items):
+        by_variant.setdefault(item[0], []).append(item)
+    batches = [
+        [same[place] for place in batch]
+        for same in by_variant.values()
+        for batch in length_batches([len(shard.samples[item]) for item in same], token_budget)
+    ]
+    return sorted(batches, key=lambda batch: -len(shard.samples[batch[0]]))
+
+
+def _work(
+    family: Family, planned: PlannedShard, scores: ShardScores, pooled: str
+) -> Iterator[_See | _Read | tuple[int, int]]:
+    """Put the engine's work together, in order; after each batch come its numbers of readings and tokens.
+
+    Images after an unreadable one keep their planned rows; readings that need it are set aside.
     """
     shard = planned.shard
     broken: dict[Hashable, str] = {}
@@ -246,15 +288,15 @@ def _work(
                     ready.append((image, start, picture))
             yield from _seeing(family, ready)
         readable = []
-        for row in batch:
-            failed = next((ref.key for ref in shard.images[row] if ref.key in broken), None)
+        for item in batch:
+            failed = next((ref.key for ref in shard.images[item] if ref.key in broken), None)
             if failed is None:
-                readable.append(row)
+                readable.append(item)
             else:
-                scores.set_aside(row, broken[failed])
+                scores.reasons[item] = broken[failed]
         if readable:
-            yield _Read(tuple(readable), starts, _scorer_inputs(family, shard, readable, starts))
-        yield len(batch), sum(len(shard.samples[row]) for row in batch)
+            yield _Read(tuple(readable), starts, _scorer_inputs(family, shard, readable, starts, pooled))
+        yield len(batch), sum(len(shard.samples[item]) for item in batch)
 
 
 def _seeing(family: Family, ready: Sequence[tuple[ImageUse, int, Arrays]]) -> Iterator[_See]:
@@ -265,23 +307,30 @@ def _seeing(family: Family, ready: Sequence[tuple[ImageUse, int, Arrays]]) -> It
 
 
 def _scorer_inputs(
-    family: Family, shard: EncodedShard, rows: Sequence[int], starts: Mapping[Hashable, int]
+    family: Family, shard: EncodedShard, items: Sequence[Item], starts: Mapping[Hashable, int], pooled: str
 ) -> Arrays:
-    first_rows = [[starts[ref.key] for ref in shard.images[row]] for row in rows]
-    return scorer_batch(family, [shard.samples[row] for row in rows], first_rows)
+    first_rows = [[starts[ref.key] for ref in shard.images[item]] for item in items]
+    return scorer_batch(family, [shard.samples[item] for item in items], first_rows, pooled)
 
 
 class _Computing:
     """Has an engine do the work of one shard, halving what does not fit in the device's memory."""
 
     def __init__(
-        self, family: Family, shard: EncodedShard, engine: Engine, scores: ShardScores, done: Work
+        self,
+        family: Family,
+        shard: EncodedShard,
+        engine: Engine,
+        scores: ShardScores,
+        done: Work,
+        wanted: Wanted,
     ) -> None:
         self._family = family
         self._shard = shard
         self._engine = engine
         self._scores = scores
         self._done = done
+        self._wanted = wanted
         self._blind: dict[Hashable, str] = {}  # images that do not fit alone, and what is said of them
         self._most_tokens: int | None = None
 
@@ -303,54 +352,62 @@ class _Computing:
         self.see(work.part(self._family, slice(half, None)))
 
     def read(self, work: _Read) -> None:
-        """Score samples; one that does not fit alone is set aside."""
-        blind = {row: why for row in work.rows if (why := self._why_blind(row)) is not None}
-        for row, why in blind.items():
-            self._scores.set_aside(row, why)
-        rows = tuple(row for row in work.rows if row not in blind)
-        if rows:
-            self._read(rows, work.starts, None if blind else work.inputs)
+        """Score readings; one that does not fit alone is set aside."""
+        blind = {item: why for item in work.items if (why := self._why_blind(item)) is not None}
+        self._scores.reasons |= blind
+        items = tuple(item for item in work.items if item not in blind)
+        if items:
+            self._read(items, work.starts, None if blind else work.inputs)
 
-    def _why_blind(self, row: int) -> str | None:
-        return next((self._blind[ref.key] for ref in self._shard.images[row] if ref.key in self._blind), None)
+    def _why_blind(self, item: Item) -> str | None:
+        return next(
+            (self._blind[ref.key] for ref in self._shard.images[item] if ref.key in self._blind), None
+        )
 
-    def _read(self, rows: tuple[int, ...], starts: Mapping[Hashable, int], inputs: Arrays | None) -> None:
-        tokens = len(rows) * max(len(self._shard.samples[row]) for row in rows)
-        fits = self._most_tokens is None or tokens <= self._most_tokens or len(rows) == 1
+    def _read(self, items: tuple[Item, ...], starts: Mapping[Hashable, int], inputs: Arrays | None) -> None:
+        tokens = len(items) * max(len(self._shard.samples[item]) for item in items)
+        fits = self._most_tokens is None or tokens <= self._most_tokens or len(items) == 1
         try:
             if fits:
-                self._read_whole(rows, inputs or _scorer_inputs(self._family, self._shard, rows, starts))
+                pooled = self._wanted.pooled
+                self._read_whole(
+                    items, inputs or _scorer_inputs(self._family, self._shard, items, starts, pooled)
+                )
                 return
         except DeviceMemoryError:
             self._done.splits += 1
             # Batches are of about one size: the following ones are not even tried.
             self._most_tokens = tokens // 2
-            if len(rows) == 1:
-                self._scores.set_aside(rows[0], f"out-of-memory: {tokens} tokens, scored alone")
+            if len(items) == 1:
+                self._scores.reasons[items[0]] = f"out-of-memory: {tokens} tokens, scored alone"
                 return
-        half = len(rows) // 2
-        self._read(rows[:half], starts, None)
-        self._read(rows[half:], starts, None)
+        half = len(items) // 2
+        self._read(items[:half], starts, None)
+        self._read(items[half:], starts, None)
 
-    def _read_whole(self, rows: Sequence[int], inputs: Arrays) -> None:
+    def _read_whole(self, items: Sequence[Item], inputs: Arrays) -> None:
+        is_full = items[0][0] is Variant.FULL
+        tokens = self._wanted.metrics.outputs if is_full else ("token_nll",)
         with self._done.timed():
-            result = self._engine.read(inputs, ("token_nll", "sample_embedding"))
-        samples = [self._shard.samples[row] for row in rows]
-        losses = split_answers(samples, result["token_nll"])
-        for row, token_nll, embedding in zip(rows, losses, result["sample_embedding"], strict=True):
-            self._scores.put(row, token_nll, embedding)
+            result = self._engine.read(inputs, (*tokens, "sample_embedding") if is_full else tokens)
+        samples = [self._shard.samples[item] for item in items]
+        of_tokens = {name.removeprefix("token_"): split_answers(samples, result[name]) for name in tokens}
+        embeddings = self._wanted.project(result["sample_embedding"]) if is_full else [None] * len(items)
+        for place, (item, embedding) in enumerate(zip(items, embeddings, strict=True)):
+            of_sample = {name: values[place] for name, values in of_tokens.items()}
+            self._scores.put(item, Answer(**of_sample, vocabulary=self._family.vocabulary), embedding)
 
 
 def _image_uses(
-    shard: EncodedShard, batches: Sequence[Sequence[int]]
-) -> tuple[dict[str | bytes, ImageRef], list[list[ImageUse]]]:
+    shard: EncodedShard, batches: Sequence[Sequence[Item]]
+) -> tuple[dict[Hashable, ImageRef], list[list[ImageUse]]]:
     """Find the distinct images, and those that each batch needs in order of first use."""
-    images: dict[str | bytes, ImageRef] = {}
+    images: dict[Hashable, ImageRef] = {}
     uses = []
     for batch in batches:
-        needed: dict[str | bytes, ImageUse] = {}
-        for row in batch:
-            for ref, count in zip(shard.images[row], shard.samples[row].image_tokens, strict=True):
+        needed: dict[Hashable, ImageUse] = {}
+        for item in batch:
+            for ref, count in zip(shard.images[item], shard.samples[item].image_tokens, strict=True):
                 images.setdefault(ref.key, ref)
                 needed.setdefault(ref.key, ImageUse(ref.key, count))
         uses.append(list(needed.values()))

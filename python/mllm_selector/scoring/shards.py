@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,20 +12,36 @@ from numpy.typing import NDArray
 from mllm_selector.config import ScoreOptions
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Encoded, Family
+from mllm_selector.families.images import Size, image_size
+from mllm_selector.metrics import Answer, Variant
 from mllm_selector.pool import ImageRange, Pool, PoolImage
+from mllm_selector.scoring.readings import read_as
 
-__all__ = ["EncodedShard", "ImageRef", "ShardScores", "encode_shard"]
+__all__ = ["EncodedShard", "ImageRef", "Item", "ShardScores", "encode_shard", "image_name"]
 
 NOT_FINITE = "not-finite"
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of the pool: what identifies its content, and where a sample has it."""
+    """An image of the pool: what identifies its content, its feature rows, and where a sample has it.
 
-    key: str | bytes
+    Some models see one image in several ways, each with another number of feature rows.
+    """
+
+    content: str | bytes
+    tokens: int
     row: int
     place: int
+
+    @property
+    def key(self) -> tuple[str | bytes, int]:
+        """What identifies the image's features."""
+        return self.content, self.tokens
+
+
+Item = tuple[Variant, int]
+"""A reading of a row of the pool."""
 
 
 @dataclass(frozen=True)
@@ -33,96 +50,115 @@ class EncodedShard:
 
     Attributes
     ----------
-    rows : range
-        The shard's rows of the pool.
-    samples : dict of int to Encoded
-        The samples that can be scored, by row.
-    images : dict of int to tuple of ImageRef
+    samples : dict of Item to Encoded
+        The readings that can be scored.
+    images : dict of Item to tuple of ImageRef
         Their images.
-    reasons : dict of int to str
-        Why the other samples cannot be scored.
+    reasons : dict of Item to str
+        Why others cannot be scored. A row that cannot be scored as it is has no other readings.
     """
 
-    rows: range
-    samples: dict[int, Encoded] = field(default_factory=dict)
-    images: dict[int, tuple[ImageRef, ...]] = field(default_factory=dict)
-    reasons: dict[int, str] = field(default_factory=dict)
+    samples: dict[Item, Encoded] = field(default_factory=dict)
+    images: dict[Item, tuple[ImageRef, ...]] = field(default_factory=dict)
+    reasons: dict[Item, str] = field(default_factory=dict)
 
 
+@dataclass
 class ShardScores:
-    """Scores of a shard, filled in as they come; a sample starts out as not scored.
+    """What is known of a shard, entered as it comes.
 
     Attributes
     ----------
-    rows : range
-        The shard's rows of the pool.
-    nll_sum : ndarray of float32, shape (n,)
-        Summed negative log-likelihood in nats; NaN where not scored.
-    answer_tokens : ndarray of uint32, shape (n,)
-        Answer tokens; 0 where not scored.
-    embedding : ndarray of float16, shape (n, width)
-        L2-normalised; zeros where not scored.
-    reasons : list of str or None
-        Why a sample was not scored.
+    answers : dict of Item to Answer
+        The readings that were scored.
+    embeddings : dict of int to ndarray of float16, shape (width,)
+        Of each row that was scored as it is, L2-normalised.
+    reasons : dict of Item to str
+        Why other readings were not scored.
     images_encoded : int
         Images that were turned into features; one that had to be encoded again counts again.
     rescored : int
-        Samples scored again in float32, since half precision gave no finite score.
+        Readings scored again in float32, since half precision gave no finite score.
     """
 
-    def __init__(self, rows: range, width: int) -> None:
-        self.rows = rows
-        self.nll_sum = np.full(len(rows), np.nan, dtype=np.float32)
-        self.answer_tokens = np.zeros(len(rows), dtype=np.uint32)
-        self.embedding = np.zeros((len(rows), width), dtype=np.float16)
-        self.reasons: list[str | None] = [None] * len(rows)
-        self.images_encoded = 0
-        self.rescored = 0
+    answers: dict[Item, Answer] = field(default_factory=dict)
+    embeddings: dict[int, NDArray[np.float16]] = field(default_factory=dict)
+    reasons: dict[Item, str] = field(default_factory=dict)
+    images_encoded: int = 0
+    rescored: int = 0
 
-    @property
-    def necessity(self) -> NDArray[np.float32]:
-        """Mean negative log-likelihood of the answer tokens, in nats; NaN where not scored."""
-        return np.divide(self.nll_sum, np.maximum(self.answer_tokens, 1), dtype=np.float32)
+    def take_not_finite(self) -> list[Item]:
+        """Return the readings whose scores were not finite, as if they had not been scored yet."""
+        items = sorted(item for item, reason in self.reasons.items() if reason.startswith(NOT_FINITE))
+        for item in items:
+            del self.reasons[item]
+        return items
 
-    def set_aside(self, row: int, reason: str) -> None:
-        """Say why a sample is not scored."""
-        self.reasons[row - self.rows.start] = reason
-
-    def take_not_finite(self) -> list[int]:
-        """Return the rows whose scores were not finite, as if they had not been scored yet."""
-        places = [place for place, reason in enumerate(self.reasons) if (reason or "").startswith(NOT_FINITE)]
-        for place in places:
-            self.reasons[place] = None
-        return [self.rows[place] for place in places]
-
-    def put(self, row: int, token_nll: NDArray[np.float32], embedding: NDArray[np.float32]) -> None:
-        """Enter a sample's scores, unless they are not finite."""
-        nll_sum, count = token_nll.sum(dtype=np.float64), len(token_nll)
-        if not (np.isfinite(nll_sum) and np.isfinite(embedding).all()):
-            self.set_aside(row, f"{NOT_FINITE}: summed loss {nll_sum} over {count} answer tokens")
+    def put(self, item: Item, answer: Answer, embedding: NDArray[np.float32] | None = None) -> None:
+        """Enter a reading's scores, unless they are not finite."""
+        if not (answer.is_finite and (embedding is None or np.isfinite(embedding).all())):
+            summed = answer.nll.sum(dtype=np.float64)
+            self.reasons[item] = f"{NOT_FINITE}: summed loss {summed:g} over {len(answer.nll)} answer tokens"
             return
-        place = row - self.rows.start
-        self.nll_sum[place] = nll_sum
-        self.answer_tokens[place] = count
-        self.embedding[place] = embedding.astype(np.float16)
+        self.answers[item] = answer
+        if embedding is not None:
+            self.embeddings[item[1]] = embedding.astype(np.float16)
 
 
-def encode_shard(pool: Pool, rows: range, family: Family, options: ScoreOptions) -> EncodedShard:
-    """Encode the samples of a shard, setting aside those that are too long or have no answer."""
+def encode_shard(
+    pool: Pool,
+    rows: Sequence[int],
+    family: Family,
+    options: ScoreOptions,
+    variants: Sequence[Variant] = (Variant.FULL,),
+    examples: Mapping[int, int] | None = None,
+) -> EncodedShard:
+    """Encode the samples of a shard, setting aside those that are too long or have no answer.
+
+    Parameters
+    ----------
+    pool : Pool
+        The pool.
+    rows : sequence of int
+        The shard's rows.
+    family : Family
+        The model's family.
+    options : ScoreOptions
+        The largest length.
+    variants : sequence of Variant
+        The readings of each row.
+    examples : mapping of int to int, optional
+        The row that is each row's example, for `Variant.ONE_SHOT`.
+    """
     limit = min(options.max_tokens, family.max_positions or options.max_tokens)
-    shard = EncodedShard(rows)
+    shard = EncodedShard()
+    sizes: dict[str | bytes, Size] = {}
+
+    def size_of(image: PoolImage) -> Size:
+        content = _content(image)
+        if content not in sizes:
+            sizes[content] = image_size(image, image_name(pool, image))
+        return sizes[content]
+
     for row in rows:
         sample = pool.sample(row)
-        try:
-            encoded = family.encode(sample)
-            _check(encoded, limit)
-        except SampleError as error:
-            shard.reasons[row] = str(error)
-            continue
-        shard.samples[row] = encoded
-        shard.images[row] = tuple(
-            ImageRef(_image_key(image), row, place) for place, image in enumerate(sample.images)
-        )
+        example = pool.sample(examples[row]) if examples and row in examples else None
+        for variant in variants:
+            item = (variant, row)
+            try:
+                reading = read_as(variant, sample, example)
+                encoded = family.encode(reading, size_of)
+                _check(encoded, limit)
+            except SampleError as error:
+                shard.reasons[item] = str(error)
+                if variant is Variant.FULL:
+                    break
+                continue
+            shard.samples[item] = encoded
+            shown = zip(reading.images, encoded.image_tokens, reading.places, strict=True)
+            shard.images[item] = tuple(
+                ImageRef(_content(image), tokens, *place) for image, tokens, place in shown
+            )
     return shard
 
 
@@ -135,7 +171,16 @@ def _check(encoded: Encoded, limit: int) -> None:
         raise SampleError(msg)
 
 
-def _image_key(image: PoolImage) -> str | bytes:
+def image_name(pool: Pool, image: PoolImage) -> str | None:
+    """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
+    if isinstance(image, ImageRange):
+        return image.name
+    if isinstance(image, bytes) or pool.images is None or not image.is_relative_to(pool.images):
+        return None
+    return str(image.relative_to(pool.images))
+
+
+def _content(image: PoolImage) -> str | bytes:
     if isinstance(image, ImageRange):
         return f"{image.file}:{image.offset}"
     return hashlib.blake2b(image, digest_size=16).digest() if isinstance(image, bytes) else str(image)

@@ -15,9 +15,9 @@ from mllm_selector import families
 from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
 from mllm_selector.engine import SCORER, VISION, Engine, OnnxEngine, has_cuda
-from mllm_selector.errors import ExportError, MissingPackageError
+from mllm_selector.errors import ExportError, MissingPackageError, UsageError
 from mllm_selector.families.base import Family, Graph
-from mllm_selector.families.loading import load_model
+from mllm_selector.families.loading import load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.opening import graph_folder, open_torch
@@ -69,13 +69,15 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     steps = itertools.count(1)
     with atomic_folder(run.onnx) as temporary:
         family = families.load(folder, trust_remote_code=trust)
+        _check_layer(options.embedding_layer, family)
         model = load_model(folder, trust_remote_code=trust)
         # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
-        expected = reference(family, model)
+        expected = reference(family, model, options.embedding_layer)
         progress.update(next(steps))
         if options.engine == "onnx":
             for precision in precisions:
-                _write_graphs(family, model, precision, graph_folder(temporary, options.precision, precision))
+                graphs = graph_folder(temporary, options.precision, precision)
+                _write_graphs(family, model, precision, options.embedding_layer, graphs)
                 progress.update(next(steps))
         del model
         with writing(run.onnx):
@@ -83,7 +85,7 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         checks = {}
         for precision in precisions:
             graphs = graph_folder(temporary, options.precision, precision)
-            engine = _open(options.engine, precision, graphs, family, folder, trust)
+            engine = _open(options, precision, graphs, family, folder, trust)
             checks[precision] = check_against(family, engine, expected)
             del engine
             progress.update(next(steps))
@@ -108,21 +110,41 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     }
 
 
-def _write_graphs(family: Family, model: Any, precision: str, folder: Path) -> None:
-    import torch
+def _check_layer(layer: int, family: Family) -> None:
+    layers = int(family.config.get_text_config().num_hidden_layers)
+    if not -layers - 1 <= layer <= layers:
+        msg = (
+            f"--embedding-layer: {layer} is none of this model's; its layers are 1 to {layers}, 0 is the "
+            "token embeddings, and -1 the last layer"
+        )
+        raise UsageError(msg)
 
+
+def _write_graphs(family: Family, model: Any, precision: str, embedding_layer: int, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    model.to(getattr(torch, precision))
+    to_precision(model, precision)
     _export(family.vision_graph(model), folder / VISION)
-    _export(family.scorer_graph(model), folder / SCORER)
+    _export(family.scorer_graph(model, embedding_layer), folder / SCORER)
 
 
 def _open(
-    engine: str, precision: str, graphs: Path, family: Family, model: Path, trust_remote_code: bool
+    options: ExportOptions,
+    precision: str,
+    graphs: Path,
+    family: Family,
+    model: Path,
+    trust_remote_code: bool,
 ) -> Engine:
     """Open what is to be checked, on the CPU where that can compute in this precision."""
-    if engine == "torch":
-        return open_torch(family, model, precision, "cpu", trust_remote_code=trust_remote_code)
+    if options.engine == "torch":
+        return open_torch(
+            family,
+            model,
+            precision,
+            "cpu",
+            embedding_layer=options.embedding_layer,
+            trust_remote_code=trust_remote_code,
+        )
     return OnnxEngine(graphs, "cuda" if precision == "bfloat16" else "cpu")
 
 

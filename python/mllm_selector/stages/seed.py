@@ -20,11 +20,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mllm_selector import training
+from mllm_selector import families, training
 from mllm_selector.artifacts import make_folder, write_arrow, write_json
 from mllm_selector.config import Amount, SeedOptions
 from mllm_selector.errors import ModelError, SampleError, UsageError
-from mllm_selector.families.chat import ChatEncoder, encode_for_training
 from mllm_selector.families.images import load_image
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
@@ -112,10 +111,10 @@ def _tune(
     progress: Progress,
 ) -> dict[str, Any]:
     model, processor = training.load_pretrained(name, trust_remote_code=options.trust_remote_code)
-    chat = ChatEncoder.of(processor)
+    family = families.load(Path(name).expanduser(), trust_remote_code=options.trust_remote_code)
 
     def encode(row: int) -> dict[str, torch.Tensor]:
-        return encode_for_training(processor, pool.sample(row), load_image, chat)
+        return family.training_inputs(pool.sample(row), load_image)
 
     make_folder(run.seed)
     log = training.TrainingLog(run.seed / "log.jsonl")

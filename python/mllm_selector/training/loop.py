@@ -61,9 +61,11 @@ class Collator:
         batch: Encoded = {}
         for name in dict.fromkeys(name for sample in samples for name in sample):
             values = [sample[name] for sample in samples if name in sample]
-            if values[0].ndim == 1:
+            # What counts images (`batch_num_images`) has one axis as well, but is shorter than its sample.
+            if all(sample[name].shape == sample["input_ids"].shape for sample in samples if name in sample):
                 padding = self._padding.get(name, 0)
-                padded = [_pad(value, (length,), padding) for value in values]
+                nothing = values[0].new_empty(0)
+                padded = [_pad(sample.get(name, nothing), (length,), padding) for sample in samples]
                 batch[name] = torch.stack(padded)
             else:
                 shape = tuple(

@@ -10,6 +10,8 @@ const WEYL: (u32, u32) = (0x9E37_79B9, 0xBB67_AE85);
 pub(crate) enum Stream {
     /// The samples that k-means is trained on.
     TrainingRows = 1,
+    /// Candidates for the first centroids of k-means.
+    Candidates = 2,
     /// First centroids of k-means.
     Seeding = 3,
     /// Which random group an item falls into.

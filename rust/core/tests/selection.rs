@@ -222,10 +222,26 @@ fn rows_of_several_blocks_give_the_same_bits_everywhere() {
     }
 }
 
+/// Labels, centroids and inertia, the same bits everywhere.
+fn clusters_everywhere(values: &[f32], dim: usize, options: &KMeansOptions) -> Outcome {
+    let mut found = everywhere(values, dim, |rows| {
+        let clusters = kmeans(rows, options, &Observer::default()).unwrap();
+        vec![
+            ("labels", labels(&clusters.labels)),
+            ("centroids", bits(&clusters.centroids)),
+            ("inertia", vec![clusters.inertia.to_bits()]),
+        ]
+    });
+    let first = found.swap_remove(0);
+    for other in found {
+        assert_eq!(other, first);
+    }
+    first
+}
+
 #[test]
 fn k_means_that_begins_with_a_sample_gives_the_same_bits_everywhere() {
-    let dim = 24;
-    let values = many_rows(17_000, dim);
+    let values = many_rows(17_000, 24);
     for metric in [Metric::Euclidean, Metric::Cosine] {
         let options = KMeansOptions {
             k: 60,
@@ -235,17 +251,37 @@ fn k_means_that_begins_with_a_sample_gives_the_same_bits_everywhere() {
             tolerance: 1e-4,
             train_rows: None,
         };
-        let found = everywhere(&values, dim, |rows| {
-            let clusters = kmeans(rows, &options, &Observer::default()).unwrap();
-            vec![
-                ("labels", labels(&clusters.labels)),
-                ("centroids", bits(&clusters.centroids)),
-                ("inertia", vec![clusters.inertia.to_bits()]),
-            ]
-        });
-        for other in &found[1..] {
-            assert_eq!(other, &found[0]);
-        }
+        clusters_everywhere(&values, 24, &options);
+    }
+}
+
+#[test]
+fn k_means_with_many_clusters_gives_the_same_bits_everywhere() {
+    // So many clusters that candidates for the first centroids are drawn, and fewer distinct rows than that.
+    let values = many_rows(6_000, 4);
+    for (distinct, metric) in [
+        (6_000, Metric::Euclidean),
+        (6_000, Metric::Cosine),
+        (900, Metric::Euclidean),
+    ] {
+        let values: Vec<f32> = (0..6_000)
+            .flat_map(|row| values[row % distinct * 4..][..4].to_vec())
+            .collect();
+        let options = KMeansOptions {
+            k: 2_100,
+            metric,
+            seed: 3,
+            max_iterations: 4,
+            tolerance: 1e-4,
+            train_rows: None,
+        };
+        let found = clusters_everywhere(&values, 4, &options);
+        let mut used = found[0].1.clone();
+        used.sort_unstable();
+        used.dedup();
+        assert_eq!(used.len() * 4, found[1].1.len());
+        // Cosines in float32 do not tell all rows of the same direction apart.
+        assert!(metric == Metric::Cosine || used.len() == distinct.min(2_100));
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod call;
 mod convert;
+mod groupwise;
 mod io;
 mod neighbours;
 mod overview;
@@ -18,6 +19,7 @@ fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pool::register(module)?;
     select::register(module)?;
     neighbours::register(module)?;
+    groupwise::register(module)?;
     overview::register(module)?;
     sample::register(module)
 }

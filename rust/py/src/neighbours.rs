@@ -71,7 +71,7 @@ type Graph<'py> = (
 );
 
 #[pyfunction]
-#[pyo3(signature = (embeddings, *, k, probes, threads, progress))]
+#[pyo3(signature = (embeddings, *, k, probes, threads, progress, index=None))]
 fn nearest_neighbours<'py>(
     py: Python<'py>,
     embeddings: &Bound<'py, PyList>,
@@ -79,8 +79,9 @@ fn nearest_neighbours<'py>(
     probes: Option<usize>,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    index: Option<PyReadonlyArray1<'py, i64>>,
 ) -> PyResult<Graph<'py>> {
-    let matrix = Matrix::new(embeddings, None)?;
+    let matrix = Matrix::new(embeddings, index)?;
     let rows = matrix.rows()?;
     let (found, recall) = computed(py, threads, progress, |observer| {
         let found = core::nearest_neighbours(&rows, k, probes, observer)?;

@@ -12,6 +12,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(strata, module)?)?;
     module.add_function(wrap_pyfunction!(random_groups, module)?)?;
     module.add_function(wrap_pyfunction!(check_limits, module)?)?;
+    module.add_function(wrap_pyfunction!(allocate, module)?)?;
     module.add_function(wrap_pyfunction!(grouped_sample, module)?)
 }
 
@@ -42,13 +43,42 @@ fn limits_of(limits: Vec<Limit>) -> Vec<core::Limit> {
 }
 
 #[pyfunction]
-fn check_limits(budget: u64, limits: Vec<Limit>, available: Vec<u64>) -> PyResult<()> {
-    let stock = |available| core::Stock {
-        taken: 0,
-        available,
-    };
-    let stocks: Vec<_> = available.into_iter().map(stock).collect();
+#[pyo3(signature = (budget, limits, available, taken=None))]
+fn check_limits(
+    budget: u64,
+    limits: Vec<Limit>,
+    available: Vec<u64>,
+    taken: Option<Vec<u64>>,
+) -> PyResult<()> {
+    let taken = taken.unwrap_or_else(|| vec![0; available.len()]);
+    let stocks: Vec<_> = available
+        .into_iter()
+        .zip(taken)
+        .map(|(available, taken)| core::Stock { taken, available })
+        .collect();
     core::check_limits(budget, &limits_of(limits), &stocks).map_err(usage)
+}
+
+/// Shares `budget` out by (weight, size, floor, capacity) of each group.
+#[pyfunction]
+fn allocate(budget: u64, claims: Vec<(f64, u64, u64, u64)>) -> PyResult<Vec<u64>> {
+    let claims: Vec<_> = claims
+        .into_iter()
+        .map(|(weight, size, floor, capacity)| core::Claim {
+            weight,
+            size,
+            floor,
+            capacity,
+        })
+        .collect();
+    let least: u64 = claims.iter().map(|claim| claim.floor).sum();
+    let most: u64 = claims.iter().map(|claim| claim.capacity).sum();
+    if !(least..=most).contains(&budget) {
+        return Err(UsageError::new_err(format!(
+            "budget: {budget} cannot be shared out: the groups take {least} to {most}"
+        )));
+    }
+    Ok(core::allocate(budget, &claims))
 }
 
 #[pyfunction]

@@ -65,7 +65,7 @@ fn kmeans<'py>(
 type Cover<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f32>>);
 
 #[pyfunction]
-#[pyo3(signature = (embeddings, *, k, metric, first, weights, threads, progress))]
+#[pyo3(signature = (embeddings, *, k, metric, first, weights, threads, progress, index=None))]
 #[expect(
     clippy::too_many_arguments,
     reason = "keyword arguments of a Python function"
@@ -79,6 +79,7 @@ fn k_center<'py>(
     weights: Option<PyReadonlyArray1<'py, f32>>,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    index: Option<PyReadonlyArray1<'py, i64>>,
 ) -> PyResult<Cover<'py>> {
     let first = first.map(|first| rows_of(&first)).transpose()?;
     let options = core::KCenterOptions {
@@ -92,7 +93,7 @@ fn k_center<'py>(
             .map(|weights| weights.as_slice())
             .transpose()?,
     };
-    let matrix = Matrix::new(embeddings, None)?;
+    let matrix = Matrix::new(embeddings, index)?;
     let rows = matrix.rows()?;
     let cover = computed(py, threads, progress, |observer| {
         core::k_center(&rows, &options, observer)

@@ -1,17 +1,34 @@
 //! Lloyd's iterations: assign every row to its nearest centroid, move each centroid to the mean of its rows.
+//!
+//! Centroids soon move little, and rows go to a centroid that was close before. So a search among all centroids
+//! leaves each row a shortlist of those that came closest, and the next searches look at these alone, until they
+//! gain little more; then all centroids are searched again. Labels from shortlists lower the inertia with every
+//! update, too, and only a search among all ends the training. (Wang, Wang, Ke, Zeng and Li, Fast approximate
+//! k-means via cluster closures, CVPR 2012, keep to few centroids of each row by neighbourhoods of rows.)
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::{KMeans, KMeansOptions};
 use crate::linalg::{
-    BLOCK_ROWS, Block, Centres, Chunk, Metric, Norms, Rows, Scratch, Sums, ordered_sum,
+    BLOCK_ROWS, Block, Centres, Chunk, Metric, Norms, Rows, Scratch, Shortlist, Sums, ordered_sum,
 };
 use crate::{Error, Observer, Result};
 
 /// Rows that are assigned, then added to the sums, while they are still in the cache.
 const SPAN: usize = 128 * BLOCK_ROWS;
+
+/// The lists are too old once an update has lowered the inertia by more than this share.
+const AGED: f64 = 0.01;
+
+/// The centroids that a row is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Search {
+    All,
+    Shortlist,
+}
 
 /// Clusters in the making.
 pub(super) struct Lloyd<'a> {
@@ -25,6 +42,7 @@ pub(super) struct Lloyd<'a> {
     squared_norms: Cow<'a, [f32]>,
     labels: Vec<u32>,
     scores: Vec<f32>,
+    lists: Vec<Shortlist>,
     sums: Sums,
 }
 
@@ -57,6 +75,7 @@ impl<'a> Lloyd<'a> {
             squared_norms: Cow::Borrowed(&[]),
             labels: Vec::new(),
             scores: Vec::new(),
+            lists: Vec::new(),
             sums: Sums::new(k, rows.dim()),
         }
     }
@@ -85,28 +104,64 @@ impl<'a> Lloyd<'a> {
     fn forget_labels(&mut self) {
         self.labels = vec![0; self.rows.len()];
         self.scores = vec![0.0; self.rows.len()];
+        self.lists = vec![Shortlist::default(); self.rows.len()];
     }
 
-    /// Updates the centroids until they settle and returns how often; labels fit the centroids afterwards.
+    /// Updates the centroids until an update lowers the inertia by at most the share `tolerance`.
+    pub(super) fn warm_up(
+        &mut self,
+        max_iterations: usize,
+        tolerance: f64,
+        observer: &Observer,
+    ) -> Result<()> {
+        self.iterate(max_iterations, tolerance, Search::Shortlist, observer)?;
+        Ok(())
+    }
+
+    /// Does so until a search among all centroids says so, too, and returns how often; the labels fit the
+    /// centroids afterwards.
     pub(super) fn train(
         &mut self,
         max_iterations: usize,
         tolerance: f64,
         observer: &Observer,
     ) -> Result<usize> {
+        let iterations = self.iterate(max_iterations, tolerance, Search::All, observer)?;
+        if iterations == max_iterations {
+            self.assign_all(observer)?;
+        }
+        Ok(iterations)
+    }
+
+    /// Updates the centroids until the labels of a search, `last` or a wider one, hardly lower the inertia, and
+    /// returns how often; at most `max_iterations` times.
+    fn iterate(
+        &mut self,
+        max_iterations: usize,
+        tolerance: f64,
+        last: Search,
+        observer: &Observer,
+    ) -> Result<usize> {
         let mut before: Option<f64> = None;
+        let mut search = Search::All;
         for iteration in 0..max_iterations {
-            let changed = self.assign(observer, true)?;
+            let changed = self.assign(search, observer)?;
             let inertia = self.inertia();
-            let settled = before.is_some_and(|before| before - inertia <= tolerance * before);
-            if settled || (before.is_some() && changed == 0) {
+            let lowered =
+                |share: f64| before.is_none_or(|before| before - inertia > share * before);
+            let settled = !lowered(tolerance) || (before.is_some() && changed == 0);
+            if settled && (search == Search::All || last == Search::Shortlist) {
                 return Ok(iteration);
             }
+            let aged = before.is_some() && lowered(AGED);
+            search = match settled || aged {
+                true => Search::All,
+                false => Search::Shortlist,
+            };
             before = Some(inertia);
             self.repair();
             self.update();
         }
-        self.assign(observer, false)?;
         Ok(max_iterations)
     }
 
@@ -116,25 +171,50 @@ impl<'a> Lloyd<'a> {
         without_empty(self.centroids, self.labels, self.whole.dim(), inertia)
     }
 
-    /// Finds the nearest centroid of every row and returns how many rows changed theirs.
-    pub(super) fn assign(&mut self, observer: &Observer, summing: bool) -> Result<usize> {
+    /// Finds the nearest centroid of every row.
+    pub(super) fn assign_all(&mut self, observer: &Observer) -> Result<()> {
         let centres = self.centres(observer)?;
-        let (rows, squared_norms) = (&self.rows, &self.squared_norms);
+        self.assign_span(&centres, 0..self.rows.len(), None, observer)?;
+        Ok(())
+    }
+
+    /// Finds the nearest centroid of every row, adds the rows up and returns how many changed their centroid.
+    fn assign(&mut self, search: Search, observer: &Observer) -> Result<usize> {
+        let centres = self.centres(observer)?;
         let mut changed = 0;
         self.sums.clear();
-        for first in (0..rows.len()).step_by(SPAN) {
-            let span = first..rows.len().min(first + SPAN);
-            let (labels, scores) = (
-                &mut self.labels[span.clone()],
-                &mut self.scores[span.clone()],
-            );
-            changed += labels
-                .par_chunks_mut(BLOCK_ROWS)
-                .zip(scores.par_chunks_mut(BLOCK_ROWS))
-                .enumerate()
-                .map_init(Scratch::default, |scratch, (block, (labels, scores))| {
+        for first in (0..self.rows.len()).step_by(SPAN) {
+            let span = first..self.rows.len().min(first + SPAN);
+            changed += self.assign_span(&centres, span.clone(), Some(search), observer)?;
+            let weight = |row| self.metric.weight(self.squared_norms[row]);
+            let labels = &self.labels[span.clone()];
+            self.sums.add(&self.rows, span, labels, weight);
+        }
+        Ok(changed)
+    }
+
+    /// Finds the nearest centroid of some rows, without a look at the lists if no kind of search is given, and
+    /// returns how many changed theirs.
+    fn assign_span(
+        &mut self,
+        centres: &Centres,
+        span: Range<usize>,
+        search: Option<Search>,
+        observer: &Observer,
+    ) -> Result<usize> {
+        let (rows, squared_norms) = (&self.rows, &self.squared_norms);
+        let labels = self.labels[span.clone()].par_chunks_mut(BLOCK_ROWS);
+        let scores = self.scores[span.clone()].par_chunks_mut(BLOCK_ROWS);
+        let lists = self.lists[span.clone()].par_chunks_mut(BLOCK_ROWS);
+        labels
+            .zip(scores)
+            .zip(lists)
+            .enumerate()
+            .map_init(
+                Scratch::default,
+                |scratch, (number, ((labels, scores), lists))| {
                     observer.check()?;
-                    let first = span.start + block * BLOCK_ROWS;
+                    let first = span.start + number * BLOCK_ROWS;
                     let before = labels.to_vec();
                     let range = first..first + labels.len();
                     let block = Block {
@@ -142,24 +222,21 @@ impl<'a> Lloyd<'a> {
                         squared_norms: &squared_norms[range.clone()],
                         range,
                     };
-                    centres.assign(&block, scratch, labels, scores);
+                    match search {
+                        None => centres.assign(&block, scratch, labels, scores, None),
+                        Some(Search::All) => {
+                            centres.assign(&block, scratch, labels, scores, Some(lists));
+                        }
+                        Some(Search::Shortlist) => {
+                            centres.assign_listed(&block, scratch, labels, scores, lists);
+                        }
+                    }
                     observer.advance(labels.len() as u64);
-                    Ok::<_, Error>(
-                        labels
-                            .iter()
-                            .zip(before)
-                            .filter(|(now, before)| **now != *before)
-                            .count(),
-                    )
-                })
-                .try_reduce(|| 0, |left, right| Ok(left + right))?;
-            if summing {
-                let weight = |row| self.metric.weight(squared_norms[row]);
-                self.sums
-                    .add(rows, span.clone(), &self.labels[span], weight);
-            }
-        }
-        Ok(changed)
+                    let pairs = labels.iter().zip(before);
+                    Ok::<_, Error>(pairs.filter(|(now, before)| **now != *before).count())
+                },
+            )
+            .try_reduce(|| 0, |left, right| Ok(left + right))
     }
 
     fn centres(&self, observer: &Observer) -> Result<Centres> {

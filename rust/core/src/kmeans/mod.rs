@@ -1,6 +1,7 @@
 //! k-means by Lloyd's algorithm with exact assignments.
 
 mod lloyd;
+mod oversampling;
 mod seeding;
 
 use std::iter;
@@ -77,11 +78,11 @@ pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Resu
         drawn,
         Rng::new(options.seed, Stream::TrainingRows),
     );
-    let first = seeding::plus_plus(rows, &order[..seeding_rows], options, observer)?;
+    let first = seeding::first_centroids(rows, &order[..seeding_rows], options, observer)?;
     let mut lloyd = Lloyd::new(rows, &norms, options, &first);
     for count in samples {
         lloyd.choose(&order[..count])?;
-        lloyd.train(options.max_iterations, WARM_UP_TOLERANCE, observer)?;
+        lloyd.warm_up(options.max_iterations, WARM_UP_TOLERANCE, observer)?;
     }
     if train_rows < rows.len() {
         lloyd.choose(&order)?;
@@ -91,7 +92,7 @@ pub fn kmeans(rows: &Rows, options: &KMeansOptions, observer: &Observer) -> Resu
     let iterations = lloyd.train(options.max_iterations, options.tolerance, observer)?;
     if train_rows < rows.len() {
         lloyd.choose_all();
-        lloyd.assign(observer, false)?;
+        lloyd.assign_all(observer)?;
     }
     observer.expect(observer.progress().0);
     Ok(KMeans {

@@ -9,9 +9,13 @@
 use rayon::prelude::*;
 
 use super::KMeansOptions;
+use super::oversampling::{self, Candidates};
 use crate::linalg::{Coded, GROUP, LANES, Metric, Rows};
 use crate::rng::{Rng, Stream};
 use crate::{Observer, Result};
+
+/// Centres from which on k-means|| chooses candidates first.
+const MANY: usize = 2048;
 
 /// Rows of the sample for each centre.
 const ROWS_PER_CENTRE: usize = 16;
@@ -30,23 +34,43 @@ pub(super) fn sample_size(k: usize) -> usize {
     FEWEST_ROWS.max(ROWS_PER_CENTRE * k)
 }
 
-/// Returns the rows of the sample that become the first centroids: `k`, or as many as it has distinct rows.
-pub(super) fn plus_plus(
+/// Returns the rows of the sample, which is in random order, that become the first centroids: `k`, or as many as
+/// it has distinct rows.
+pub(super) fn first_centroids(
     rows: &Rows,
     sample: &[usize],
     options: &KMeansOptions,
     observer: &Observer,
 ) -> Result<Vec<usize>> {
     let view = rows.subset(sample)?;
-    let count = sample.len();
+    if options.k >= MANY {
+        let Candidates { rows, weights } = oversampling::draw(&view, options, observer)?;
+        if rows.len() >= options.k {
+            let chosen = plus_plus(&view.subset(&rows)?, &weights, options, observer)?;
+            return Ok(chosen
+                .into_iter()
+                .map(|place| sample[rows[place]])
+                .collect());
+        }
+    }
+    let chosen = plus_plus(&view, &vec![1.0; sample.len()], options, observer)?;
+    Ok(chosen.into_iter().map(|place| sample[place]).collect())
+}
+
+/// Chooses among weighted rows in random order.
+fn plus_plus(
+    rows: &Rows,
+    weights: &[f64],
+    options: &KMeansOptions,
+    observer: &Observer,
+) -> Result<Vec<usize>> {
     let mut draws = Draws {
         rng: Rng::new(options.seed, Stream::Seeding),
         count: 0,
     };
-    let mut distances = Distances::new(&view, options.metric);
-    let first = ((draws.next() * count as f64) as usize).min(count - 1);
-    let mut chosen = vec![first];
-    distances.try_centres(&[first]);
+    let mut distances = Distances::new(rows, weights, options.metric);
+    let mut chosen = vec![0];
+    distances.try_centres(&[0]);
     distances.take(0);
     while chosen.len() < options.k {
         observer.check()?;
@@ -61,7 +85,7 @@ pub(super) fn plus_plus(
         chosen.push(drawn[best]);
         observer.advance((rows.len() / options.k) as u64);
     }
-    Ok(chosen.into_iter().map(|place| sample[place]).collect())
+    Ok(chosen)
 }
 
 struct Draws {
@@ -79,6 +103,7 @@ impl Draws {
 /// Distance of every row of the sample to its nearest centre.
 struct Distances<'a> {
     rows: &'a Rows<'a>,
+    weights: &'a [f64],
     metric: Metric,
     coded: Coded,
     /// Squared norms of the coded rows.
@@ -95,7 +120,7 @@ struct Task {
 }
 
 impl<'a> Distances<'a> {
-    fn new(rows: &'a Rows<'a>, metric: Metric) -> Self {
+    fn new(rows: &'a Rows<'a>, weights: &'a [f64], metric: Metric) -> Self {
         let mut coded = Coded::new(rows.dim(), rows.simd());
         let mut vector = vec![0.0; rows.dim()];
         let squared = (0..rows.len()).map(|row| {
@@ -112,6 +137,7 @@ impl<'a> Distances<'a> {
         Self {
             tasks: tasks.collect(),
             rows,
+            weights,
             metric,
             coded,
             squared,
@@ -121,7 +147,7 @@ impl<'a> Distances<'a> {
     /// Compares all rows with each drawn row and returns which one would lower the sum of distances the most.
     fn try_centres(&mut self, drawn: &[usize]) -> usize {
         let (rows, metric) = (self.rows, self.metric);
-        let (coded, squared) = (&self.coded, &self.squared);
+        let (coded, squared, weights) = (&self.coded, &self.squared, self.weights);
         let mut values = vec![0.0; drawn.len() * rows.dim()];
         for (&row, out) in drawn.iter().zip(values.chunks_exact_mut(rows.dim())) {
             rows.copy_row(row, out);
@@ -154,7 +180,11 @@ impl<'a> Distances<'a> {
                     }
                 }
                 for (nearest, sum) in &mut task.tried {
-                    *sum = nearest.iter().map(|&distance| f64::from(distance)).sum();
+                    let weights = &weights[number * TASK_PANELS * LANES..];
+                    let terms = nearest.iter().zip(weights);
+                    *sum = terms
+                        .map(|(&distance, weight)| f64::from(distance) * weight)
+                        .sum();
                 }
             });
         let sum = |trial: usize| {
@@ -196,11 +226,19 @@ impl<'a> Distances<'a> {
             before += task.sum;
         }
         let (number, mut sum) = found?;
-        let distances = self.tasks[number].nearest.iter().enumerate();
+        let first = number * TASK_PANELS * LANES;
+        let distances = self.tasks[number]
+            .nearest
+            .iter()
+            .zip(&self.weights[first..]);
         let mut drawn = None;
-        for (place, &distance) in distances.filter(|(_, distance)| **distance > 0.0) {
-            drawn = Some(number * TASK_PANELS * LANES + place);
-            sum += f64::from(distance);
+        for (place, (&distance, weight)) in distances.enumerate() {
+            let share = f64::from(distance) * weight;
+            if share <= 0.0 {
+                continue;
+            }
+            drawn = Some(first + place);
+            sum += share;
             if sum > target {
                 break;
             }

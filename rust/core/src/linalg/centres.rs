@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::codes::{CodePanels, CodeRows, Head};
 use super::int8::Tile;
+use super::shortlist::{Listing, Shortlist};
 use super::{GROUP, LANES, Metric, Rows, Simd};
 
 /// Pairs of a tile that are computed one by one rather than bounded again by all columns.
@@ -114,13 +115,15 @@ impl Centres {
     }
 
     /// Calls `visit` with every pair whose score is at least `limits[row]`; `visit` may raise the row's limit. The
-    /// centres of a row come in no special order; those before the panel of `from` are left out.
+    /// centres of a row come in no special order; those before the panel of `from` are left out. `skim` is called
+    /// with every row, panel, and what the scores are at most, the highest of them first.
     fn contend(
         &self,
         from: usize,
         rows: &[f32],
         codes: &CodeRows,
         limits: &mut [f32],
+        mut skim: impl FnMut(usize, usize, f32, &[f32; LANES]),
         mut visit: impl FnMut(Pair, &mut f32),
     ) {
         let mut bounds: Tile<f32> = [[0.0; LANES]; GROUP];
@@ -139,6 +142,7 @@ impl Centres {
                 }
                 let members = limits[first..].iter_mut().zip(&bounds).zip(highest);
                 for (place, ((limit, bounds), highest)) in members.enumerate() {
+                    skim(first + place, number, highest, bounds);
                     if highest < *limit {
                         continue;
                     }
@@ -187,7 +191,7 @@ impl Centres {
         best: &mut [f32],
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
-        self.contend(from, rows, codes, best, |pair, best| {
+        self.contend(from, rows, codes, best, not_listed, |pair, best| {
             *best = best.max(pair.score)
         });
     }
@@ -199,25 +203,64 @@ impl Centres {
     }
 
     /// Finds the nearest centre of each row in `range` and its score; ties go to the lowest centre. The more of
-    /// the labels that are there are right, the faster.
+    /// the labels that are there are right, the faster. Lists the centres that come closest, if there are `lists`.
     pub(crate) fn assign(
         &self,
         block: &Block,
         scratch: &mut Scratch,
         labels: &mut [u32],
         scores: &mut [f32],
+        lists: Option<&mut [Shortlist]>,
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
         for ((vector, label), score) in rows.chunks_exact(self.dim).zip(&*labels).zip(&mut *scores)
         {
             *score = self.compare(vector, *label as usize).1;
         }
-        self.contend(0, rows, codes, scores, |pair, best| {
-            let (label, centre) = (&mut labels[pair.row], pair.centre as u32);
-            if pair.score > *best || centre < *label {
-                (*best, *label) = (pair.score, centre);
+        let take = nearest(labels);
+        match lists.map(Listing::new) {
+            Some(mut lists) => {
+                let list = |row, panel, highest, bounds: &_| lists.add(row, panel, highest, bounds);
+                self.contend(0, rows, codes, scores, list, take);
             }
-        });
+            None => self.contend(0, rows, codes, scores, not_listed, take),
+        }
+    }
+
+    /// Like [`Self::assign`], but only the row's label and the centres on its list may be the nearest.
+    pub(crate) fn assign_listed(
+        &self,
+        block: &Block,
+        scratch: &mut Scratch,
+        labels: &mut [u32],
+        scores: &mut [f32],
+        lists: &[Shortlist],
+    ) {
+        let rows = block.rows.block(block.range.clone(), &mut scratch.widened);
+        let rows = rows.chunks_exact(self.dim).zip(lists);
+        for ((vector, list), (label, best)) in rows.zip(labels.iter_mut().zip(scores)) {
+            *best = self.compare(vector, *label as usize).1;
+            let own = *label;
+            for &centre in list.iter().filter(|&&centre| centre != own) {
+                let score = self.compare(vector, centre as usize).1;
+                if score > *best || score == *best && centre < *label {
+                    (*best, *label) = (score, centre);
+                }
+            }
+        }
+    }
+
+    /// Moves rows to those of the centres from `from` on that are nearer to them; scores must fit the labels.
+    pub(crate) fn attract(
+        &self,
+        block: &Block,
+        scratch: &mut Scratch,
+        from: usize,
+        labels: &mut [u32],
+        scores: &mut [f32],
+    ) {
+        let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
+        self.contend(from, rows, codes, scores, not_listed, nearest(labels));
     }
 
     /// Calls `visit` with every pair of a row in `range` and a centre whose score is at least the row's limit,
@@ -230,7 +273,7 @@ impl Centres {
         visit: impl FnMut(Pair, &mut f32),
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
-        self.contend(0, rows, codes, limits, visit);
+        self.contend(0, rows, codes, limits, not_listed, visit);
     }
 
     /// Like [`Self::near`], but a pair counts, too, if its score is at least the centre's limit times the length
@@ -281,6 +324,19 @@ impl Centres {
                     }
                 }
             }
+        }
+    }
+}
+
+/// For searches without shortlists.
+fn not_listed(_row: usize, _panel: usize, _highest: f32, _bounds: &[f32; LANES]) {}
+
+/// Keeps the nearest centre of each row and its score; ties go to the lowest centre.
+fn nearest(labels: &mut [u32]) -> impl FnMut(Pair, &mut f32) {
+    |pair, best| {
+        let (label, centre) = (&mut labels[pair.row], pair.centre as u32);
+        if pair.score > *best || centre < *label {
+            (*best, *label) = (pair.score, centre);
         }
     }
 }

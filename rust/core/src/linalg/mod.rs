@@ -17,6 +17,7 @@ mod int8;
 mod kernel;
 mod metric;
 mod rows;
+mod shortlist;
 mod sums;
 
 use rayon::prelude::*;
@@ -28,6 +29,7 @@ pub(crate) use kernel::{GROUP, LANES};
 pub use metric::Metric;
 pub(crate) use metric::Norms;
 pub use rows::{Chunk, Rows};
+pub(crate) use shortlist::Shortlist;
 pub(crate) use sums::Sums;
 
 /// Rows of one block: a task's unit, small enough for the second-level cache.
@@ -137,6 +139,59 @@ mod tests {
                 });
                 found.sort_unstable();
                 prop_assert!(found == expected, "{simd:?}: pairs are missing or too many");
+            }
+        }
+
+        #[test]
+        fn every_search_finds_the_nearest_centre_that_it_may_find(
+            values in prop::collection::vec(-1.0f32..1.0, 150 * 9),
+            count in 1usize..150,
+            metric in prop::sample::select(vec![Metric::Euclidean, Metric::Cosine]),
+        ) {
+            let dim = 9;
+            let squared: Vec<f32> = values.chunks_exact(dim).map(|row| canonical(row, row)).collect();
+            let score = |row: usize, centre: usize| {
+                let (scale, offset) = metric.score_terms(squared[centre]);
+                canonical(&values[row * dim..][..dim], &values[centre * dim..][..dim]) * scale - offset
+            };
+            let best = |row: usize, centres: &[u32]| {
+                let ranked = centres.iter().map(|&centre| (score(row, centre as usize), std::cmp::Reverse(centre)));
+                ranked.max_by(|left, right| left.0.total_cmp(&right.0).then(left.1.cmp(&right.1))).unwrap().1.0
+            };
+            let all: Vec<u32> = (0..count as u32).collect();
+            let expected: Vec<u32> = (0..150).map(|row| best(row, &all)).collect();
+            for simd in Simd::available() {
+                let rows = Rows::new([Chunk::F32(&values)], dim).unwrap().with_simd(simd);
+                let block = Block { rows: &rows, range: 0..150, squared_norms: &squared };
+                let mut scratch = Scratch::default();
+                let mut centres = Centres::new(dim, metric, simd);
+                let mut from = 0;
+                let (mut grown, mut grown_scores) = (vec![0; 150], vec![f32::NEG_INFINITY; 150]);
+                for (centre, vector) in values.chunks_exact(dim).enumerate().take(count) {
+                    centres.push(vector, squared[centre]);
+                    if centre % 37 == 0 || centre + 1 == count {
+                        centres.attract(&block, &mut scratch, from, &mut grown, &mut grown_scores);
+                        from = centre + 1;
+                    }
+                }
+                prop_assert_eq!(&grown, &expected);
+                let (mut labels, mut scores) = (vec![0; 150], vec![0.0; 150]);
+                let mut lists = vec![Shortlist::default(); 150];
+                centres.assign(&block, &mut scratch, &mut labels, &mut scores, Some(&mut lists));
+                prop_assert_eq!(&labels, &expected);
+                prop_assert_eq!(&scores, &grown_scores);
+                for list in &lists {
+                    prop_assert!(list.iter().all(|&centre| (centre as usize) < count));
+                    let listed = all.iter().filter(|centre| list.contains(centre)).count();
+                    prop_assert_eq!(listed, count.min(list.len()));
+                }
+                let mut listed = vec![0; 150];
+                centres.assign_listed(&block, &mut scratch, &mut listed, &mut scores, &lists);
+                for (row, label) in listed.into_iter().enumerate() {
+                    let mut centres = lists[row].to_vec();
+                    centres.push(0);
+                    prop_assert_eq!(label, best(row, &centres));
+                }
             }
         }
     }

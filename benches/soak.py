@@ -1,0 +1,138 @@
+"""A large pool through the whole pipeline: whether memory stays flat and the speed stays what it was.
+
+Usage: ``python benches/soak.py --samples 1000000 --work DIR [--json FILE]``
+
+Makes a pool of tiny images (4,096 of them, shared) and a tiny model, runs ``mllm-selector select`` on it, and
+takes the process's resident memory and the samples scored once a second. Prints time and peak memory of each
+stage, and of scoring, tenth by tenth, the speed and the memory. Checks that the run completes, the subset has
+its size, and the last tenth's speed is within 10 % of the first's; the exit code says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mllm_selector import Selection
+from mllm_selector.artifacts import atomic_folder, atomic_write
+from mllm_selector.demo.model import ModelSize, make_model
+from mllm_selector.demo.scenes import draw_scene
+
+IMAGES = 4_096
+TINY = ModelSize(hidden=32, vision_layers=2, text_layers=2, image_side=32, patch_side=8, vocabulary=400)
+
+
+def main() -> int:
+    """Make, run, tell."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="keeps every number")
+    given = parser.parse_args()
+    pool = make_pool(given.work, given.samples)
+    run = given.work / f"run-{given.samples}"
+    command = [
+        *(sys.executable, "-m", "mllm_selector", "select", str(pool), "--images", str(given.work / "images")),
+        *("--seed-model", str(given.work / "model"), "--budget", "10%", "--run-dir", str(run), "--json"),
+    ]
+    started = time.monotonic()
+    seen = watch(command)
+    seconds = time.monotonic() - started
+    selection = Selection.load(run)
+    summary = selection.summary()
+    print(f"{given.samples:,} samples in {seconds:,.0f} s on {platform.processor() or platform.machine()}")
+    for stage in summary["stages"]:
+        print(f"{stage['stage']:<7} {stage['seconds']:9,.1f} s {stage['peak_mb']:8,.0f} MB")
+    parts = tenths(seen, given.samples)
+    for number, (rate, memory) in enumerate(parts, start=1):
+        print(f"tenth {number:2} of scoring: {rate:8,.1f} samples/s, {memory:7,.0f} MB")
+    if given.json is not None:
+        given.json.write_text(json.dumps({"seconds": seconds, "stages": summary["stages"], "tenths": parts}))
+    exact = len(selection) == given.samples // 10
+    steady = parts[-1][0] >= 0.9 * parts[0][0]
+    print(f"subset of the right size: {exact}; speed at the end within 10 % of the beginning: {steady}")
+    return 0 if exact and steady else 1
+
+
+def make_pool(work: Path, samples: int) -> Path:
+    """Write model, images and a pool of JSON lines; what is there is kept."""
+    random = np.random.Generator(np.random.Philox(0))
+    scenes = [draw_scene(random) for _ in range(IMAGES)]
+    turns = [scene.turns(random) for scene in scenes]
+    if not (work / "model").exists():
+        with atomic_folder(work / "model") as folder:
+            make_model(folder, (text for every in turns[:200] for turn in every for text in turn), size=TINY)
+    if not (work / "images").exists():
+        with atomic_folder(work / "images") as folder:
+            for number, scene in enumerate(scenes):
+                scene.picture().resize((100, 25)).save(folder / f"{number}.png")
+    pool = work / f"pool-{samples}.jsonl"
+    if not pool.exists():
+        with atomic_write(pool) as file:
+            for row in range(samples):
+                number = row % IMAGES
+                question, answer = turns[number][row // IMAGES % len(turns[number])]
+                conversation = [
+                    {"from": "human", "value": f"<image>\n{question}"},
+                    {"from": "gpt", "value": answer},
+                ]
+                record = {"id": str(row), "image": f"{number}.png", "conversations": conversation}
+                file.write(json.dumps(record).encode() + b"\n")
+    return pool
+
+
+def watch(command: list[str]) -> list[tuple[float, int, float]]:
+    """Run a command; return time, samples scored and resident MB whenever it tells of progress in scoring."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    seen: list[tuple[float, int, float]] = []
+    status = Path(f"/proc/{process.pid}/status")
+    lines = process.stderr
+    reader = threading.Thread(target=lambda: _read(lines, status, seen))
+    reader.start()
+    code = process.wait()
+    reader.join()
+    if code:
+        sys.exit(f"the run failed with exit code {code}")
+    return seen
+
+
+def _read(lines: object, status: Path, seen: list[tuple[float, int, float]]) -> None:
+    for line in lines:
+        event = json.loads(line)
+        if event.get("stage") != "score" or event["event"] not in ("start", "progress"):
+            if event["event"] in ("note", "finish"):
+                print(event.get("stage"), event["text"], file=sys.stderr)
+            continue
+        resident = next(text for text in status.read_text().splitlines() if text.startswith("VmRSS"))
+        seen.append((time.monotonic(), event.get("done", 0), int(resident.split()[1]) / 1000))
+
+
+def tenths(seen: list[tuple[float, int, float]], samples: int) -> list[tuple[float, float]]:
+    """Return samples a second and the most memory of each tenth of scoring, as far as progress was told."""
+    times = np.array([at for at, _, _ in seen])
+    done = np.array([count for _, count, _ in seen], dtype=float)
+    memory = np.array([resident for _, _, resident in seen])
+    edges = np.linspace(0, done[-1], 11)
+    at = np.interp(edges, done, times)
+    inside = [(done >= low) & (done <= high) for low, high in itertools.pairwise(edges)]
+    rates = np.diff(edges) / np.maximum(np.diff(at), 1e-9)
+    return [
+        (float(rate), float(memory[which].max(initial=0.0)))
+        for rate, which in zip(rates, inside, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

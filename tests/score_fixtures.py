@@ -1,0 +1,116 @@
+"""Run directories that are ready to be scored, and what scoring leaves in them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mllm_selector.config import ScoreOptions
+from mllm_selector.progress import SilentProgress
+from mllm_selector.rundir import RunDirectory, StageRecord
+from mllm_selector.stages import score
+from model_fixtures import done, export_once, picture, write_pool
+
+Sample = tuple[list[tuple[str, str]], list[str | bytes]]
+PICTURES = 12
+
+
+@dataclass
+class Notes(SilentProgress):
+    """Remembers what is reported."""
+
+    notes: list[str] = field(default_factory=list)
+    updates: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    last: str = ""
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def update(self, done: int, **fields: float | str) -> None:
+        self.updates.append((done, fields))
+
+    def finish(self, text: str) -> None:
+        self.last = text
+
+
+def ask(text: str, answer: str = "yes", images: list[str | bytes] | None = None) -> Sample:
+    images = images or []
+    return [("user", "<image>\n" * len(images) + text), ("assistant", answer)], images
+
+
+def many(count: int) -> list[Sample]:
+    """Samples of all lengths with no to three images, many of them shared."""
+    draw = np.random.default_rng(0)
+    words = np.array(
+        ["how", "many", "red", "blue", "boxes", "squares", "is", "there", "a", "wall", "?", "yes", "no"]
+    )
+    samples = []
+    for _ in range(count):
+        shown = [f"{draw.integers(PICTURES)}.png" for _ in range(draw.choice([0, 1, 1, 2, 3]))]
+        messages, images = ask(
+            " ".join(draw.choice(words, draw.integers(1, 40))),
+            " ".join(draw.choice(words, draw.integers(1, 9))),
+            list(shown),
+        )
+        if draw.random() < 0.2:
+            messages += [("user", "sure ?"), ("assistant", "no , red")]
+        samples.append((messages, images))
+    return samples
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(PICTURES):
+        picture(index, (30 + 3 * index, 40)).save(folder / f"{index}.png")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:-300])
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, images: Path) -> Callable[..., Path]:
+    """Make a run directory that is ready to be scored."""
+
+    def make(samples: list[Sample], model: str = "clip-llama", name: str = "run") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copytree(export_once(model).graphs, folder / "onnx")
+        write_pool(folder, samples)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def score_run(images: Path) -> Callable[..., dict[str, Any]]:
+    """Score a run directory as the pipeline does."""
+
+    def run(folder: Path, progress: Any = None, key: str = "key", **options: Any) -> dict[str, Any]:
+        given = {"device": "cpu", "shard_size": 16, "token_budget": 512, **options}
+        # A directory without a manifest would be taken for somebody else's.
+        (folder / "lock").touch()
+        with RunDirectory(folder) as held:
+            held.stages["ingest"] = done(options={"images": str(images)})
+            held.stages["seed"] = done()
+            held.stages["export"] = done()
+            held.stages["score"] = StageRecord(state="running", key=key)
+            return score.run(held, ScoreOptions(**given), progress or SilentProgress())
+
+    return run
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "scores").iterdir())}
+
+
+def column(folder: Path, name: str) -> list[Any]:
+    tables = [pa.ipc.open_file(path).read_all() for path in sorted((folder / "scores").glob("part-*"))]
+    return pa.concat_tables(tables)[name].to_pylist()
