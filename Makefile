@@ -32,6 +32,7 @@ test-faults: $(VENV)/built  ## Kills, full disks, damage: the long form, which w
 lint: $(VENV)/built audit  ## Check format, lints and types
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo metadata --manifest-path fuzz/Cargo.toml --locked --format-version 1 >/dev/null  # its lock is up to date
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

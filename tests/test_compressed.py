@@ -144,15 +144,17 @@ def test_the_command_line_reads_several_inputs(tmp_path):
         (tmp_path / "parts" / f"{number}.jsonl.gz").write_bytes(gzip.compress(part))
     (tmp_path / "more=.jsonl").write_bytes(RECORDS[30] + b"\n" + RECORDS[0])
     inputs = [f"chat={tmp_path}/parts/*.gz", tmp_path / "more=.jsonl"]
-    done = command("ingest", *inputs, "--duplicate-ids", "rename", "--run-dir", tmp_path / "run")
+    done = command("ingest", *inputs, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "32 samples from 2 sources; 1 with an id taken before, renamed" in done.stderr
-    again = command("ingest", *inputs, "--duplicate-ids", "rename", "--run-dir", tmp_path / "run")
+    again = command("ingest", *inputs, "--run-dir", tmp_path / "run")
     assert "done before" in again.stderr
-    other = command("ingest", *inputs[1:], "--duplicate-ids", "rename", "--run-dir", tmp_path / "run")
+    other = command("ingest", *inputs[1:], "--run-dir", tmp_path / "run")
     assert other.returncode == 2
     assert "it was made with another pool (chat=" in other.stderr
-    strict = command("ingest", *inputs, "--strict", "--run-dir", tmp_path / "other")
+    strict = command(
+        "ingest", *inputs, "--strict", "--duplicate-ids", "reject", "--run-dir", tmp_path / "other"
+    )
     assert strict.returncode == 1
     assert "more=.jsonl: record 1 " in strict.stderr
     assert "duplicate-id" in strict.stderr

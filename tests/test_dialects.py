@@ -314,10 +314,10 @@ def test_images_are_found_by_the_paths_that_users_write(pictures, tmp_path):
 def test_duplicate_ids_are_refused_or_renamed(tmp_path):
     ids = ["a", "b", "a", "a-2", "a", None, "row-5", "b"]
     records = [{"id": name, "messages": TALK} for name in ids]
-    pool, counts = read(records, "messages-jsonl", tmp_path)
+    pool, counts = read(records, "messages-jsonl", tmp_path, renames_duplicates=False)
     assert pool.ids(range(len(pool))) == ["a", "b", "a-2", "row-5"]
     assert counts["rejected"] == {"duplicate-id": 4}
-    pool, counts = read(records, "messages-jsonl", tmp_path, renames_duplicates=True)
+    pool, counts = read(records, "messages-jsonl", tmp_path)
     # The ids that stand in the records go first.
     assert pool.ids(range(len(pool))) == ["a", "b", "a-3", "a-2", "a-4", "row-5", "row-5-2", "b-2"]
     assert (counts["renamed"], counts["rejected"]) == (4, {})

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +172,27 @@ def test_another_package_adds_a_format(tmp_path, registry):
         assert formats.subset_suffix(run) == ".tsv"
         formats.write_subset(run, np.array([5, 1, 2]), tmp_path / "out.tsv")
     assert (tmp_path / "out.tsv").read_text().splitlines()[1:] == [lines[row] for row in (5, 1, 2)]
+
+
+def test_a_wheel_that_pip_installs_adds_a_format(tmp_path):
+    files = {
+        "tsv_pairs.py": PLUGIN,
+        "tsv_pairs-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tsv_pairs\nVersion: 1.0\n",
+        "tsv_pairs-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "tsv_pairs-1.0.dist-info/entry_points.txt": f"[{formats.ENTRY_POINTS}]\npairs = tsv_pairs:Pairs\n",
+    }
+    files["tsv_pairs-1.0.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
+    wheel = tmp_path / "tsv_pairs-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    site, pool, run = tmp_path / "site", tmp_path / "mix.tsv", tmp_path / "run"
+    pool.write_text("id\tquestion\tanswer\na\tWie?\tSo.\n")
+    flags = ["--no-index", "--no-deps", "--quiet", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *flags, str(wheel)], check=True)
+    command = [sys.executable, "-m", "mllm_selector", "ingest", str(pool), "--run-dir", str(run)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(site)})
+    assert Pool.open(run / "pool.arrow").format == "pairs"
 
 
 @pytest.mark.parametrize(

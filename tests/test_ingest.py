@@ -50,6 +50,7 @@ def test_samples_and_reasons_are_those_of_the_reference(pool, image_folder, tmp_
     text, pool_format, records = pool
     folder = tmp_path_factory.mktemp("reference")
     samples, reasons, seen = [], [], set()
+    given = {"images": image_folder, "renames_duplicates": False}
     for number, record in enumerate(records):
         try:
             samples.append(reference(record, number, image_folder, seen, "mix") | {"record": record})
@@ -57,10 +58,10 @@ def test_samples_and_reasons_are_those_of_the_reference(pool, image_folder, tmp_
             reasons.append((number, str(rejected), record))
     if 2 * len(reasons) > len(records):
         with pytest.raises(PoolError, match="more than half"):
-            run_ingest(text, pool_format, folder, images=image_folder)
+            run_ingest(text, pool_format, folder, **given)
         assert not (folder / "pool.arrow").exists()
     else:
-        out, _, counts = run_ingest(text, pool_format, folder, images=image_folder)
+        out, _, counts = run_ingest(text, pool_format, folder, **given)
         assert counts["samples"] == len(samples)
         assert sum(counts["rejected"].values()) == len(reasons)
         assert_samples(out, text, samples)
@@ -106,7 +107,9 @@ def test_threads_do_not_change_a_byte(large, tmp_path):
     assert len(text) > 1 << 23, "the pool must be larger than one block"
     written = []
     for threads in (1, 2, 8):
-        out, rejected, counts = run_ingest(text, "llava-json", tmp_path, threads=threads)
+        out, rejected, counts = run_ingest(
+            text, "llava-json", tmp_path, threads=threads, renames_duplicates=False
+        )
         written.append((out.read_bytes(), rejected.read_bytes(), counts))
     assert written[0] == written[1] == written[2]
     blank = set(range(0, 30_000, 77))
@@ -285,7 +288,7 @@ def test_a_pool_that_is_mostly_bad_shows_why(tmp_path):
     ]
     (tmp_path / "pool.arrow").write_text("of an earlier run")
     with pytest.raises(PoolError) as caught:
-        run_ingest(json.dumps(records).encode(), "llava-json", tmp_path)
+        run_ingest(json.dumps(records).encode(), "llava-json", tmp_path, renames_duplicates=False)
     lines = str(caught.value).splitlines()
     assert "7 of 9 records were rejected, more than half" in lines[0]
     assert lines[1] == "  no-conversations: 4 records, e.g. record 4 (id '5'): the list of turns is missing"
@@ -420,7 +423,7 @@ def test_several_inputs_are_one_pool(tmp_path):
         (tmp_path / name).write_text(json.dumps(records))
     inputs = {"ocr": tmp_path / "a.json", "chat": [tmp_path / "c.json", tmp_path / "b.json"]}
     with RunDirectory(tmp_path / "run") as run:
-        counts = ingest.run(run, IngestOptions(pool=inputs), SilentProgress())
+        counts = ingest.run(run, IngestOptions(pool=inputs, duplicate_ids="reject"), SilentProgress())
         pool = Pool.open(run.pool)
         rejected = [json.loads(line) for line in run.rejected.open()]
     assert counts["sources"] == {"ocr": 1, "chat": 2}
@@ -470,7 +473,8 @@ def test_the_stage_reports_what_it_did(image_folder, tmp_path):
     (tmp_path / "pool.json").write_text(json.dumps([simple(0), simple(1), simple(1), simple(2), 5, 6]))
     progress = Notes()
     with RunDirectory(tmp_path / "run") as run:
-        counts = ingest.run(run, IngestOptions(pool=tmp_path / "pool.json"), progress)
+        options = IngestOptions(pool=tmp_path / "pool.json", duplicate_ids="reject")
+        counts = ingest.run(run, options, progress)
     assert counts["format"] == "llava-json"
     assert progress.lines == [
         "3 samples from 1 source; 3 set aside in rejected.jsonl (2 not-an-object, 1 duplicate-id)"

@@ -310,7 +310,8 @@ def test_rows_are_judged_as_records_of_text_are(tmp_path):
     good = [TALK] * 20
     ids = [*(f"bad-{number}" for number in range(len(turns))), *map(str, range(len(good))), "3"]
     content = pa.table({"id": ids, "messages": pa.array([*turns, *good, TALK], pa.list_(TURN))})
-    run = ingested(tmp_path / "run", write_parquet(tmp_path / "a.parquet", content))
+    path = write_parquet(tmp_path / "a.parquet", content)
+    run = ingested(tmp_path / "run", path, duplicate_ids="reject")
     assert [reason for _, _, reason in rejected(run)] == reasons
     assert [name for name, _, _ in rejected(run)] == [*ids[: len(turns)], "3"]
     assert pool_of(run).ids(range(len(good))) == [str(number) for number in range(len(good))]

@@ -44,7 +44,7 @@ def ingest(
     columns: dict[str, str] | None = None,
     turns_alternate: bool = True,
     inserts_marks: bool | None = None,
-    renames_duplicates: bool = False,
+    renames_duplicates: bool = True,
     strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,

@@ -85,10 +85,10 @@ class IngestOptions(StageOptions):
         metavar="NAME",
     )
     duplicate_ids: str = option(
-        "reject",
-        help="What becomes of a sample with the id of an earlier one: it is set aside, or gets a number "
-        "behind its id.",
-        choices=("reject", "rename"),
+        "rename",
+        help="What becomes of a sample with the id of an earlier one: it gets a number behind its id (its "
+        "record stays as it is), or is set aside.",
+        choices=("rename", "reject"),
     )
     turn_order: str = option(
         "alternating",

@@ -49,7 +49,7 @@ fn compression_suffix(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<&'static 
 #[pyo3(signature = (
     inputs, pool_format, out, rejected, *, images=None, check_images="header",
     max_image_pixels=89_478_485, source=None, columns=None, turns_alternate=true, inserts_marks=None,
-    renames_duplicates=false, strict=false, threads=None, progress=None, rows=None
+    renames_duplicates=true, strict=false, threads=None, progress=None, rows=None
 ))]
 // One argument an option, so that Python names them.
 #[allow(clippy::too_many_arguments)]

@@ -149,7 +149,7 @@ impl IngestOptions {
             columns: BTreeMap::new(),
             turns_alternate: true,
             inserts_marks: None,
-            renames_duplicates: false,
+            renames_duplicates: true,
             strict: false,
             threads: None,
             out,
@@ -345,6 +345,7 @@ mod tests {
     fn options(folder: &Path, threads: usize) -> IngestOptions {
         IngestOptions {
             threads: Some(threads),
+            renames_duplicates: false,
             ..IngestOptions::new(
                 vec![Input {
                     path: folder.join("pool.jsonl"),

@@ -208,7 +208,12 @@ fn check_marks(Marks { asked, answered }: Marks, images: usize) -> Result<(), Re
             "{answered} {IMAGE_MARK} marks in answers, where there may be none; {asked} in other turns for {images} images"
         )
     } else {
-        format!("{asked} {IMAGE_MARK} marks for {images} images")
+        let way_out = if asked == 0 {
+            "; --missing-marks insert puts them before the first question"
+        } else {
+            ""
+        };
+        format!("{asked} {IMAGE_MARK} marks for {images} images{way_out}")
     };
     Err(Rejection::new(Reason::ImageMarks, None, detail))
 }
