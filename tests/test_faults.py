@@ -44,6 +44,11 @@ with stoppable():
 """
 
 
+def _state(process: int) -> str:
+    """Return what the kernel says of a process's main thread: R runs, S sleeps."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
 def test_a_stop_does_not_wait_for_what_does_not_end(signals: list[signal.Signals]) -> None:
     process = subprocess.Popen(
@@ -51,6 +56,8 @@ def test_a_stop_does_not_wait_for_what_does_not_end(signals: list[signal.Signals
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "stuck\n"
+    while _state(process.pid) != "S":  # on its way to the lock
+        time.sleep(0.01)
     for signum in signals:
         process.send_signal(signum)
         time.sleep(0.2)  # two pending signals of a kind would be one

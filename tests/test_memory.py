@@ -58,6 +58,7 @@ def write_scores(run: RunDirectory) -> None:
         pa.array(np.ones(ROWS), pa.uint32()),
         pa.array(necessity),
         pa.nulls(ROWS, pa.utf8()),
+        pa.array([[]] * ROWS, schema.field("missing").type),
         pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), type=schema.field("embedding").type),
     ]
     write_arrow(run.score_part(0), pa.table(columns, schema=schema))

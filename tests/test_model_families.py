@@ -125,7 +125,7 @@ def test_scoring_reads_what_training_reads(name: str) -> None:
 
 @pytest.mark.parametrize("name", WHOLE_METHOD)
 def test_the_whole_method(name: str) -> None:
-    selection = mllm_selector.Selection.open(whole_run(name))
+    selection = mllm_selector.Selection.load(whole_run(name))
     assert len(selection.rows) == 5
     assert np.isfinite(selection.necessity).all()
     counts = json.loads((whole_run(name) / "manifest.json").read_text())["stages"]
@@ -160,7 +160,7 @@ def test_headers_that_lie_about_the_size_are_found_out(name: str) -> None:
     family = families.load(model_folder(name))
     rows = family.encode(talk(1, 3), size_of).image_tokens[0]
     with pytest.raises(SampleError, match="image-unreadable: its header promises another size"):
-        family.prepare(picture(0, (200, 200)), rows)
+        family.prepare(picture(0, (20, 20)), rows)
 
 
 WITHOUT_TORCH = """
@@ -178,10 +178,11 @@ class Talk:
 
 found = {}
 for name, folder in json.loads(sys.argv[1]).items():
-    family = families.load(Path(folder)) encoded = family.encode(Talk, lambda image: (200, 60)) inputs =
-    family.vision_inputs([family.prepare(Image.new("RGB", (200, 60), "red"), encoded.image_tokens[0])]) inputs
-    |= family.scorer_inputs([encoded]) found[name] = {key: float(np.float64(value).sum()) for key, value in
-    inputs.items()}
+    family = families.load(Path(folder))
+    encoded = family.encode(Talk, lambda image: (200, 60))
+    prepared = family.prepare(Image.new("RGB", (200, 60), "red"), encoded.image_tokens[0])
+    inputs = family.vision_inputs([prepared]) | family.scorer_inputs([encoded])
+    found[name] = {key: float(np.float64(value).sum()) for key, value in inputs.items()}
 print(json.dumps(found))
 """
 

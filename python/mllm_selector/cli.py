@@ -151,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     checks.add_argument(
         "run_dir",
         nargs="?",
+        default=None,  # Python 3.11 would take the parser's argparse.SUPPRESS for a value
         type=Path,
         metavar="RUN",
         help="Look at this run directory: what is done, what is damaged, what the next command does. "
@@ -339,7 +340,7 @@ def _tell(selection: Selection, *, as_json: bool) -> None:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    run_dir: Path | None = getattr(given, "run_dir", None)
+    run_dir: Path | None = given.run_dir
     text, healthy = doctor.examine() if run_dir is None else inspection.inspect(run_dir)
     print(text)
     return 0 if healthy else 1

@@ -122,7 +122,8 @@ def map_data(drawn: Map, items: list[GalleryItem], pool: Pool) -> dict[str, Any]
     """Return the tiles of a map and the samples of its points, with small images."""
     sources = sorted({item.source for item in items})
     code = {source: number for number, source in enumerate(sources)}
-    samples = pool.rows([item.row for item in items])
+    # One sample at a time: all of their texts together may be more than the memory.
+    samples = (pool.sample(item.row) for item in items)
     points = [
         {
             "x": point.x,
@@ -142,7 +143,7 @@ def map_data(drawn: Map, items: list[GalleryItem], pool: Pool) -> dict[str, Any]
         }
         for point, item, sample in zip(drawn.points, items, samples, strict=True)
     ]
-    for place, shown in _small_images(samples).items():
+    for place, shown in _small_images(items, pool).items():
         if isinstance(shown, Thumbnail):
             points[place]["image"] = vars(shown)
         else:
@@ -156,15 +157,16 @@ def map_data(drawn: Map, items: list[GalleryItem], pool: Pool) -> dict[str, Any]
     }
 
 
-def _small_images(samples: list[Sample]) -> dict[int, Thumbnail | str]:
+def _small_images(items: list[GalleryItem], pool: Pool) -> dict[int, Thumbnail | str]:
     """Return the first image of each sample, or in words why there is none."""
     thumbnails = Thumbnails(IMAGE_BYTES, LONGEST_SIDE, QUALITY)
     # In random order: where there is no room for all, every part of the pool keeps some.
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(samples)).tolist()
-    return {
-        place: thumbnails.make(samples[place].images[0]) if samples[place].images else "text only"
-        for place in order
-    }
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(items)).tolist()
+    shown: dict[int, Thumbnail | str] = {}
+    for place in order:
+        images = pool.sample(items[place].row).images
+        shown[place] = thumbnails.make(images[0]) if images else "text only"
+    return shown
 
 
 def _turn(sample: Sample, role: str) -> str:
