@@ -2,7 +2,7 @@
 
     python benches/metrics_cost.py --threads 1
 
-Makes a LLaVA with random weights and a vocabulary of 32,000 (that of cpu_scoring.py), scores the same NLVR
+Makes a LLaVA with random weights and a vocabulary of 32,000, scores the same NLVR
 samples with each set of metrics, in turns, and compares the best of ``--repeats``. The time is that of the
 score stage from its first batch to its last.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from scoring_setup import SIZE, VOCABULARY, machine, make_llava, make_pool, prepare, score_once
+from scoring_setup import VOCABULARY, machine, make_llava, make_pool, model_size, prepare, score_once
 
 CASES = {
     "nll": {},
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pool, images = make_pool(folder, given.nlvr, given.samples)
-        parameters = make_llava(folder / "model", pool, SIZE, VOCABULARY)
+        parameters = make_llava(folder / "model", pool, model_size(256, 4), VOCABULARY)
         prepare(folder / "run", pool, images, folder / "model")
         common = {
             "device": "cpu",

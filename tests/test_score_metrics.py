@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable
-from mllm_selector.config import ExportOptions
+from mllm_selector.config import ExportOptions, ScoreOptions
 from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import UsageError
 from mllm_selector.families.chat import encode_for_training
@@ -21,10 +21,10 @@ from mllm_selector.families.images import load_image
 from mllm_selector.families.loading import load_model
 from mllm_selector.pool import Pool, Sample
 from mllm_selector.progress import SilentProgress
-from mllm_selector.rundir import RunDirectory
+from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.scoring import parity
 from mllm_selector.scoring.opening import open_torch
-from mllm_selector.stages import export
+from mllm_selector.stages import export, score
 from model_fixtures import done, export_once
 from score_fixtures import ask, column, many, parts
 
@@ -251,13 +251,18 @@ def test_layers_that_the_model_has_not(tmp_path: Path) -> None:
                 export.run(run, ExportOptions(embedding_layer=layer), SilentProgress())
 
 
-def test_job_arrays_end_with_the_same_scores(make_run: Any, score_run: Any) -> None:
+def test_job_arrays_end_with_the_same_scores(make_run: Any, score_run: Any, images: Path) -> None:
     samples = many(20)
     options = {"metrics": "upd,visnec,miwv", "embedding_size": 8, "shard_size": 5, "image_budget": 4096}
     whole, shared = make_run(samples, name="whole"), make_run(samples, name="shared")
     score_run(whole, **options)
     for shard in ("1/2", "2/2"):
-        score_run(shared, shard=shard, **options)
+        run = RunDirectory(shared)  # not held: others score at the same time
+        run.stages |= {name: done() for name in ("seed", "export")}
+        run.stages["ingest"] = done(options={"images": str(images)})
+        run.stages["score"] = StageRecord(state="running", key="key")
+        given = ScoreOptions(device="cpu", token_budget=512, shard=shard, **options)
+        score.run(run, given, SilentProgress())
     counts = score_run(shared, merge=True, **options)
     assert parts(shared) == parts(whole)
     assert counts["missing"] == {"visnec": {"no-image": sum(not shown for _, shown in samples)}}
