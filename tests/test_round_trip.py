@@ -170,6 +170,7 @@ def give_scores(run_dir: Path, samples: int) -> None:
         pa.array(np.ones(samples, np.uint32)),
         pa.array(necessity),
         pa.nulls(samples, pa.utf8()),
+        pa.array([[]] * samples, score_schema(2).field("missing").type),
         pa.FixedSizeListArray.from_arrays(
             pa.array(np.ones(2 * samples, np.float16)), type=score_schema(2).field("embedding").type
         ),
