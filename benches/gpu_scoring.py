@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -163,17 +164,11 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@contextlib.contextmanager
-def compiled(wanted: bool) -> Iterator[None]:
+def compiled(wanted: bool) -> contextlib.AbstractContextManager[Any]:
     """Have the PyTorch engine compile its modules."""
     if not wanted:
-        yield
-        return
-    opening.TorchEngine = CompiledEngine  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        opening.TorchEngine = TorchEngine  # type: ignore[misc]
+        return contextlib.nullcontext()
+    return mock.patch.object(opening, "TorchEngine", CompiledEngine)
 
 
 @contextlib.contextmanager
