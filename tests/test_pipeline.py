@@ -88,6 +88,12 @@ def test_the_subset_has_the_exact_budget_and_the_records_of_the_input(finished: 
         assert text[start:end].encode() in (finished / "subset.json").read_bytes()
 
 
+def test_a_finished_training_leaves_no_checkpoints(finished: Path) -> None:
+    left = {path.name for path in (finished / "seed").iterdir()}
+    assert left == {"adapter", "indices.arrow", "log.jsonl", "model"}
+    assert not [path for path in finished.rglob("*") if path.suffix in (".bin", ".pt")]
+
+
 def test_every_sample_is_scored_or_has_a_reason(finished: Path) -> None:
     parts = [pa.ipc.open_file(part).read_all() for part in sorted(finished.glob("scores/part-*.arrow"))]
     table = pa.concat_tables(parts)
