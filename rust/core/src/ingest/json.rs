@@ -473,6 +473,26 @@ pub(super) mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn room_as_long_as_the_record_is_enough(texts in prop::collection::vec(any::<String>(), 0..6), escape: bool) {
+            let written = |text: &String| match escape {
+                true => format!("\"{}\"", text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect::<String>()),
+                false => serde_json::to_string(text).unwrap(),
+            };
+            let record = format!("[{}]", texts.iter().map(written).collect::<Vec<_>>().join(","));
+            let mut room = vec![0; record.len()];
+            let mut cursor = Cursor::with_room(&record, &mut room);
+            let mut found = Vec::new();
+            cursor.array(|cursor| {
+                found.push(cursor.string()?);
+                Ok(())
+            }).unwrap();
+            prop_assert!(found.iter().all(|text| matches!(text, Cow::Borrowed(_))));
+            prop_assert_eq!(found, texts);
+        }
+    }
+
     #[test]
     fn half_a_surrogate_pair_is_noticed() {
         for text in [

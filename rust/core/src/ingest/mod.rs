@@ -4,8 +4,8 @@
 //! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`], [`cells`] and [`fields`]). The blocks are
 //! parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is checked against the
 //! rules ([`record`], [`turns`], [`images`], [`image_checks`], [`header`]) and becomes columns ([`rows`],
-//! [`table`]); these are written in order ([`sink`]). Memory is bounded by the blocks in flight, 16 bytes an id
-//! and an image, and the listings of the image folders.
+//! [`table`]); these are written in order ([`sink`]), on a thread beside the one that reads. Memory is bounded
+//! by the blocks in flight, 16 bytes an id and an image, and the listings of the image folders.
 //!
 //! Another dialect is another set of names in [`format`](self::format). Another kind of input is another
 //! [`container::Container`], opened in [`Format::open`]: it cuts its input into blocks, whose `parse` makes a
@@ -251,8 +251,8 @@ fn ingest_opened(
     let sink = Sink::create(options, &schema)?;
     let mut first_record = 0;
     let (read, sink) = thread::scope(|threads| {
-        // Each worker has a block and another one waits; so does one for the thread that writes.
-        let (queue, blocks) = mpsc::sync_channel(workers.current_num_threads() + 1);
+        // Beside the block that is written and the one that has been read last.
+        let (queue, blocks) = mpsc::sync_channel(workers.current_num_threads());
         let writer = threads.spawn(|| write(blocks, sink, observer));
         let read = workers.in_place_scope(|scope| {
             let mut read = |file: usize| -> Result<()> {
@@ -275,13 +275,14 @@ fn ingest_opened(
                 while let Some(block) = container.next(observer)? {
                     first_record += block.records();
                     let (sender, receiver) = mpsc::sync_channel(1);
-                    if queue.send((receiver, block.advance())).is_err() {
-                        // The writer has failed, and says why.
-                        return Err(Error::Interrupted);
-                    }
+                    let advance = block.advance();
                     let context = Arc::clone(&context);
                     // The receiver is gone only if the writer has failed; then nobody wants the rows.
                     scope.spawn(move |_| drop(sender.send(block.parse(&context))));
+                    if queue.send((receiver, advance)).is_err() {
+                        // The writer has failed, and says why.
+                        return Err(Error::Interrupted);
+                    }
                 }
                 Ok(())
             };
