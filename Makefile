@@ -14,7 +14,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint audit format fuzz bench wheel develop clean
+.PHONY: help demo test test-faults lint audit format docs fuzz bench wheel develop clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ format:  ## Format the sources
 	cargo fmt --manifest-path fuzz/Cargo.toml
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(VENV)/built  ## Build the documentation into build/docs; any warning is an error
+	$(UV) --group docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 fuzz:  ## Fuzz ingest and pool reading, FUZZ_SECONDS each; needs a C++ compiler
 	cd fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target $(FUZZ_HOST)

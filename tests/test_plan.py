@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from conftest import TinyPool
 from mllm_selector import cli
 from mllm_selector.config import IngestOptions
 from mllm_selector.planning.estimates import Work, break_even, estimate
@@ -36,21 +35,8 @@ def recorded(run: Path) -> dict[str, dict]:
     return json.loads((run / "manifest.json").read_text())["stages"]
 
 
-@pytest.fixture(scope="module")
-def select(tiny_pool: TinyPool, tiny_model: Path) -> list[str]:
-    """Arguments of a run without training."""
-    return [str(tiny_pool.path), "--images", str(tiny_pool.images), "--seed-model", str(tiny_model), *OPTIONS]
-
-
-@pytest.fixture(scope="module")
-def finished(select: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plan") / "run"
-    assert cli.main(["select", *select, "--run-dir", str(folder), "--quiet"]) == 0
-    return folder
-
-
-def test_a_new_run_is_probed_and_nothing_is_written(capsys, select, tmp_path):
-    found = plan(capsys, *select, "--run-dir", str(tmp_path / "run"))
+def test_a_new_run_is_probed_and_nothing_is_written(capsys, tiny_select, tmp_path):
+    found = plan(capsys, *tiny_select, "--run-dir", str(tmp_path / "run"))
     stages = by_stage(found)
     assert not (tmp_path / "run").exists()
     assert (found["samples"], found["samples_are_counted"], found["chosen"]) == (60, True, 12)
@@ -76,36 +62,36 @@ def test_training_is_probed(capsys, tiny_pool, tiny_model, tmp_path):
     assert "3 steps" in seed["basis"]
 
 
-def test_a_finished_run_is_done(capsys, select, finished):
-    before = sorted((path, path.stat().st_mtime_ns) for path in finished.rglob("*"))
-    found = plan(capsys, *select, "--run-dir", str(finished))
+def test_a_finished_run_is_done(capsys, tiny_select, tiny_run):
+    before = sorted((path, path.stat().st_mtime_ns) for path in tiny_run.rglob("*"))
+    found = plan(capsys, *tiny_select, "--run-dir", str(tiny_run))
     assert {stage["how"] for stage in found["stages"]} == {"done before"}
     assert (found["seconds"], found["disk_bytes"]) == (0, 0)
-    assert sorted((path, path.stat().st_mtime_ns) for path in finished.rglob("*")) == before
+    assert sorted((path, path.stat().st_mtime_ns) for path in tiny_run.rglob("*")) == before
 
 
-def test_another_budget_only_picks_and_reports(capsys, select, finished):
-    arguments = ["10%" if word == "20%" else word for word in select]
-    stages = by_stage(plan(capsys, *arguments, "--run-dir", str(finished)))
+def test_another_budget_only_picks_and_reports(capsys, tiny_select, tiny_run):
+    arguments = ["10%" if word == "20%" else word for word in tiny_select]
+    stages = by_stage(plan(capsys, *arguments, "--run-dir", str(tiny_run)))
     assert [name for name in STAGES if stages[name]["state"] != "done"] == ["pick", "report"]
 
 
-def test_another_pool_in_the_same_run_directory_is_refused(capsys, select, finished, tmp_path):
+def test_another_pool_in_the_same_run_directory_is_refused(capsys, tiny_select, tiny_run, tmp_path):
     other = tmp_path / "pool.json"
-    other.write_text(json.dumps(json.loads(Path(select[0]).read_text())[:30]))
-    assert cli.main(["plan", str(other), *select[1:], "--run-dir", str(finished), "--quiet"]) == 2
+    other.write_text(json.dumps(json.loads(Path(tiny_select[0]).read_text())[:30]))
+    assert cli.main(["plan", str(other), *tiny_select[1:], "--run-dir", str(tiny_run), "--quiet"]) == 2
     assert "different run" in capsys.readouterr().err
 
 
-def test_records_of_another_run_are_rates(capsys, select, finished):
-    records = recorded(finished)
-    found = plan(capsys, "--samples", "6e4", "--gpus", "4", "--rates", str(finished), "--budget", "1%")
+def test_records_of_another_run_are_rates(capsys, tiny_select, tiny_run):
+    records = recorded(tiny_run)
+    found = plan(capsys, "--samples", "6e4", "--gpus", "4", "--rates", str(tiny_run), "--budget", "1%")
     stages = by_stage(found)
     assert (found["samples"], found["chosen"]) == (60_000, 600)
     score = records["score"]["seconds"] * 1000
     assert math.isclose(stages["score"]["device_seconds"], score)
     assert math.isclose(stages["score"]["seconds"], score / 4)
-    assert math.isclose(stages["ingest"]["disk_bytes"], (finished / "pool.arrow").stat().st_size * 1000)
+    assert math.isclose(stages["ingest"]["disk_bytes"], (tiny_run / "pool.arrow").stat().st_size * 1000)
     assert stages["export"]["seconds"] == records["export"]["seconds"]
     assert stages["score"]["how"] == "extrapolated"
     assert stages["seed"]["seconds"] is None  # nothing was trained in that run
@@ -116,18 +102,18 @@ def test_a_pool_or_rates_are_needed(capsys):
     assert "--rates RUN" in capsys.readouterr().err
 
 
-def test_the_text_fits_80_columns(capsys, select, finished):
-    arguments = ["--samples", "1e9", "--gpus", "64", "--rates", str(finished), "--budget", "1%"]
-    for words in (arguments, [*select, "--rates", str(finished)]):
+def test_the_text_fits_80_columns(capsys, tiny_select, tiny_run):
+    arguments = ["--samples", "1e9", "--gpus", "64", "--rates", str(tiny_run), "--budget", "1%"]
+    for words in (arguments, [*tiny_select, "--rates", str(tiny_run)]):
         assert cli.main(["plan", *words, "--quiet"]) == 0
         text = capsys.readouterr().out
         assert [line for line in text.splitlines() if len(line) > 80] == []
         assert all(f"\n{stage}" in text for stage in STAGES)
 
 
-def test_the_seconds_of_the_same_run_are_called_measured(capsys, select, finished):
-    stages = by_stage(plan(capsys, *select, "--rates", str(finished)))
-    records = recorded(finished)
+def test_the_seconds_of_the_same_run_are_called_measured(capsys, tiny_select, tiny_run):
+    stages = by_stage(plan(capsys, *tiny_select, "--rates", str(tiny_run)))
+    records = recorded(tiny_run)
     for name in ("export", "score", "report"):
         assert stages[name]["seconds"] == records[name]["seconds"]
         assert stages[name]["how"] == "measured"
