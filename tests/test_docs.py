@@ -72,7 +72,11 @@ def scene(tiny_pool: TinyPool, tiny_model: Path, tmp_path_factory: pytest.TempPa
     select = ["select", str(folder / "pool.json"), "--images", str(folder / "images"), "--budget", "10%"]
     select += ["--seed-model", str(folder / "model"), "--engine", "torch", "--metrics", "upd,visnec"]
     assert cli.main([*select, "--run-dir", str(folder / "run"), "--quiet"]) == 0
-    np.savez(folder / "arrays.npz", necessity=random.random(60), embeddings=random.random((60, 8)))
+    np.savez(
+        folder / "arrays.npz",
+        necessity=random.random(2000, np.float32),
+        embeddings=random.standard_normal((2000, 8), np.float32),
+    )
     return folder
 
 
@@ -177,14 +181,14 @@ def test_the_format_of_the_documentation_works(tmp_path, monkeypatch):
     formats.known.cache_clear()
     try:
         pool = tmp_path / "pool.tsv"
-        pool.write_text("id\tquestion\tanswer\n" + "".join(f"n{n}\tWhat?\t{n}\n" for n in range(5)))
+        pool.write_text("id\tquestion\tanswer\n" + "".join(f"n{n}\tWhat?\tA{n}\n" for n in range(5)))
         options = pipeline.build_options({"pool": pool}, ["ingest"])
         pipeline.run_stages(tmp_path / "run", options)
         from mllm_selector import Pool
 
         read = Pool.of(tmp_path / "run")
         assert read.format == "pairs"
-        assert [sample.messages[1][1] for sample in read] == ["0", "1", "2", "3", "4"]
+        assert [sample.messages[1][1] for sample in read] == [f"A{n}" for n in range(5)]
     finally:
         sys.modules.pop("documented_format", None)
         formats.known.cache_clear()

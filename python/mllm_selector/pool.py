@@ -387,7 +387,7 @@ class Pool:
             msg = f"row {row} is not in a pool of {len(self)} samples"
             raise IndexError(msg)
 
-    def _as_sample(self, row: int, fields: _internal.PoolRow) -> Sample:
+    def _as_sample(self, row: int, fields: _internal._PoolRow) -> Sample:
         sample_id, source, messages, images, file = fields
         return Sample(row, sample_id, source, messages, tuple(self._image(*image, file) for image in images))
 
