@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::codes::{CodePanels, CodeRows, Head};
 use super::int8::Tile;
 use super::shortlist::{Listing, Shortlist};
-use super::{GROUP, LANES, Metric, Rows, Simd};
+use super::{BLOCK_ROWS, GROUP, LANES, Metric, Rows, Simd};
+use crate::{Observer, Result};
 
 /// Pairs of a tile that are computed one by one rather than bounded again by all columns.
 const FEW: usize = 24;
@@ -21,6 +24,8 @@ pub(crate) struct Centres {
     dim: usize,
     vectors: Vec<f32>,
     terms: Vec<(f32, f32)>,
+    /// Length of the longest vector, in float32.
+    longest: f32,
     codes: CodePanels,
 }
 
@@ -85,6 +90,7 @@ impl Centres {
             dim,
             vectors: Vec::new(),
             terms: Vec::new(),
+            longest: 0.0,
             codes: CodePanels::new(dim, head),
         }
     }
@@ -93,6 +99,7 @@ impl Centres {
         let (scale, offset) = self.metric.score_terms(squared_norm);
         self.vectors.extend_from_slice(vector);
         self.terms.push((scale, offset));
+        self.longest = self.longest.max(squared_norm.sqrt());
         // A bound must hold for the rounded score, too.
         let lower = offset - 4.0 * f32::EPSILON * offset;
         self.codes
@@ -182,24 +189,87 @@ impl Centres {
         }
     }
 
-    /// Raises `best` to the highest score of each row in `range` with the centres from `from` on.
-    pub(crate) fn raise(
+    /// Lowers the distance of each row to that of the nearest centre, of those from the number on that `first` says
+    /// for the row that a block begins with. Distances are those of [`Metric::wide_reduced`].
+    pub(crate) fn approach(
+        &self,
+        rows: &Rows,
+        squared_norms: &[f32],
+        first: impl Fn(usize) -> usize + Sync,
+        distances: &mut [f64],
+        observer: &Observer,
+    ) -> Result<()> {
+        distances
+            .par_chunks_mut(BLOCK_ROWS)
+            .enumerate()
+            .try_for_each_init(Scratch::default, |scratch, (number, distances)| {
+                observer.check()?;
+                let start = number * BLOCK_ROWS;
+                let range = start..start + distances.len();
+                let block = Block {
+                    rows,
+                    squared_norms: &squared_norms[range.clone()],
+                    range,
+                };
+                self.approach_block(&block, scratch, first(start), distances);
+                Ok(())
+            })
+    }
+
+    fn approach_block(
         &self,
         block: &Block,
         scratch: &mut Scratch,
         from: usize,
-        best: &mut [f32],
+        distances: &mut [f64],
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
-        self.contend(from, rows, codes, best, not_listed, |pair, best| {
-            *best = best.max(pair.score)
+        let limit = |(&distance, &norm): (&f64, &f32)| self.least_score(distance, norm);
+        let mut limits: Vec<f32> = distances
+            .iter()
+            .zip(block.squared_norms)
+            .map(limit)
+            .collect();
+        self.contend(from, rows, codes, &mut limits, not_listed, |pair, limit| {
+            let vector = &rows[pair.row * self.dim..][..self.dim];
+            let distance = self.distance(vector, pair.centre);
+            if distance < distances[pair.row] {
+                distances[pair.row] = distance;
+                *limit = self.least_score(distance, block.squared_norms[pair.row]);
+            }
         });
     }
 
-    /// The highest of `best` and the scores of one row with the centres from `from` on.
-    pub(crate) fn raise_one(&self, row: &[f32], from: usize, best: f32) -> f32 {
-        let scores = (from..self.len()).map(|centre| self.compare(row, centre).1);
-        scores.fold(best, f32::max)
+    /// The least of `distance` and the distances of one row to the centres from `from` on.
+    pub(crate) fn approach_one(
+        &self,
+        row: &[f32],
+        squared_norm: f32,
+        from: usize,
+        mut distance: f64,
+    ) -> f64 {
+        let mut limit = self.least_score(distance, squared_norm);
+        for centre in from..self.len() {
+            if self.compare(row, centre).1 < limit {
+                continue;
+            }
+            let other = self.distance(row, centre);
+            if other < distance {
+                distance = other;
+                limit = self.least_score(distance, squared_norm);
+            }
+        }
+        distance
+    }
+
+    fn distance(&self, row: &[f32], centre: usize) -> f64 {
+        self.metric
+            .wide_reduced(self.simd, row, self.vector(centre))
+    }
+
+    fn least_score(&self, distance: f64, squared_norm: f32) -> f32 {
+        self.metric
+            .least_score(distance, squared_norm, self.longest, self.dim)
     }
 
     /// Finds the nearest centre of each row in `range` and its score; ties go to the lowest centre. The more of

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{BLOCK_ROWS, Rows};
+use super::int8::rounding;
+use super::{BLOCK_ROWS, Rows, Simd};
 use crate::{Error, Observer, Result};
 
 /// What "far" means.
@@ -40,8 +41,40 @@ impl Metric {
         }
     }
 
+    /// The squared Euclidean or the cosine distance in float64; 0 for equal vectors.
+    pub(crate) fn wide_reduced(self, simd: Simd, x: &[f32], y: &[f32]) -> f64 {
+        match self {
+            Self::Euclidean => simd.wide_squared_distance(x, y),
+            Self::Cosine => {
+                let lengths = (simd.wide_dot(x, x) * simd.wide_dot(y, y)).sqrt();
+                (1.0 - simd.wide_dot(x, y) / lengths).max(0.0)
+            }
+        }
+    }
+
+    /// A score that no centre nearer than `distance`, as by [`Metric::wide_reduced`], falls below in float32, if no
+    /// centre is longer than `longest`.
+    pub(crate) fn least_score(
+        self,
+        distance: f64,
+        squared_norm: f32,
+        longest: f32,
+        dim: usize,
+    ) -> f32 {
+        let squared = f64::from(squared_norm);
+        let length = squared.sqrt();
+        // Twice what product, lengths and the terms of the score are rounded by, so that the few operations here
+        // do not count.
+        let slack = 2.0 * f64::from(rounding(dim));
+        let score = match self {
+            Self::Euclidean => squared - distance - slack * (length + f64::from(longest)).powi(2),
+            Self::Cosine => (1.0 - distance - slack) * length,
+        };
+        score as f32
+    }
+
     /// The distance that users see.
-    pub(crate) fn distance(self, reduced: f32) -> f32 {
+    pub(crate) fn distance(self, reduced: f64) -> f64 {
         match self {
             Self::Euclidean => reduced.sqrt(),
             Self::Cosine => reduced,
