@@ -230,14 +230,18 @@ impl Centres {
             .zip(block.squared_norms)
             .map(limit)
             .collect();
+        let mut contenders = Vec::new();
         self.contend(from, rows, codes, &mut limits, not_listed, |pair, limit| {
-            let vector = &rows[pair.row * self.dim..][..self.dim];
-            let distance = self.distance(vector, pair.centre);
-            if distance < distances[pair.row] {
-                distances[pair.row] = distance;
-                *limit = self.least_score(distance, block.squared_norms[pair.row]);
-            }
+            *limit = limit.max(pair.score - self.slack(block.squared_norms[pair.row]));
+            contenders.push(pair);
         });
+        for pair in contenders {
+            if pair.score >= limits[pair.row] {
+                let vector = &rows[pair.row * self.dim..][..self.dim];
+                let distance = &mut distances[pair.row];
+                *distance = distance.min(self.distance(vector, pair.centre));
+            }
+        }
     }
 
     /// The least of `distance` and the distances of one row to the centres from `from` on.
@@ -246,20 +250,23 @@ impl Centres {
         row: &[f32],
         squared_norm: f32,
         from: usize,
-        mut distance: f64,
+        distance: f64,
     ) -> f64 {
+        let slack = self.slack(squared_norm);
         let mut limit = self.least_score(distance, squared_norm);
+        let mut contenders = Vec::new();
         for centre in from..self.len() {
-            if self.compare(row, centre).1 < limit {
-                continue;
-            }
-            let other = self.distance(row, centre);
-            if other < distance {
-                distance = other;
-                limit = self.least_score(distance, squared_norm);
+            let score = self.compare(row, centre).1;
+            if score >= limit {
+                limit = limit.max(score - slack);
+                contenders.push((centre, score));
             }
         }
-        distance
+        contenders
+            .into_iter()
+            .filter(|&(_, score)| score >= limit)
+            .map(|(centre, _)| self.distance(row, centre))
+            .fold(distance, f64::min)
     }
 
     fn distance(&self, row: &[f32], centre: usize) -> f64 {
@@ -267,9 +274,14 @@ impl Centres {
             .wide_reduced(self.simd, row, self.vector(centre))
     }
 
+    /// By how much the score of a nearer centre may fall below that of another.
+    fn slack(&self, squared_norm: f32) -> f32 {
+        self.metric.slack(squared_norm, self.longest, self.dim)
+    }
+
+    /// A score that no centre nearer than `distance` falls below.
     fn least_score(&self, distance: f64, squared_norm: f32) -> f32 {
-        self.metric
-            .least_score(distance, squared_norm, self.longest, self.dim)
+        self.metric.score(distance, squared_norm) - self.slack(squared_norm)
     }
 
     /// Finds the nearest centre of each row in `range` and its score; ties go to the lowest centre. The more of

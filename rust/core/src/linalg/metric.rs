@@ -52,25 +52,24 @@ impl Metric {
         }
     }
 
-    /// A score that no centre nearer than `distance`, as by [`Metric::wide_reduced`], falls below in float32, if no
-    /// centre is longer than `longest`.
-    pub(crate) fn least_score(
-        self,
-        distance: f64,
-        squared_norm: f32,
-        longest: f32,
-        dim: usize,
-    ) -> f32 {
+    /// The score of a centre at a distance as by [`Metric::wide_reduced`].
+    pub(crate) fn score(self, distance: f64, squared_norm: f32) -> f32 {
         let squared = f64::from(squared_norm);
-        let length = squared.sqrt();
-        // Twice what product, lengths and the terms of the score are rounded by, so that the few operations here
-        // do not count.
-        let slack = 2.0 * f64::from(rounding(dim));
         let score = match self {
-            Self::Euclidean => squared - distance - slack * (length + f64::from(longest)).powi(2),
-            Self::Cosine => (1.0 - distance - slack) * length,
+            Self::Euclidean => squared - distance,
+            Self::Cosine => (1.0 - distance) * squared.sqrt(),
         };
         score as f32
+    }
+
+    /// More than twice what the scores in float32 of a row and of centres no longer than `longest` are wrong by.
+    pub(crate) fn slack(self, squared_norm: f32, longest: f32, dim: usize) -> f32 {
+        let length = squared_norm.sqrt();
+        let scale = match self {
+            Self::Euclidean => (length + longest) * (length + longest),
+            Self::Cosine => length,
+        };
+        4.0 * rounding(dim) * scale
     }
 
     /// The distance that users see.
