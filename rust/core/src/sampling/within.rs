@@ -21,7 +21,7 @@ pub(super) fn rank(
 ) -> Result<Vec<usize>> {
     let necessity = |sample: usize| candidates.necessity[sample];
     let rng = Rng::new(options.seed, Stream::Draw);
-    let mut order = cell.open.clone();
+    let mut order: Vec<usize> = cell.open().collect();
     match options.within {
         Within::Uniform => order.sort_by_cached_key(|&sample| rng.bits(sample as u64)),
         Within::Top => {
@@ -137,7 +137,7 @@ impl<'a> Members<'a> {
                 "within: {within} needs embeddings; give them or pick in another way"
             )));
         };
-        let names: Vec<usize> = cell.included.iter().chain(&cell.open).copied().collect();
+        let names: Vec<usize> = cell.included.iter().copied().chain(cell.open()).collect();
         Ok(Self {
             rows: embeddings.subset(&names)?,
             names,
