@@ -20,6 +20,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"inspection"},
+    {"comparison"},
     {"demo", "doctor", "pipeline"},
     {"stages"},
     {"scoring"},
