@@ -68,9 +68,7 @@ def test_a_method_is_read_with_options_and_parameters() -> None:
     assert (options.method, options.seed, str(options.budget)) == ("deita", 7, "10%")
     assert options.param is not None
     assert options.param.values == {"score": "necessity,quality", "threshold": "0.8"}
-    grouped = MethodChoice.parse("grouped:within=top:trim=0.1:group-count=7").pick_options(
-        Amount.parse(5), 0
-    )
+    grouped = MethodChoice.parse("grouped:within=top:trim=0.1:group-count=7").pick_options(Amount.parse(5), 0)
     assert (grouped.within, grouped.trim, grouped.group_count) == ("top", 0.1, 7)
 
 
@@ -139,7 +137,9 @@ def test_the_table_fits_80_columns() -> None:
 def scored(tmp_path_factory: pytest.TempPathFactory, tiny_pool: TinyPool, tiny_model: Path) -> Path:
     """A finished run over the tiny pool."""
     folder = tmp_path_factory.mktemp("scored") / "run"
-    select(tiny_pool.path, budget="20%", run_dir=folder, model=tiny_model, images=tiny_pool.images, **TRAINING)
+    select(
+        tiny_pool.path, budget="20%", run_dir=folder, model=tiny_model, images=tiny_pool.images, **TRAINING
+    )
     return folder
 
 
@@ -212,9 +212,7 @@ def test_a_row_tells_what_the_trained_model_says(
         inputs = family.training_inputs(sample, load_image)
         labels = inputs.pop("labels")[1:]
         with torch.no_grad():
-            batch = {
-                name: value if name == "pixel_values" else value[None] for name, value in inputs.items()
-            }
+            batch = {name: value if name == "pixel_values" else value[None] for name, value in inputs.items()}
             logits = model(**batch).logits[0, :-1]
         answer = labels != -100
         loss = torch.nn.functional.cross_entropy(logits[answer], labels[answer]).item()

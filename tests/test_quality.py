@@ -12,15 +12,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benches" / "quality"))
 
-import cases
+import grid
 import model
-import run as grid
+import run as runner
 import tables
 import world
-from cases import Case, Records
+from grid import Case, Records
 
-SMALL = grid.Settings(
-    pool=400, test=5, captions=64, caption_epochs=1, encoder_scenes=64, seed_share=0.1, seed_epochs=1, epochs=1
+SMALL = runner.Settings(
+    pool=400,
+    test=5,
+    captions=64,
+    caption_epochs=1,
+    encoder_scenes=64,
+    seed_share=0.1,
+    seed_epochs=1,
+    epochs=1,
 )
 
 
@@ -181,16 +188,18 @@ def test_a_grid_that_was_stopped_goes_on_and_ends_the_same(tmp_path: Path) -> No
         ]
 
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    prepared = grid.Prepared(SMALL, tmp_path / "cache", "cpu")
-    assert len(list(grid.run_cases(prepared, small_cases(), Records(whole)))) == 5
-    stopped = grid.run_cases(grid.Prepared(SMALL, tmp_path / "other", "cpu"), small_cases(), Records(parts))
+    prepared = runner.Prepared(SMALL, tmp_path / "cache", "cpu")
+    assert len(list(runner.run_cases(prepared, small_cases(), Records(whole)))) == 5
+    stopped = runner.run_cases(
+        runner.Prepared(SMALL, tmp_path / "other", "cpu"), small_cases(), Records(parts)
+    )
     next(stopped)
     next(stopped)
     stopped.close()
     with parts.open("a") as file:
         file.write('{"settings": "cut o')
-    again = grid.Prepared(SMALL, tmp_path / "other", "cpu")
-    list(grid.run_cases(again, small_cases(), Records(parts)))
+    again = runner.Prepared(SMALL, tmp_path / "other", "cpu")
+    list(runner.run_cases(again, small_cases(), Records(parts)))
     assert rows(parts) == rows(whole)
     assert len(rows(whole)) == 5
 
@@ -216,9 +225,9 @@ def test_tables_are_made_of_records(tmp_path: Path) -> None:
 
 
 def test_every_plan_names_methods_that_there_are() -> None:
-    planned = list(cases.planned(list(cases.PLANS)))
-    assert {case.method for case in planned} <= set(cases.METHODS)
+    planned = list(grid.planned(list(grid.PLANS)))
+    assert {case.method for case in planned} <= set(grid.METHODS)
     assert len(planned) == len(set(planned))
-    tuned = {case.draw for case in cases.planned(["tune"])}
-    reported = {case.draw for case in cases.planned([name for name in cases.PLANS if name != "tune"])}
+    tuned = {case.draw for case in grid.planned(["tune"])}
+    reported = {case.draw for case in grid.planned([name for name in grid.PLANS if name != "tune"])}
     assert not tuned & reported

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
+
 from world import (
     ANSWER,
     CELL_PIXELS,
@@ -34,10 +35,10 @@ from world import (
 __all__ = ["Data", "Decoder", "Encoder", "Readings", "hits", "read", "schedule", "train", "train_encoder"]
 
 FEATURES = 64
-WIDTH = 96
+WIDTH = 64
 LAYERS = 3
 HEADS = 4
-BATCH = 32
+BATCH = 16
 LEARNING_RATE = 1e-3
 WARMUP = 0.1  # share of the steps
 ROWS_AT_ONCE = 1000
@@ -183,7 +184,7 @@ class Decoder(nn.Module):
             Without them the words keep their positions.
         text : torch.Tensor of int64, shape (runs, batch, t)
         """
-        runs, batch, length = text.shape
+        runs, _, length = text.shape
         of_run = torch.arange(runs, device=text.device)[:, None, None]
         # Padding stands behind all words, so no word attends to it.
         states = self.words[of_run, text] + self.places[:, None, CELLS : CELLS + length]
@@ -313,7 +314,9 @@ def read(model: Decoder, data: Data) -> Readings:
         _read(model, data.features[rows], data.text[rows], data.is_answer[rows])
         for rows in torch.arange(len(data), device=data.text.device).split(ROWS_AT_ONCE)
     ]
-    nll, upd, blind, unasked, embedding = (torch.cat(parts).cpu().numpy() for parts in zip(*told, strict=True))
+    nll, upd, blind, unasked, embedding = (
+        torch.cat(parts).cpu().numpy() for parts in zip(*told, strict=True)
+    )
     return Readings(nll, upd, blind - nll, nll / unasked, embedding.astype(np.float16))
 
 
@@ -326,7 +329,7 @@ def _read(
     certainty = 1 + (log_p.exp() * log_p).sum(-1) / math.log(len(VOCABULARY))
     upd = nll.sigmoid() * certainty.clamp(min=0)
     _, blind = model.answers(None, text[None], is_answer[None])
-    question, answer, marks = _without_question(text, is_answer)
+    answer, marks = _without_question(text, is_answer)
     _, unasked = model.answers(features[None], answer[None], marks[None])
     wanted = is_answer[:, 1:]
     is_word = torch.cat([torch.ones_like(text[:, :1]).expand(-1, CELLS), (text != PAD).long()], dim=1)
@@ -340,16 +343,14 @@ def _read(
     )
 
 
-def _without_question(
-    text: torch.Tensor, is_answer: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _without_question(text: torch.Tensor, is_answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Move ``answer`` and what follows it to the front."""
     start = (text == ANSWER).long().argmax(1, keepdim=True)
     places = torch.arange(text.shape[1], device=text.device)[None] + start
     inside = places < text.shape[1]
     places = places.clamp(max=text.shape[1] - 1)
     moved = torch.where(inside, text.gather(1, places), PAD)
-    return text[:, :0], moved, is_answer.gather(1, places) & inside
+    return moved, is_answer.gather(1, places) & inside
 
 
 def _token_nll(log_p: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

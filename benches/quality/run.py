@@ -5,9 +5,9 @@
     python benches/quality/run.py --device cuda --at-once 32
     python benches/quality/tables.py                     # RESULTS.md from the records
 
-Each draw makes its own pool, test set and seed subset (2.5 % of the pool, 12 epochs); the seed model scores the
-pool; every method selects from the same scores; training starts from the same pretrained weights. A line of
-records.jsonl is one training. What is costly is kept in the cache folder and can be thrown away.
+Each draw makes its own pool, test set and seed subset (2.5 % of the pool, 12 epochs); the seed model scores
+the pool; every method selects from the same scores; training starts from the same pretrained weights. A line
+of records.jsonl is one training. What is costly is kept in the cache folder and can be thrown away.
 
 The cost of a selection, in passes of a training over a sample (a forward pass counts a third): 12 x 2.5 % of
 the pool for the seed model and 33 % for scores and embeddings, so 63 %, as four epochs on 15.8 % of the pool.
@@ -28,18 +28,18 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-import cases
-import model
 import numpy as np
 import torch
-import world
-from cases import Case, Records
 from numpy.typing import NDArray
 
+import grid
+import model
+import world
+from grid import Case, Records
 from mllm_selector import pick
 from mllm_selector.errors import UsageError
 
-__all__ = ["Prepared", "Settings", "World", "main", "run_cases"]
+__all__ = ["SIZES", "Prepared", "Settings", "World", "main", "run_cases"]
 
 HERE = Path(__file__).parent
 CAPTION_DRAW = 10**6
@@ -49,12 +49,12 @@ _SEED_ROWS, _SEED_ORDER, _ORDER, _POOL_PIXELS, _TEST_PIXELS, _CAPTION_ORDER = ra
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the experiment; the tests take smaller ones."""
+    """Sizes of the experiment."""
 
     pool: int = 20_000
     test: int = world.TEST_SAMPLES
     captions: int = 24_000
-    caption_epochs: int = 3
+    caption_epochs: int = 2
     encoder_scenes: int = 16_000
     seed_share: float = 0.025
     seed_epochs: int = 12
@@ -65,6 +65,10 @@ class Settings:
     def key(self) -> str:
         """A name for these settings."""
         return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()[:8]
+
+
+SIZES = {"small": Settings(pool=10_000, test=200), "full": Settings()}
+"""``small`` is for one CPU core and an hour; ``full`` has budgets of twice as many samples."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,7 @@ class Prepared:
 
         def make() -> dict[str, torch.Tensor]:
             samples = world.captions(CAPTION_DRAW + 1, self.settings.captions)
-            data = model.Data.of(
-                samples, self.encoder.encode(samples.cells, [CAPTION_DRAW + 1]), self.device
-            )
+            data = model.Data.of(samples, self.encoder.encode(samples.cells, [CAPTION_DRAW + 1]), self.device)
             torch.manual_seed(CAPTION_DRAW)
             decoder = model.Decoder().to(self.device)
             order = _epochs(
@@ -209,7 +211,7 @@ class World:
             seed_rows=self.seed_rows,
             seed=self.draw,
             threads=torch.get_num_threads(),
-            **cases.METHODS[method],
+            **grid.METHODS[method],
         )
 
     def describe(self, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -329,8 +331,9 @@ def main() -> None:
     """Run the plans that are asked for."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    plans = [name for name in cases.PLANS if name != "tune"]
+    plans = [name for name in grid.PLANS if name != "tune"]
     parser.add_argument("--plan", nargs="+", choices=[*plans, "tune"], default=plans)
+    parser.add_argument("--size", default="small", choices=tuple(SIZES))
     parser.add_argument("--records", type=Path, default=HERE / "records.jsonl")
     parser.add_argument("--cache", type=Path, default=Path("quality-cache"), metavar="DIR")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -338,9 +341,9 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="Trainings of one budget on the GPU at once.")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    settings = Settings()
+    settings = SIZES[given.size]
     prepared = Prepared(settings, given.cache / settings.key, given.device)
-    todo = list(cases.planned(given.plan))
+    todo = list(grid.planned(given.plan))
     records = Records(given.records)
     done = len([case for case in todo if case in records.of(settings.key)])
     print(f"{len(todo):,} trainings, {done:,} recorded; settings {settings.key}", flush=True)

@@ -1,6 +1,6 @@
 """Write RESULTS.md and its plots from the recorded trainings.
 
-    python benches/quality/tables.py
+python benches/quality/tables.py
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cases
 import numpy as np
+
+import grid
 import plots
 import world
-from cases import Case, Records
-from run import HERE, Settings
-
+from grid import Case, Records
 from mllm_selector.comparison import Estimate, estimate
+from run import HERE, SIZES
 
 __all__ = ["Results", "main"]
 
@@ -36,7 +36,7 @@ class Results:
     """
 
     def __init__(self, rows: dict[Case, dict[str, Any]]) -> None:
-        self.rows = {case: row for case, row in rows.items() if case.draw < cases.TUNING_DRAWS.start}
+        self.rows = {case: row for case, row in rows.items() if case.draw < grid.TUNING_DRAWS.start}
         self.refused = {case: row["refused"] for case, row in self.rows.items() if "refused" in row}
 
     def values(self, weights: np.ndarray, **wanted: Any) -> dict[int, float]:
@@ -124,9 +124,7 @@ def _against_random(
                 "" if is_random else _signed(results.gain(of, random)),
                 "" if is_random else _signed(results.gain(of, random, POOL)),
             ]
-        row += [
-            _percent(results.share("wrong", method=method, budget=budget, **fixed)) for budget in budgets
-        ]
+        row += [_percent(results.share("wrong", method=method, budget=budget, **fixed)) for budget in budgets]
         row += [_percent(results.share("copies", method=method, budget=budgets[0], **fixed))]
         if any(cell not in ("-", "") for cell in row[1:]):
             rows.append(row)
@@ -158,7 +156,7 @@ def _verdict(results: Results) -> list[str]:
             f"accuracy, {value.count} draws."
         )
         better, equal = [], []
-        for method in cases.RIVALS:
+        for method in grid.RIVALS:
             rival = results.gain(
                 {"method": method, "budget": budget}, {"method": "grouped", "budget": budget}
             )
@@ -198,7 +196,7 @@ def _families(results: Results) -> list[str]:
     lines += _table(head, rows)
     lines += ["Share of each family in the selections at 5 %, in percent, mean over the draws:", ""]
     rows = []
-    for method in _ordered(results, cases.METHODS):
+    for method in _ordered(results, grid.METHODS):
         found = [
             row["families"]
             for case, row in results.rows.items()
@@ -262,20 +260,20 @@ def _costs(results: Results) -> list[str]:
 
 def text(results: Results, records: int, settings: str) -> str:
     """Return RESULTS.md."""
-    rivals = _ordered(results, ["random", "families equal", *cases.RIVALS])
+    rivals = _ordered(results, ["random", "families equal", *grid.RIVALS])
     done = {case.draw for case in results.rows}
     parts = [
         "# Does training on the chosen part beat training on a random part?",
         "",
-        "Made by `python benches/quality/tables.py` from `records.jsonl`; do not edit. README.md says what the",
-        "world is, how it is run, and what it cannot show.",
+        "Made by `python benches/quality/tables.py` from `records.jsonl`; do not edit. README.md says what",
+        "the world is, how it is run, and what it cannot show.",
         "",
-        f"{records:,} trainings, draws {min(done)} to {max(done)} of the world (settings {settings}). Accuracy in",
-        "percent of test samples whose whole answer is right. A cell is the mean +- half of the 95 % confidence",
-        "interval (Student-t over draws; each draw has its own pool, test set, seed subset and training), with",
-        "the number of draws in brackets. Differences are paired by draw; bold: the interval is clear of zero.",
-        "*macro*: every family counts the same. *by the pool's mix*: families count by their share of the pool.",
-        "Intervals are not corrected for the number of methods compared.",
+        f"{records:,} trainings, draws {min(done)} to {max(done)} of the world (settings {settings}).",
+        "Accuracy in percent of test samples whose whole answer is right. A cell is the mean +- half of the",
+        "95 % confidence interval (Student-t over draws; each draw has its own pool, test set, seed subset and",
+        "training), with the number of draws in brackets. Differences are paired by draw; bold: the interval is",
+        "clear of zero. *macro*: every family counts the same. *by the pool's mix*: families count by their",
+        "share of the pool. Intervals are not corrected for the number of methods compared.",
         "",
         "## What comes out",
         "",
@@ -313,13 +311,13 @@ def text(results: Results, records: int, settings: str) -> str:
         "",
         "Each differs from `grouped` in what its name says.",
         "",
-        *_against_random(results, ["grouped", *_ordered(results, cases.ABLATIONS)], (5, 15)),
+        *_against_random(results, ["grouped", *_ordered(results, grid.ABLATIONS)], (5, 15)),
     ]
     for wrong in (0.0, 0.15):
         parts += [
             f"## {wrong:.0%} wrong answers",
             "",
-            *_against_random(results, rivals + list(cases.ABLATIONS), (5, 15), wrong=wrong),
+            *_against_random(results, rivals + list(grid.ABLATIONS), (5, 15), wrong=wrong),
         ]
     parts += [
         "## Control: a pool in which all families are equally frequent",
@@ -329,7 +327,7 @@ def text(results: Results, records: int, settings: str) -> str:
         *_against_random(results, ["random", "grouped"], (5, 15), mix="uniform"),
         "## From the weights of the seed model",
         "",
-        *_against_random(results, ["random", *cases.FEW[1:]], (5, 15), start="seed"),
+        *_against_random(results, ["random", *grid.FEW[1:]], (5, 15), start="seed"),
         "## Not done",
         "",
         *_missing(results),
@@ -340,17 +338,19 @@ def text(results: Results, records: int, settings: str) -> str:
 def _missing(results: Results) -> list[str]:
     """List what the plans ask for and the records do not have."""
     lines = []
-    for name in cases.PLANS:
+    for name in grid.PLANS:
         if name == "tune":
             continue
-        wanted = list(cases.planned([name]))
+        wanted = list(grid.planned([name]))
         left = [case for case in wanted if case not in results.rows]
         if left:
             draws = sorted({case.draw for case in left})
             lines.append(
                 f"- plan `{name}`: {len(left)} of {len(wanted)} trainings (draws {draws[0]} to {draws[-1]})"
             )
-    lines.append("- `miwv` (needs prompts of two images) and `mmssr` (needs a judge's scores) are not in the grid.")
+    lines.append(
+        "- `miwv` (needs prompts of two images) and `mmssr` (needs a judge's scores) are not in the grid."
+    )
     return lines
 
 
@@ -358,16 +358,20 @@ def main() -> None:
     """Write the results."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
+    parser.add_argument("--size", default="small", choices=tuple(SIZES))
     parser.add_argument("--records", type=Path, default=HERE / "records.jsonl")
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR")
     given = parser.parse_args()
-    settings = Settings().key
+    settings = SIZES[given.size].key
     results = Results(Records(given.records).of(settings))
     (given.out / "RESULTS.md").write_text(text(results, len(results.rows), settings))
     gains = {
         budget: [
-            (method, results.gain({"method": method, "budget": budget}, {"method": "random", "budget": budget}))
-            for method in _ordered(results, ["families equal", *cases.RIVALS])
+            (
+                method,
+                results.gain({"method": method, "budget": budget}, {"method": "random", "budget": budget}),
+            )
+            for method in _ordered(results, ["families equal", *grid.RIVALS])
         ]
         for budget in (5, 15)
     }
@@ -377,7 +381,7 @@ def main() -> None:
             (budget, results.mean(method="random" if budget == 100 else method, budget=budget))
             for budget in (1, 5, 15, 40, 100)
         ]
-        for method in cases.FEW
+        for method in grid.FEW
     }
     (given.out / "budgets.svg").write_text(plots.curves(curves))
 

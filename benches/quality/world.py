@@ -1,10 +1,11 @@
 """A miniature world of visual instructions, made by code from a seed.
 
-A scene is a 3 x 3 grid of cells of 16 x 16 pixels: empty, an object (6 shapes, 7 colours, 2 sizes), a digit, a
-letter, or a bar of a chart. Cells are drawn with a jitter of one pixel, a background of their scene, and noise.
-Eleven families of questions are asked; `MIXES` says how often each is in a pool. A pool has wrong answers
-(another answer of the same family), near-duplicates (a few scenes asked for again and again, drawn anew), and
-questions that give the answer away. The test set has none of these, and the same number of each family.
+A scene is a 3 x 3 grid of cells of 16 x 16 pixels: empty, an object (6 shapes, 7 colours, 2 sizes), a digit,
+a letter, or a bar of a chart. Cells are drawn with a jitter of one pixel, a background of their scene, and
+noise. Eleven families of questions are asked; `MIXES` says how often each is in a pool. A pool has wrong
+answers (another answer of the same family), near-duplicates (a few scenes asked for again and again, drawn
+anew), and questions that give the answer away. The test set has none of these, and the same number of each
+family.
 """
 
 from __future__ import annotations

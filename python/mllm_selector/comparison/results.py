@@ -98,7 +98,5 @@ def _with_totals(sources: Mapping[str, Mapping[str, float]]) -> dict[str, Mappin
     of = list(sources.values())
     samples = sum(each["samples"] for each in of)
     macro = {measure: fmean(each[measure] for each in of) for measure in MEASURES}
-    micro = {
-        measure: sum(each[measure] * each["samples"] for each in of) / samples for measure in MEASURES
-    }
+    micro = {measure: sum(each[measure] * each["samples"] for each in of) / samples for measure in MEASURES}
     return {MACRO: {"samples": samples, **macro}, ALL: {"samples": samples, **micro}, **sources}

@@ -37,10 +37,12 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def _table(result: Mapping[str, Any], source: str, measure: str) -> list[str]:
-    lines = [f"  {measure:<{_LABEL}} {'budget':>8}  {'n':>2} {'':>13} {'to random':>13} {'to full':>13}".rstrip()]
+    lines = [f"  {measure:<{_LABEL}} {'budget':>8}  {'n':>2} {'':>13} {'to random':>13} {'to full':>13}"]
     for entry in result["results"]:
         of = entry["sources"][source][measure]
-        cells = [_cell(of.get(name), measure, signed=name != "value") for name in ("value", "to_random", "to_full")]
+        cells = [
+            _cell(of.get(name), measure, signed=name != "value") for name in ("value", "to_random", "to_full")
+        ]
         label = entry["method"]
         if len(label) > _LABEL:
             lines.append(f"  {label}")

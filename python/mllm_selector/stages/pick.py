@@ -75,9 +75,7 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
     }
 
 
-def read_scored(
-    run: RunDirectory, pool: Pool, options: PickOptions
-) -> tuple[ScoreTable, Scored, Joined]:
+def read_scored(run: RunDirectory, pool: Pool, options: PickOptions) -> tuple[ScoreTable, Scored, Joined]:
     """Read what is known of a scored pool, with the columns that the method asked for needs.
 
     Raises

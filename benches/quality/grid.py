@@ -87,7 +87,9 @@ TUNING_DRAWS = range(1000, 1003)
 FEW = ("random", "grouped", "families equal")
 
 
-def _cases(draws: Sequence[int], budgets: Sequence[float], methods: Sequence[str], **fixed: Any) -> list[Case]:
+def _cases(
+    draws: Sequence[int], budgets: Sequence[float], methods: Sequence[str], **fixed: Any
+) -> list[Case]:
     return [
         Case(draw=draw, budget=budget, method=method, **fixed)
         for budget in budgets
