@@ -175,7 +175,7 @@ def test_readings_are_those_of_single_samples_without_padding() -> None:
 
 def small_cases() -> list[Case]:
     case = Case(draw=0, budget=25.0)
-    return [replace(case, method=method) for method in ("random", "grouped", "visnec")] + [
+    return [replace(case, method=method) for method in ("random", "grouped", "4 a cluster")] + [
         replace(case, method="grouped", start="seed"),
         replace(case, budget=100.0),
     ]

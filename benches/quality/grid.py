@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ABLATIONS", "METHODS", "PLANS", "RIVALS", "Case", "Records", "planned"]
+__all__ = ["ABLATIONS", "METHODS", "PLANS", "RIVALS", "SAMPLED", "Case", "Records", "planned"]
 
 # Keyword arguments of `mllm_selector.pick`. Thresholds are those that were best on the tuning worlds.
 RIVALS: dict[str, dict[str, Any]] = {
@@ -41,11 +41,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "400 groups": {"group_count": 400},
     "smoothed, weighted": {"groups": "random", "group_count": 1, "smooth": 30, "within": "weighted"},
 }
+# How many samples of each cluster are scored; clusters are made of embeddings that cost no language model.
+SAMPLED: dict[str, int | None] = {"4 a cluster": 4, "14 a cluster": 14, "all, cheap clusters": None}
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "families equal": {"method": "stratified", "param": {"share": "equal"}},
     **RIVALS,
     **ABLATIONS,
+    **{name: {"scored_of_each": count} for name, count in SAMPLED.items()},
 }
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
 
@@ -129,6 +132,10 @@ def _ablations() -> list[Case]:
     return _cases(DRAWS, (5, 15), tuple(ABLATIONS))
 
 
+def _sampled() -> list[Case]:
+    return _cases(DRAWS, (5, 15), tuple(SAMPLED))
+
+
 def _start() -> list[Case]:
     return _cases(DRAWS, (5, 15), FEW, start="seed")
 
@@ -150,6 +157,7 @@ PLANS = {
     "counted": _counted,
     "compute": _compute,
     "ablations": _ablations,
+    "sampled": _sampled,
     "start": _start,
     "steps": _steps,
     "tune": _tune,

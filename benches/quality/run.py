@@ -36,7 +36,7 @@ import grid
 import model
 import world
 from grid import Case, Records
-from mllm_selector import pick
+from mllm_selector import kmeans, pick
 from mllm_selector.errors import UsageError
 
 __all__ = ["SIZES", "Prepared", "Settings", "World", "main", "run_cases"]
@@ -44,7 +44,7 @@ __all__ = ["SIZES", "Prepared", "Settings", "World", "main", "run_cases"]
 HERE = Path(__file__).parent
 CAPTION_DRAW = 10**6
 # Streams of random numbers under one draw.
-_SEED_ROWS, _SEED_ORDER, _ORDER, _POOL_PIXELS, _TEST_PIXELS, _CAPTION_ORDER = range(100, 106)
+_SEED_ROWS, _SEED_ORDER, _ORDER, _POOL_PIXELS, _TEST_PIXELS, _CAPTION_ORDER, _SCORED = range(100, 107)
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,9 @@ class World:
         count = round(budget / 100 * len(self.pool))
         if count == len(self.pool):
             return np.arange(count)
+        given = grid.METHODS[method]
+        if "scored_of_each" in given:
+            return self._by_samples(given["scored_of_each"], count)
         scores = self.scores
         return pick(
             scores["nll"],
@@ -211,8 +214,33 @@ class World:
             seed_rows=self.seed_rows,
             seed=self.draw,
             threads=torch.get_num_threads(),
-            **grid.METHODS[method],
+            **given,
         )
+
+    def _by_samples(self, scored_of_each: int | None, count: int) -> NDArray[np.int64]:
+        """Choose as the default does, with the mean necessity of some samples for that of their cluster."""
+        labels = self._cheap_clusters
+        necessity = self.scores["nll"]
+        means = np.zeros(labels.max() + 1, np.float32)
+        for cluster in range(len(means)):
+            members = np.flatnonzero(labels == cluster)
+            if scored_of_each is not None:
+                rng = np.random.default_rng([self.draw, _SCORED, cluster])
+                members = rng.permutation(members)[:scored_of_each]
+            means[cluster] = necessity[members].mean() if len(members) else 0
+        return pick(means[labels], budget=count, groups=labels, seed=self.draw)
+
+    @cached_property
+    def _cheap_clusters(self) -> NDArray[np.int64]:
+        data, words = self.data, self.prepared.pretrained.words[0].detach()
+        asked = torch.cumsum(data.text == world.ANSWER, dim=1) == 0
+        question = (words[data.text] * asked[..., None]).sum(1) / asked.sum(1, keepdim=True)
+        features = data.features.to(words.dtype)
+        parts = [question, features.mean(1), features.amax(1)]
+        embedding = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in parts], dim=1)
+        clusters = round((len(data) / 2) ** 0.5)
+        matrix = np.ascontiguousarray(embedding.cpu().numpy())
+        return kmeans(matrix, clusters, metric="cosine", seed=self.draw).labels.astype(np.int64)
 
     def describe(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Say what a selection holds: shares of wrong answers, near-duplicates, hints and families."""
