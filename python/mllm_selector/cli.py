@@ -228,13 +228,13 @@ def _add_compare(commands: Any) -> None:
     group.add_argument(
         "--method",
         action="append",
-        metavar="NAME[:OPTION=VALUE]...",
-        help="A method with options of pick or its own parameters; give it several times. random is always "
-        "compared. Default grouped.",
+        metavar="METHOD",
+        help="A method, with options of pick or parameters of its own behind colons: NAME:OPTION=VALUE:... "
+        "May be given several times; random is always compared. Default grouped.",
     )
     group.add_argument(
         "--budgets",
-        metavar="N|P%%,...",
+        metavar="N|P%,...",
         help="Budgets with commas; 100%% is the full pool. Default 5%%,15%%,100%%.",
     )
     group.add_argument(
