@@ -102,7 +102,11 @@ def _cases(
 
 
 def _main() -> list[Case]:
-    return _cases(DRAWS, (5, 15), ("random", "families equal", *RIVALS))
+    return _cases(DRAWS, (5,), ("random", "families equal", *RIVALS)) + _cases(DRAWS, (15,), FEW)
+
+
+def _fifteen() -> list[Case]:
+    return _cases(DRAWS, (15,), tuple(RIVALS))
 
 
 def _ceiling() -> list[Case]:
@@ -151,6 +155,7 @@ def _tune() -> list[Case]:
 
 PLANS = {
     "main": _main,
+    "fifteen": _fifteen,
     "ceiling": _ceiling,
     "noise": _noise,
     "control": _control,
