@@ -102,11 +102,11 @@ def _cases(
 
 
 def _main() -> list[Case]:
-    return _cases(DRAWS, (5,), ("random", "families equal", *RIVALS)) + _cases(DRAWS, (15,), FEW)
+    return _cases(DRAWS, (5, 15), FEW)
 
 
-def _fifteen() -> list[Case]:
-    return _cases(DRAWS, (15,), tuple(RIVALS))
+def _rivals() -> list[Case]:
+    return _cases(DRAWS, (5, 15), tuple(RIVALS))
 
 
 def _ceiling() -> list[Case]:
@@ -155,7 +155,7 @@ def _tune() -> list[Case]:
 
 PLANS = {
     "main": _main,
-    "fifteen": _fifteen,
+    "rivals": _rivals,
     "ceiling": _ceiling,
     "noise": _noise,
     "control": _control,
@@ -169,9 +169,11 @@ PLANS = {
 }
 
 
-def planned(names: Sequence[str]) -> Iterator[Case]:
-    """Yield the cases of some plans in order, each once."""
-    yield from dict.fromkeys(case for name in names for case in PLANS[name]())
+def planned(names: Sequence[str], draws: Sequence[int] | None = None) -> Iterator[Case]:
+    """Yield the cases of some plans in order, each once; on request those of some draws."""
+    for case in dict.fromkeys(case for name in names for case in PLANS[name]()):
+        if draws is None or case.draw in draws:
+            yield case
 
 
 class Records:

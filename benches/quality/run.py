@@ -361,6 +361,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
     plans = [name for name in grid.PLANS if name != "tune"]
     parser.add_argument("--plan", nargs="+", choices=[*plans, "tune"], default=plans)
+    parser.add_argument(
+        "--draws", nargs="+", type=int, metavar="N", help="Only these: processes may share a records file."
+    )
     parser.add_argument("--size", default="small", choices=tuple(SIZES))
     parser.add_argument("--records", type=Path, default=HERE / "records.jsonl")
     parser.add_argument("--cache", type=Path, default=Path("quality-cache"), metavar="DIR")
@@ -371,7 +374,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     settings = SIZES[given.size]
     prepared = Prepared(settings, given.cache / settings.key, given.device)
-    todo = list(grid.planned(given.plan))
+    todo = list(grid.planned(given.plan, given.draws))
     records = Records(given.records)
     done = len([case for case in todo if case in records.of(settings.key)])
     print(f"{len(todo):,} trainings, {done:,} recorded; settings {settings.key}", flush=True)
