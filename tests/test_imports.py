@@ -20,6 +20,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"inspection", "planning"},
+    {"comparison"},
     {"demo", "doctor", "pipeline"},
     {"stages"},
     {"scoring"},

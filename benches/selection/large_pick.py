@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--columns", type=int, default=64)
     parser.add_argument("--parts", type=int, default=16)
     parser.add_argument("--budget", default="1%")
+    parser.add_argument("--group-count", type=int, help="clusters; default as in pick")
     parser.add_argument("--within", default="uniform", help="how samples are taken inside a group")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("build/bench-data"))
@@ -110,7 +111,12 @@ def choose(options: argparse.Namespace, paths: list[Path], queue) -> None:
     embeddings, necessity = opened(paths)
     started = time.perf_counter()
     rows = mllm_selector.pick(
-        necessity, embeddings, budget=options.budget, within=options.within, threads=options.threads
+        necessity,
+        embeddings,
+        budget=options.budget,
+        group_count=options.group_count,
+        within=options.within,
+        threads=options.threads,
     )
     seconds = time.perf_counter() - started
     queue.put(
@@ -118,6 +124,7 @@ def choose(options: argparse.Namespace, paths: list[Path], queue) -> None:
             "rows": len(necessity),
             "columns": options.columns,
             "chosen": len(np.unique(rows)),
+            "groups": options.group_count or "default",
             "within": options.within,
             "threads": options.threads,
             "seconds": round(seconds, 1),

@@ -280,9 +280,9 @@ def _checked_scores(name: str, scores: ArrayLike) -> NDArray[np.float32]:
         msg = f"{name}: shape {given.shape}; give a one-dimensional array of at least one number"
         raise UsageError(msg)
     with np.errstate(over="ignore"):
-        # Adding zero turns -0.0 into 0.0, so that equal numbers have equal bits.
-        checked = given.astype(np.float32)
-        checked += np.float32(0)
+        checked = given.astype(np.float32, copy=False)
+    if (np.signbit(checked) & (checked == 0)).any():
+        checked = checked + np.float32(0)  # turns -0.0 into 0.0, so that equal numbers have equal bits
     if np.isinf(checked).any():
         row = int(np.flatnonzero(np.isinf(checked))[0])
         msg = f"{name}: {given[row]} of row {row} is not finite in float32; give NaN if it was not scored"

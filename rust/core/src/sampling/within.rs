@@ -62,6 +62,7 @@ pub(super) fn rank(
         Within::FacilityLocation => return represent(cell, depth, candidates, observer),
     }
     order.truncate(depth);
+    order.shrink_to_fit(); // the orders of all cells are kept
     Ok(order)
 }
 
