@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 KILLS_IN_A_ROW = 3
+WHOLE = 12
+"""After so many kills of an early stage the whole run follows; after the others the stage alone."""
 STOP_SECONDS = 5.0
 FROZEN = 0.25
 """Seconds: if the test itself was not run for longer, the machine stood still, and the command with it."""
@@ -109,11 +112,11 @@ def kills_at_random(bench: Bench, counts: dict[str, int]) -> Iterator[Trial]:
                 stage,
                 "the same command ends with the same bytes",
                 f"{first} to {first + times}",
-                partial(_kill_at_random, bench, stage, times),
+                partial(_kill_at_random, bench, stage, times, first % WHOLE == 0),
             )
 
 
-def _kill_at_random(bench: Bench, stage: str, times: int, draw: random.Random) -> Outcome:
+def _kill_at_random(bench: Bench, stage: str, times: int, whole: bool, draw: random.Random) -> Outcome:
     bench.restore(stage)
     outcome = Outcome(tried=0)
     while outcome.tried < times:
@@ -125,18 +128,18 @@ def _kill_at_random(bench: Bench, stage: str, times: int, draw: random.Random) -
             outcome.tried += 1
         else:  # it was done before
             outcome.check(ended.code == 0, f"does not go on: {ended.last}")
-            bench.cpu[stage] *= 0.9
+            bench.cpu[stage] *= 0.95
             bench.restore(stage)
-    _finish(bench, stage, outcome)
+    _finish(bench, stage, outcome, whole=whole)
     return outcome
 
 
-def _finish(bench: Bench, stage: str, outcome: Outcome) -> None:
-    """Let a stage finish; from the scores on, the whole run, which takes no longer."""
-    from_scores = stage in STAGES[3:]
-    ended = (bench.select() if from_scores else bench.stage(stage)).wait()
+def _finish(bench: Bench, stage: str, outcome: Outcome, *, whole: bool = False) -> None:
+    """Let a stage finish; where it is asked for, and from the scores on, the whole run."""
+    whole = whole or stage in STAGES[3:]
+    ended = (bench.select() if whole else bench.stage(stage)).wait()
     outcome.check(ended.code == 0, f"does not go on: {ended.last}")
-    reached = STAGES if from_scores else STAGES[: STAGES.index(stage) + 1]
+    reached = STAGES if whole else STAGES[: STAGES.index(stage) + 1]
     differing = bench.differences(reached)
     outcome.check(not differing, f"{', '.join(differing)} differ")
 
@@ -187,7 +190,7 @@ def _stop(bench: Bench, stage: str, signum: signal.Signals, timed: bool, draw: r
         outcome.seconds = _seconds_until_end(child)
         ended = child.wait()
         if ended.code == 0:  # it was done before
-            bench.cpu[stage] *= 0.9
+            bench.cpu[stage] *= 0.95
             continue
         outcome.tried = 1
         outcome.check(ended.code == 128 + signum, ended.last)
@@ -402,11 +405,26 @@ def little_memory(bench: Bench, spare: Sequence[int]) -> Iterator[Trial]:
 
 
 def _score_in(bench: Bench, megabytes: int, draw: random.Random) -> Outcome:
-    bench.restore("score")
-    options = ["--shard-size", "40", "--token-budget", "1000000"]
-    command = ["score", *options, "--run-dir", str(bench.run)]
-    ended = bench.server.start(argv=command, memory=megabytes << 20).wait()
+    shutil.rmtree(bench.work)
+    bench.work.mkdir()
+    records = json.loads((bench.folder / "pool.json").read_text())
+    pool = bench.work / "large.json"
+    pool.write_text(
+        json.dumps([record | {"id": f"{record['id']}-{copy}"} for copy in range(30) for record in records])
+    )
+    at = ["--run-dir", str(bench.run)]
+    model = bench.before["end"] / "run" / "seed" / "model"
+    for command in (
+        ["ingest", str(pool), "--images", str(bench.folder / "images")],
+        ["seed", "--seed-model", str(model)],
+        ["export"],
+    ):
+        ended = bench.server.start(argv=[*command, *at]).wait()
+        assert ended.code == 0, ended.log
+    options = ["--shard-size", "2000", "--token-budget", "10000000"]
+    ended = bench.server.start(argv=["score", *options, *at], memory=megabytes << 20).wait()
     outcome = Outcome()
     outcome.check(ended.code == 0, ended.last)
     outcome.check("halved" in ended.log, f"no batch was halved: {ended.last}")
+    outcome.check(f"{30 * len(records):,} samples scored, 0 set aside" in ended.log, ended.last)
     return outcome

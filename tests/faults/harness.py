@@ -207,12 +207,18 @@ class Bench:
         self.work.mkdir()
         for stage in self._stages:
             shutil.copytree(self.work, self.before[stage])
-            ended = self.stage(stage, **self.fault(COUNT, 0)).wait()
-            assert ended.code == 0, ended.log
+            self._do(stage)  # to know what it imports
+            self.server.ask(warm=True)
+            self.restore(stage)
+            ended = self._do(stage)
             self.calls[stage] = [ended.calls(kind) for kind in (PATH, DATA, REMOVE)]
             self.cpu[stage] = ended.cpu
-            self.server.ask(warm=True)
         shutil.copytree(self.work, self.before["end"])
+
+    def _do(self, stage: str) -> Finished:
+        ended = self.stage(stage, **self.fault(COUNT, 0)).wait()
+        assert ended.code == 0, ended.log
+        return ended
 
     def count(self, stage: str, kinds: int = EVERY) -> int:
         """Return how many calls of some kinds a stage makes."""

@@ -64,7 +64,7 @@ def processes(bench: Bench, thin: int) -> Iterator[Trial]:
     """Signals, a second process, too little memory."""
     yield from cases.stops(bench, ["ingest", "seed", "seed", "export", "score", "score", "pick", "report"])
     yield from cases.two(bench, ["ingest", "score", "score", "score", "pick"])
-    yield from cases.little_memory(bench, [4, 8])
+    yield from cases.little_memory(bench, [100, 200])
 
 
 def inputs(bench: Bench, thin: int) -> Iterator[Trial]:
