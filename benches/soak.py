@@ -3,7 +3,7 @@
 Usage: ``python benches/soak.py --samples 1000000 --work DIR [--json FILE]``
 
 Makes a pool of tiny images (4,096 of them, shared) and a tiny model, runs ``mllm-selector select`` on it, and
-takes the process's resident memory, its processor time and the samples scored once a second. Prints time and
+takes the process's memory, its processor time and the samples scored once a second. Prints time and
 peak memory of each stage, and of scoring, tenth by tenth, the speed and the memory. Checks that the run
 completes, the subset has its size, and the last tenth's speed is within 10 % of the first's; the exit code
 says so. That speed is by processor time, so that whatever else runs on the machine matters little.
@@ -59,10 +59,10 @@ def main() -> int:
     for stage in summary["stages"]:
         print(f"{stage['stage']:<7} {stage['seconds']:9,.1f} s {stage['peak_mb']:8,.0f} MB")
     parts = tenths(seen)
-    for number, (by_clock, rate, memory) in enumerate(parts, start=1):
+    for number, (by_clock, rate, memory, mapped) in enumerate(parts, start=1):
         print(
             f"tenth {number:2} of scoring: {rate:8,.1f} samples a processor second, "
-            f"{by_clock:8,.1f} by the clock, {memory:7,.0f} MB"
+            f"{by_clock:8,.1f} by the clock, {memory:7,.0f} MB of its own, {mapped:,.0f} MB of mapped files"
         )
     if given.json is not None:
         given.json.write_text(json.dumps({"seconds": seconds, "stages": summary["stages"], "tenths": parts}))
@@ -101,12 +101,13 @@ def make_pool(work: Path, samples: int) -> Path:
 
 @dataclass(frozen=True)
 class Seen:
-    """A run at a moment: seconds by the clock and of the processor, samples done, resident MB."""
+    """A run at a moment: seconds by clock and processor, samples done, MB of its own and of mapped files."""
 
     clock: float
     processor: float
     done: int
     memory: float
+    mapped: float
 
 
 def watch(command: list[str]) -> list[Seen]:
@@ -132,16 +133,17 @@ def _read(lines: Iterable[str], process: Path, seen: list[Seen]) -> None:
             if event["event"] in ("note", "finish"):
                 print(event.get("stage"), event["text"], file=sys.stderr)
             continue
-        resident = (process / "status").read_text().partition("VmRSS:")[2].split()[0]
+        status = (process / "status").read_text()
+        own, mapped = (int(status.partition(name)[2].split()[0]) / 1000 for name in ("RssAnon:", "RssFile:"))
         user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
         processor = (int(user) + int(system)) / tick
-        seen.append(Seen(time.monotonic(), processor, event.get("done", 0), int(resident) / 1000))
+        seen.append(Seen(time.monotonic(), processor, event.get("done", 0), own, mapped))
 
 
-def tenths(seen: list[Seen]) -> list[tuple[float, float, float]]:
+def tenths(seen: list[Seen]) -> list[tuple[float, float, float, float]]:
     """Return, of each tenth of scoring, samples a second by clock and processor, and the most memory."""
     done = np.array([each.done for each in seen], dtype=float)
-    memory = np.array([each.memory for each in seen])
+    memory = np.array([(each.memory, each.mapped) for each in seen])
     edges = np.linspace(0, done[-1], 11)
     rates = [
         np.diff(edges) / np.maximum(np.diff(np.interp(edges, done, seconds)), 1e-9)
@@ -149,7 +151,7 @@ def tenths(seen: list[Seen]) -> list[tuple[float, float, float]]:
     ]
     inside = [(done >= low) & (done <= high) for low, high in itertools.pairwise(edges)]
     return [
-        (float(by_clock), float(by_processor), float(memory[which].max(initial=0.0)))
+        (float(by_clock), float(by_processor), *memory[which].max(axis=0, initial=0.0).tolist())
         for by_clock, by_processor, which in zip(*rates, inside, strict=True)
     ]
 

@@ -46,7 +46,7 @@ __all__ = [
 
 KILLS_IN_A_ROW = 3
 WHOLE = 12
-"""After so many kills of an early stage the whole run follows; after the others the stage alone."""
+"""At every so many kills of an early stage the whole run follows; else the stage alone."""
 STOP_SECONDS = 5.0
 FROZEN = 0.25
 """Seconds: if the test itself was not run for longer, the machine stood still, and the command with it."""
@@ -112,13 +112,13 @@ def kills_at_random(bench: Bench, counts: dict[str, int]) -> Iterator[Trial]:
                 stage,
                 "the same command ends with the same bytes",
                 f"{first} to {first + times}",
-                partial(_kill_at_random, bench, stage, times, first % WHOLE == 0),
+                partial(_kill_at_random, bench, stage, times, first % WHOLE == WHOLE - KILLS_IN_A_ROW),
             )
 
 
 def _kill_at_random(bench: Bench, stage: str, times: int, whole: bool, draw: random.Random) -> Outcome:
     bench.restore(stage)
-    outcome = Outcome(tried=0)
+    outcome, anew = Outcome(tried=0), True
     while outcome.tried < times:
         child = bench.stage(stage)
         child.let_work(draw.uniform(0, bench.cpu[stage]))
@@ -126,10 +126,13 @@ def _kill_at_random(bench: Bench, stage: str, times: int, whole: bool, draw: ran
         ended = child.wait()
         if killed(ended):
             outcome.tried += 1
+            anew = False
         else:  # it was done before
             outcome.check(ended.code == 0, f"does not go on: {ended.last}")
-            bench.cpu[stage] *= 0.95
+            if anew:
+                bench.cpu[stage] = ended.cpu
             bench.restore(stage)
+            anew = True
     _finish(bench, stage, outcome, whole=whole)
     return outcome
 
@@ -189,8 +192,8 @@ def _stop(bench: Bench, stage: str, signum: signal.Signals, timed: bool, draw: r
         child.send(signum)
         outcome.seconds = _seconds_until_end(child)
         ended = child.wait()
-        if ended.code == 0:  # it was done before
-            bench.cpu[stage] *= 0.95
+        if ended.was_done:
+            bench.cpu[stage] = ended.cpu
             continue
         outcome.tried = 1
         outcome.check(ended.code == 128 + signum, ended.last)

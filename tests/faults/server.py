@@ -29,6 +29,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+LONG_IMPORTS = ("mllm_selector.cli", "torch.onnx", "transformers", "peft", "onnxruntime")
+
 
 def main() -> None:
     """Answer requests until the input ends."""
@@ -49,8 +51,8 @@ def main() -> None:
 
 
 def warm(modules: Path) -> None:
-    """Import what is listed."""
-    for name in modules.read_text().split() if modules.exists() else []:
+    """Import what is listed; at first what takes long."""
+    for name in modules.read_text().split() if modules.exists() else LONG_IMPORTS:
         with contextlib.suppress(Exception):  # some are aliases that only exist once others are imported
             importlib.import_module(name)
     gc.freeze()
