@@ -48,7 +48,7 @@ audit:  ## Check licences and known vulnerabilities of dependencies, as far as t
 	  echo "audit: no network, crates are checked without advisories"; cargo deny --locked --offline check licenses bans sources; \
 	else cargo deny --locked check; fi
 	@if ! $(BIN)/pip-audit --version >/dev/null 2>&1; then echo "audit: pip-audit is not installed, packages are not checked"; \
-	else $(BIN)/pip-audit --local --skip-editable; fi
+	else $(BIN)/pip-audit --local --skip-editable --progress-spinner off; fi
 
 format:  ## Format the sources
 	cargo fmt --all

@@ -3,9 +3,10 @@
 Usage: ``python benches/soak.py --samples 1000000 --work DIR [--json FILE]``
 
 Makes a pool of tiny images (4,096 of them, shared) and a tiny model, runs ``mllm-selector select`` on it, and
-takes the process's resident memory and the samples scored once a second. Prints time and peak memory of each
-stage, and of scoring, tenth by tenth, the speed and the memory. Checks that the run completes, the subset has
-its size, and the last tenth's speed is within 10 % of the first's; the exit code says so.
+takes the process's memory, its processor time and the samples scored once a second. Prints time and
+peak memory of each stage, and of scoring, tenth by tenth, the speed and the memory. Checks that the run
+completes, the subset has its size, and the last tenth's speed is within 10 % of the first's; the exit code
+says so. That speed is by processor time, so that whatever else runs on the machine matters little.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +58,16 @@ def main() -> int:
     print(f"{given.samples:,} samples in {seconds:,.0f} s on {platform.processor() or platform.machine()}")
     for stage in summary["stages"]:
         print(f"{stage['stage']:<7} {stage['seconds']:9,.1f} s {stage['peak_mb']:8,.0f} MB")
-    parts = tenths(seen, given.samples)
-    for number, (rate, memory) in enumerate(parts, start=1):
-        print(f"tenth {number:2} of scoring: {rate:8,.1f} samples/s, {memory:7,.0f} MB")
+    parts = tenths(seen)
+    for number, (by_clock, rate, memory, mapped) in enumerate(parts, start=1):
+        print(
+            f"tenth {number:2} of scoring: {rate:8,.1f} samples a processor second, "
+            f"{by_clock:8,.1f} by the clock, {memory:7,.0f} MB of its own, {mapped:,.0f} MB of mapped files"
+        )
     if given.json is not None:
         given.json.write_text(json.dumps({"seconds": seconds, "stages": summary["stages"], "tenths": parts}))
     exact = len(selection) == given.samples // 10
-    steady = parts[-1][0] >= 0.9 * parts[0][0]
+    steady = parts[-1][1] >= 0.9 * parts[0][1]
     print(f"subset of the right size: {exact}; speed at the end within 10 % of the beginning: {steady}")
     return 0 if exact and steady else 1
 
@@ -92,14 +99,24 @@ def make_pool(work: Path, samples: int) -> Path:
     return pool
 
 
-def watch(command: list[str]) -> list[tuple[float, int, float]]:
-    """Run a command; return time, samples scored and resident MB whenever it tells of progress in scoring."""
+@dataclass(frozen=True)
+class Seen:
+    """A run at a moment: seconds by clock and processor, samples done, MB of its own and of mapped files."""
+
+    clock: float
+    processor: float
+    done: int
+    memory: float
+    mapped: float
+
+
+def watch(command: list[str]) -> list[Seen]:
+    """Run a command; return what it was like whenever it told of progress in scoring."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
-    seen: list[tuple[float, int, float]] = []
-    status = Path(f"/proc/{process.pid}/status")
+    seen: list[Seen] = []
     lines = process.stderr
-    reader = threading.Thread(target=lambda: _read(lines, status, seen))
+    reader = threading.Thread(target=lambda: _read(lines, Path(f"/proc/{process.pid}"), seen))
     reader.start()
     code = process.wait()
     reader.join()
@@ -108,29 +125,34 @@ def watch(command: list[str]) -> list[tuple[float, int, float]]:
     return seen
 
 
-def _read(lines: object, status: Path, seen: list[tuple[float, int, float]]) -> None:
+def _read(lines: Iterable[str], process: Path, seen: list[Seen]) -> None:
+    tick = os.sysconf("SC_CLK_TCK")
     for line in lines:
         event = json.loads(line)
         if event.get("stage") != "score" or event["event"] not in ("start", "progress"):
             if event["event"] in ("note", "finish"):
                 print(event.get("stage"), event["text"], file=sys.stderr)
             continue
-        resident = next(text for text in status.read_text().splitlines() if text.startswith("VmRSS"))
-        seen.append((time.monotonic(), event.get("done", 0), int(resident.split()[1]) / 1000))
+        status = (process / "status").read_text()
+        own, mapped = (int(status.partition(name)[2].split()[0]) / 1000 for name in ("RssAnon:", "RssFile:"))
+        user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+        processor = (int(user) + int(system)) / tick
+        seen.append(Seen(time.monotonic(), processor, event.get("done", 0), own, mapped))
 
 
-def tenths(seen: list[tuple[float, int, float]], samples: int) -> list[tuple[float, float]]:
-    """Return samples a second and the most memory of each tenth of scoring, as far as progress was told."""
-    times = np.array([at for at, _, _ in seen])
-    done = np.array([count for _, count, _ in seen], dtype=float)
-    memory = np.array([resident for _, _, resident in seen])
+def tenths(seen: list[Seen]) -> list[tuple[float, float, float, float]]:
+    """Return, of each tenth of scoring, samples a second by clock and processor, and the most memory."""
+    done = np.array([each.done for each in seen], dtype=float)
+    memory = np.array([(each.memory, each.mapped) for each in seen])
     edges = np.linspace(0, done[-1], 11)
-    at = np.interp(edges, done, times)
+    rates = [
+        np.diff(edges) / np.maximum(np.diff(np.interp(edges, done, seconds)), 1e-9)
+        for seconds in ([each.clock for each in seen], [each.processor for each in seen])
+    ]
     inside = [(done >= low) & (done <= high) for low, high in itertools.pairwise(edges)]
-    rates = np.diff(edges) / np.maximum(np.diff(at), 1e-9)
     return [
-        (float(rate), float(memory[which].max(initial=0.0)))
-        for rate, which in zip(rates, inside, strict=True)
+        (float(by_clock), float(by_processor), *memory[which].max(axis=0, initial=0.0).tolist())
+        for by_clock, by_processor, which in zip(*rates, inside, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Faults in real runs of the first stage; `make test-faults` has those of all, and takes long."""
+"""Faults in real runs of all stages, the short form; `make test-faults` has the long one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +17,50 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 import cases
 from harness import Bench
 
+# 21 in all.
+KILLS = {"ingest": 3, "seed": 3, "export": 2, "score": 6, "pick": 4, "report": 3}
 
-def test_reading_loses_nothing() -> None:
-    draw = random.Random(0)
-    with Bench(stages=["ingest"]) as bench:
-        rows = [
-            *cases.kills_at_random(bench, {"ingest": 9}, draw),
-            *cases.kills_at_writes(bench, {"ingest": 3}),
-            *cases.disk(bench, {"ingest": 8}),
-            *cases.stops(bench, ["ingest", "ingest"], draw, timed=False),
-            *cases.clock(bench, ["ingest"]),
-        ]
-    assert [failure for row in rows for failure in row.failures] == []
-    assert sum(row.tried for row in rows if row.fault.startswith("SIGKILL")) >= 20
-    assert all(row.tried for row in rows if not row.fault.startswith("SIG"))
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    """A small pool and model, and one undisturbed run of all stages."""
+    with Bench() as made:
+        yield made
+
+
+def check(trials: Iterable[cases.Trial]) -> int:
+    """Do what is to be tried, ask that all goes well, and return how many faults there were."""
+    outcomes = {trial.key: trial.do(random.Random(trial.key)) for trial in trials}
+    assert {key: outcome.failures for key, outcome in outcomes.items() if outcome.failures} == {}
+    return sum(outcome.tried for outcome in outcomes.values())
+
+
+def test_kills_in_every_stage_lose_nothing(bench: Bench) -> None:
+    assert check(cases.kills_at_random(bench, KILLS)) >= 20
+
+
+def test_a_kill_at_each_write_of_reading_and_choosing_loses_nothing(bench: Bench) -> None:
+    assert check(cases.kills_at_writes(bench, {"ingest": 7, "pick": 11})) >= 8
+
+
+def test_a_disk_that_fails_spoils_nothing(bench: Bench) -> None:
+    assert check(cases.disk(bench, {"ingest": 13, "score": 40, "pick": 20})) >= 9
+
+
+def test_a_stop_says_how_to_go_on(bench: Bench) -> None:
+    assert check(cases.stops(bench, ["ingest", "score"], timed=False)) == 4
+
+
+def test_damage_is_found_and_mended(bench: Bench) -> None:
+    assert check(cases.damages(bench, ["scores/part-00002.arrow"])) == 3
+
+
+def test_the_clock_does_not_matter(bench: Bench) -> None:
+    assert check(cases.clock(bench, ["score"])) == 1
+
+
+def test_two_processes_do_not_meet(bench: Bench) -> None:
+    assert check(cases.two(bench, ["score"])) == 1
 
 
 # A main thread that waits in C for a lock that it holds itself: Python's handlers never get to run.

@@ -51,6 +51,36 @@ def animation() -> bytes:
     return buffer.getvalue().replace(small, large)
 
 
+def jpeg_bomb() -> bytes:
+    """A picture that says that it is 65,535 x 65,535 pixels."""
+    buffer = io.BytesIO()
+    picture(0, (30, 40)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = b"\xff" * 4
+    return bytes(content)
+
+
+def webp_bomb(*, animated: bool) -> bytes:
+    """A picture or two frames on a canvas of 65,536 x 65,536 pixels."""
+    buffer = io.BytesIO()
+    frames = [Image.new("RGBA", (30, 20), colour) for colour in ("#ff000080", "#0000ff80")]
+    more = {"save_all": True, "append_images": frames[1:]} if animated else {"exif": b"Exif\0\0" + bytes(9)}
+    frames[0].save(buffer, "WEBP", **more)
+    content = bytearray(buffer.getvalue())
+    assert content[12:16] == b"VP8X"
+    content[24:30] = b"\xff\xff\0" * 2
+    return bytes(content)
+
+
+def many_frames() -> bytes:
+    """An animation of which only the first of 3,000 frames counts."""
+    buffer = io.BytesIO()
+    frames = [Image.new("L", (100, 100), index % 256) for index in range(3_000)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], optimize=False)
+    return buffer.getvalue()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of all bad kinds, and a text outside that links lead to."""
@@ -64,6 +94,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (images / "cut.png").write_bytes(good[:-100])
     (images / "bomb.png").write_bytes(png_header(100_000, 100_000))
     (images / "bomb.gif").write_bytes(animation())
+    (images / "bomb.jpg").write_bytes(jpeg_bomb())
+    (images / "bomb.webp").write_bytes(webp_bomb(animated=False))
+    (images / "moving.webp").write_bytes(webp_bomb(animated=True))
+    (images / "long.gif").write_bytes(many_frames())
     picture(0, (100_000, 1)).save(images / "narrow.png")
     picture(0, (30, 40)).save(images / "really-jpeg.png", "JPEG")
     (images / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
@@ -86,6 +120,10 @@ CASES = {
     "cut": (line("cut", "<image>?", image="cut.png"), "image-cut-off"),
     "bomb": (line("bomb", "<image>?", image="bomb.png"), "image-too-large"),
     "animated bomb": (line("animated bomb", "<image>?", image="bomb.gif"), "image-too-large"),
+    "jpeg bomb": (line("jpeg bomb", "<image>?", image="bomb.jpg"), "image-too-large"),
+    "webp bomb": (line("webp bomb", "<image>?", image="bomb.webp"), "image-too-large"),
+    "animated webp": (line("animated webp", "<image>?", image="moving.webp"), "image-too-large"),
+    "many frames": (line("many frames", "<image>?", image="long.gif"), None),
     "svg": (line("svg", "<image>?", image="drawing.svg"), "image-unknown"),
     "fifo": (line("fifo", "<image>?", image="fifo.png"), "image-missing"),
     "device": (line("device", "<image>?", image="device.png"), "image-outside"),
@@ -115,7 +153,7 @@ def test_a_pool_of_hostile_records_is_read_and_the_rest_is_scored(folder: Path, 
     with RunDirectory(run) as held:
         held.stages |= {"seed": done(), "export": done(), "score": StageRecord("running", "key")}
         counts = score.run(held, ScoreOptions(device="cpu"), SilentProgress())
-    assert counts["scored"] == GOOD + 4
+    assert counts["scored"] == GOOD + 5
     assert counts["set_aside"] == {"image-unreadable": 1}, "the narrow one"
 
 

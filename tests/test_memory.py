@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,33 @@ def test_reading_picking_and_reporting_take_a_quarter_of_the_pool(pool: Path, tm
         done = limited(*command, *at)
         assert done.returncode == 0, done.stderr
     assert (run / "subset.jsonl").stat().st_size > QUARTER
+
+
+# Given 8 MB more than it has, for what needs more.
+EXHAUSTED = """
+import pathlib, resource
+import numpy as np
+import mllm_selector
+X = np.random.default_rng(0).normal(size=(400_000, 64)).astype(np.float32)
+status = pathlib.Path("/proc/self/status").read_text()
+most = (int(status.partition("VmData:")[2].split()[0]) << 10) + (8 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+mllm_selector.k_center(X, 10, threads=1)
+"""
+
+
+@pytest.mark.parametrize("backtrace", ["0", "1"])
+def test_a_lack_of_memory_in_rust_ends_the_process_with_a_message(backtrace: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", EXHAUSTED],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"RUST_BACKTRACE": backtrace},
+    )
+    assert ended.returncode == -signal.SIGABRT
+    assert ended.stderr.startswith("mllm-selector: out of memory, ")
 
 
 def test_the_limit_is_felt() -> None:

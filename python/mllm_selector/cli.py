@@ -66,6 +66,10 @@ _ABOUT = {
 # A longer list of choices would run out of the usage lines.
 _LONGEST_CHOICES = 40
 
+_NO_MEMORY = (
+    "mllm-selector: out of memory; what is finished is kept, the same command goes on where it stopped"
+)
+
 _EXAMPLES = {
     "select": """\
         mllm-selector select pool.json --images images/ --budget 10% \\
@@ -123,6 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:
         print(f"mllm-selector: {error}. What is finished is kept; mend the cause and go on", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(_NO_MEMORY, file=sys.stderr)
         return 1
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -2,110 +2,149 @@
 
 python tests/faults/run.py [--only GROUP ...] [--thin N] [--seed N] [--keep DIR]
 
-Rows are kept in docs/reliability.json by group, so that a group can be run again by itself.
+What a trial showed is written down at once, in DIR/trials.jsonl: a run that was stopped goes on. Remove DIR
+to begin anew, as after a change of the program.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import platform
 import random
+import shutil
+import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cases
-from cases import Row
+import hostile
+from cases import Trial
 from harness import Bench
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+PAGE = ROOT / "docs" / "reliability.md"
 BEGIN = "<!-- made by tests/faults/run.py -->"
 END = "<!-- end -->"
 
-LONG_KILLS = {"ingest": 45, "score": 66, "pick": 36, "report": 30, "seed": 24, "export": 9}
+LONG_KILLS = {"ingest": 42, "score": 63, "pick": 39, "report": 30, "seed": 24, "export": 12}
 
 
-def kills(bench: Bench, draw: random.Random, thin: int) -> Iterator[Row]:
+def kills(bench: Bench, thin: int) -> Iterator[Trial]:
     """SIGKILL at more than 200 random moments."""
-    yield from cases.kills_at_random(bench, LONG_KILLS, draw)
+    return cases.kills_at_random(bench, LONG_KILLS)
 
 
-def writes(bench: Bench, draw: random.Random, thin: int) -> Iterator[Row]:
+def writes(bench: Bench, thin: int) -> Iterator[Trial]:
     """SIGKILL at the calls that change files."""
-    every = {"ingest": 1, "score": 1, "pick": 1, "report": 2, "seed": 12, "export": 12}
-    yield from cases.kills_at_writes(bench, _times(every, thin))
+    every = {"ingest": 1, "score": 1, "pick": 1, "report": 1, "seed": 12, "export": 20}
+    return cases.kills_at_writes(bench, _times(every, thin))
 
 
-def disk(bench: Bench, draw: random.Random, thin: int) -> Iterator[Row]:
+def disk(bench: Bench, thin: int) -> Iterator[Trial]:
     """Writes that fail."""
-    every = {"ingest": 1, "score": 2, "pick": 1, "report": 2, "seed": 20, "export": 15}
-    yield from cases.disk(bench, _times(every, thin))
+    every = {"ingest": 1, "score": 2, "pick": 1, "report": 1, "seed": 40, "export": 30}
+    return cases.disk(bench, _times(every, thin))
 
 
-def damage(bench: Bench, draw: random.Random, thin: int) -> Iterator[Row]:
+def damage(bench: Bench, thin: int) -> Iterator[Trial]:
     """Files that are not what they were, and clocks."""
-    yield from cases.damages(bench, ["scores/part-00000.arrow", "scores/part-00003.arrow"], draw)
-    yield from cases.damages(bench, ["pool.arrow", "selection.arrow", "subset.json", "report.html"], draw)
-    yield from cases.damages(bench, ["seed/adapter/adapter_model.safetensors", "onnx/scorer.onnx.data"], draw)
-    yield from cases.damaged_checkpoint(bench, 3, draw)
+    yield from cases.damages(bench, ["scores/part-00000.arrow", "scores/part-00003.arrow"])
+    yield from cases.damages(bench, ["pool.arrow", "selection.arrow", "subset.json", "report.html"])
+    yield from cases.damages(bench, ["seed/adapter/adapter_model.safetensors", "onnx/scorer.onnx.data"])
+    yield from cases.damaged_checkpoint(bench, 3)
     yield from cases.lost_books(bench)
-    yield from cases.clock(bench, ["ingest", "score", "report", "seed"])
+    yield from cases.clock(bench, ["ingest", "score", "pick", "report", "seed"])
 
 
-def processes(bench: Bench, draw: random.Random, thin: int) -> Iterator[Row]:
-    """Signals, and a second process."""
-    stages = ["ingest", "score", "score", "report", "seed", "seed", "export"]
-    yield from cases.stops(bench, stages, draw, timed=True)
-    yield from cases.two(bench, 5)
+def processes(bench: Bench, thin: int) -> Iterator[Trial]:
+    """Signals, a second process, too little memory."""
+    yield from cases.stops(bench, ["ingest", "seed", "seed", "export", "score", "score", "pick", "report"])
+    yield from cases.two(bench, ["ingest", "score", "score", "score", "pick"])
+    yield from cases.little_memory(bench, [100, 200])
 
 
-GROUPS = {"kills": kills, "writes": writes, "disk": disk, "damage": damage, "processes": processes}
+def inputs(bench: Bench, thin: int) -> Iterator[Trial]:
+    """Input that is too large for the tests of every day."""
+    yield from hostile.long_texts(bench)
+    yield from hostile.large_pictures(bench)
+
+
+Group = Callable[[Bench, int], Iterator[Trial]]
+GROUPS: dict[str, Group] = {
+    "kills": kills,
+    "processes": processes,
+    "damage": damage,
+    "inputs": inputs,
+    "writes": writes,
+    "disk": disk,
+}
 
 
 def _times(steps: dict[str, int], thin: int) -> dict[str, int]:
     return {stage: step * thin for stage, step in steps.items()}
 
 
-def table(rows: list[Row]) -> str:
-    """Return the rows as Markdown, and then every failure."""
-    lines = ["| fault | where | tried | as it must be | what must happen |", "|---|---|---|---|---|"]
-    for row in rows:
-        failed = len(row.failures)
-        outcome = f"all{'; ' + row.note if row.note else ''}" if not failed else f"**not: {failed} failures**"
-        lines.append(f"| {row.fault} | {row.where} | {row.tried} | {outcome} | {row.expected} |")
-    failures = [f"- {row.fault}, {row.where}: {failure}" for row in rows for failure in row.failures]
+class Journal:
+    """What trials showed, a JSON line each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        whole = [line for line in lines if line.endswith("}")]  # the last one may have been cut off
+        self.entries: dict[str, dict[str, Any]] = {entry["key"]: entry for entry in map(json.loads, whole)}
+
+    def enter(self, group: str, trial: Trial, outcome: cases.Outcome) -> None:
+        """Append a line."""
+        of_trial = {name: getattr(trial, name) for name in ("key", "fault", "where", "expected", "name")}
+        entry = {"group": group, **of_trial, **vars(outcome)}
+        self.entries[trial.key] = entry
+        with self._path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Return what trials showed as Markdown: a row for each fault and place, then every failure."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        rows.setdefault((entry["fault"], entry["where"]), []).append(entry)
+    lines = ["| fault | where | times | as it must be | what must happen |", "|---|---|---|---|---|"]
+    for (fault, where), trials in rows.items():
+        failed = sum(bool(trial["failures"]) for trial in trials)
+        longest = max(trial["seconds"] for trial in trials)
+        outcome = f"**not in {failed} trials**" if failed else "always"
+        if longest:
+            outcome += f"; longest {longest:.1f} s"
+        times = sum(trial["tried"] for trial in trials)
+        lines.append(f"| {fault} | `{where}` | {times} | {outcome} | {trials[0]['expected']} |")
+    failures = [
+        f"- {entry['fault']}, {entry['where']}, {entry['name']}: {failure}"
+        for entry in entries
+        for failure in entry["failures"]
+    ]
     return "\n".join([*lines, "", *(["Failures:", "", *failures] if failures else ["No failures."])])
 
 
-def keep(group: str, head: str, rows: list[Row]) -> None:
-    """Enter a group's rows in the JSON file, and write the page's table from all of them."""
-    with (DOCS / "reliability.json").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # groups may run side by side
-        file.seek(0)
-        kept = json.loads(file.read() or "{}") | {group: {"head": head, "rows": [vars(row) for row in rows]}}
-        file.truncate(0)
-        file.write(json.dumps(kept, indent=1) + "\n")
-        page = DOCS / "reliability.md"
-        before, _, rest = page.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        groups = [kept[name] for name in GROUPS if name in kept]
-        every = [Row(**row) for group in groups for row in group["rows"]]
-        count = sum(row.tried for row in every if row.fault.startswith("SIGKILL"))
-        heads = "\n".join(f"- {name}: {kept[name]['head']}" for name in GROUPS if name in kept)
-        text = f"{count} kills in all. Runs:\n\n{heads}\n\n{table(every)}"
-        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-
-
-def _head(name: str, given: argparse.Namespace, started: float) -> str:
-    how = f"--only {name} --thin {given.thin} --seed {given.seed}"
-    minutes = (time.monotonic() - started) / 60
-    system = f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    return f"`{how}`, {time.strftime('%Y-%m-%d')}, {system}, {minutes:.1f} minutes"
+def write_page(entries: list[dict[str, Any]], planned: int, how: str) -> None:
+    """Put the table into the page."""
+    kills = sum(entry["tried"] for entry in entries if entry["fault"].startswith("SIGKILL"))
+    faults = sum(entry["tried"] for entry in entries)
+    finished = f"{len(entries):,} of {planned:,} trials planned" if len(entries) < planned else "all trials"
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    head = (
+        f"{finished}, {faults:,} faults, {kills:,} of them kills. Made by `python tests/faults/run.py {how}` "
+        f"at {commit or 'a release'}, {platform.system()}, Python {platform.python_version()}."
+    )
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{head[0].upper()}{head[1:]}\n\n{table(entries)}\n\n{END}{after}")
 
 
 def main() -> int:
@@ -117,21 +156,29 @@ def main() -> int:
     parser.add_argument("--thin", type=int, default=1, help="strike only at every N-th call of the long form")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--keep", type=Path, help="keep pool, model and the undisturbed run here for other groups"
+        "--keep",
+        type=Path,
+        default=ROOT / "target" / "faults",
+        help="pool, model, the undisturbed run and what trials showed",
     )
     given = parser.parse_args()
-    failed = False
+    how = f"--thin {given.thin} --seed {given.seed}"
+    journal = Journal(given.keep / "trials.jsonl")
     with Bench(given.keep) as bench:
-        for name in given.only:
-            started = time.monotonic()
-            rows = []
-            for row in GROUPS[name](bench, random.Random(given.seed), given.thin):
-                rows.append(row)
-                failed = failed or bool(row.failures)
-                keep(name, _head(name, given, started), rows)
-                outcome = row.failures or "as it must be"
-                print(f"{row.tried:4} {row.fault}, {row.where}: {outcome}", flush=True)
-    return int(failed)
+        trials = [(name, trial) for name in given.only for trial in GROUPS[name](bench, given.thin)]
+        try:
+            for group, trial in trials:
+                if trial.key in journal.entries:
+                    continue
+                outcome = trial.do(random.Random(f"{given.seed} {trial.key}"))
+                journal.enter(group, trial, outcome)
+                print(f"{trial.key}: {outcome.failures or 'as it must be'}", flush=True)
+        finally:
+            found = [journal.entries[trial.key] for _, trial in trials if trial.key in journal.entries]
+            if len(given.only) == len(GROUPS):
+                write_page(found, len(trials), how)
+    shutil.rmtree(given.keep / "logs")
+    return int(any(entry["failures"] for entry in found))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ enum { PATH = 1, DATA = 2, REMOVE = 4 }; /* makes or renames entries; writes or 
 static char root[PATH_MAX];
 static size_t root_length;
 static int action, error, kinds;
-static long first, calls;
+static long first, calls, calls_of[5]; /* all that count; by kind */
 static long clock_step, clock_calls;
 
 #define REAL(name) \
@@ -35,10 +35,12 @@ void fault_arm(const char *folder, int what, long at, int code, int which) {
     strncpy(root, folder, sizeof root - 1);
     root_length = strlen(root);
     action = what, first = at, error = code, kinds = which;
+    memset(calls_of, 0, sizeof calls_of);
     __atomic_store_n(&calls, 0, __ATOMIC_SEQ_CST);
 }
 
-long fault_calls(void) { return __atomic_load_n(&calls, __ATOMIC_SEQ_CST); }
+/* How many calls of a kind there have been. */
+long fault_calls(int kind) { return __atomic_load_n(&calls_of[kind], __ATOMIC_SEQ_CST); }
 
 /* Let the wall clock jump by `seconds` to and fro at every look at it. */
 void fault_clock(long seconds) { clock_step = seconds; }
@@ -68,6 +70,7 @@ static void die(void) {
 
 /* Returns whether the call is to fail; with KILL it does not return, after half of the content is written. */
 static int strikes(int kind, int fd, const void *content, size_t size) {
+    __atomic_fetch_add(&calls_of[kind], 1, __ATOMIC_SEQ_CST);
     if (!(kind & kinds)) return 0;
     long number = __atomic_fetch_add(&calls, 1, __ATOMIC_SEQ_CST);
     if (action == KILL && number == first) {

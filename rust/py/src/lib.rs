@@ -4,6 +4,7 @@ mod call;
 mod convert;
 mod groupwise;
 mod io;
+mod memory;
 mod neighbours;
 mod overview;
 mod pool;
