@@ -21,7 +21,16 @@ from typing import Any
 
 import shtab
 
-from mllm_selector import __version__, comparison, demo, doctor, inspection, methods, pipeline
+from mllm_selector import (
+    __version__,
+    comparison,
+    demo,
+    doctor,
+    inspection,
+    methods,
+    pipeline,
+    planning,
+)
 from mllm_selector.config import (
     Amount,
     AutoCount,
@@ -141,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         _add_common(command)
         command.set_defaults(command_function=_run, stages=stages)
+    _add_plan(commands)
     _add_diff(commands)
     _add_compare(commands)
     _add_completion(commands, parser)
@@ -170,6 +180,42 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(shown)
     shown.set_defaults(command_function=_demo)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    planned = _command(
+        commands,
+        "plan",
+        "say what 'select' with these arguments would do: time, memory and disk of each stage",
+        """\
+        mllm-selector plan pool.json --images images/ --budget 10% \\
+            --model llava-1.5-7b-hf/ --run-dir run
+        mllm-selector plan --samples 1e8 --gpus 64 --rates run --budget 1%""",
+    )
+    group = planned.add_argument_group("plan options")
+    group.add_argument(
+        "--samples", type=_count, metavar="N", help="Plan for a pool of N samples; then POOL can be left out."
+    )
+    group.add_argument("--gpus", type=_count, metavar="N", help="Devices that score side by side. Default 1.")
+    group.add_argument(
+        "--rates",
+        type=Path,
+        metavar="RUN",
+        help="Take what a stage takes from the records of this run directory, where --run-dir has none.",
+    )
+    for stage, about in pipeline.STAGES.items():
+        _add_options(planned, stage, about.options, set_of_names=_names(planned), pool="*")
+    _add_common(planned, needs_run=False)
+    planned.set_defaults(command_function=_plan)
+
+
+def _count(text: str) -> int:
+    """Read a whole number, also as 1e8."""
+    number = float(text)
+    if number < 1 or number != int(number):
+        msg = f"{text} is not a whole number from 1 up"
+        raise argparse.ArgumentTypeError(msg)
+    return int(number)
 
 
 def _add_diff(commands: Any) -> None:
@@ -310,6 +356,7 @@ def _add_options(
     stage: str,
     options: type[StageOptions],
     set_of_names: set[str],
+    pool: str = "+",
     default: str | None = None,
 ) -> None:
     """Add a stage's options, those of an earlier stage's name left out: they are shared.
@@ -324,7 +371,7 @@ def _add_options(
         text = field.metadata["help"].replace("%", "%%")
         kind = _plain_type(hints[field.name])
         if field.name == "pool":
-            action = command.add_argument("pool", nargs="+", metavar="POOL", help=text)
+            action = command.add_argument("pool", nargs=pool, metavar="POOL", help=text)
             action.complete = shtab.FILE  # type: ignore[attr-defined]
             continue
         if default is not None:
@@ -358,12 +405,12 @@ def _plain_type(hint: Any) -> Any:
     return str if kinds[0] in (Amount, AutoCount, Metrics, Shard) else kinds[0]
 
 
-def _add_common(command: argparse.ArgumentParser) -> None:
+def _add_common(command: argparse.ArgumentParser, *, needs_run: bool = True) -> None:
     group = command.add_argument_group("run options")
     group.add_argument(
         "--run-dir",
         type=Path,
-        required=True,
+        required=needs_run,
         metavar="RUN",
         help="Folder for everything that the run computes; the same command goes on where it stopped.",
     )
@@ -395,14 +442,35 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in options.items()}
 
 
-def _run(given: argparse.Namespace) -> int:
+def _named(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of stages that were given, those of the config file among them."""
     named = vars(given).copy()
-    stages: list[str] = named.pop("stages")
-    for name in ("command_function", "json", "quiet"):
+    for name in ("command_function", "json", "quiet", "run_dir", "stages", "samples", "gpus", "rates"):
         named.pop(name, None)
-    run_dir: Path = named.pop("run_dir")
     config = _read_config(named.pop("config")) if "config" in named else {}
-    options = pipeline.build_options(config | named, stages)
+    return config | named
+
+
+def _plan(given: argparse.Namespace) -> int:
+    named = _named(given)
+    if not named.get("pool"):
+        named.pop("pool", None)
+    plan = planning.look(
+        named,
+        run_dir=getattr(given, "run_dir", None),
+        samples=getattr(given, "samples", None),
+        devices=getattr(given, "gpus", 1),
+        rates_of=getattr(given, "rates", None),
+        progress=_progress(given),
+    )
+    print(json.dumps(plan.as_json()) if hasattr(given, "json") else planning.told(plan))
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    stages: list[str] = given.stages
+    run_dir: Path = given.run_dir
+    options = pipeline.build_options(_named(given), stages)
     pipeline.run_stages(run_dir, options, _progress(given))
     if "pick" in stages:
         _tell(Selection.load(run_dir), as_json=hasattr(given, "json"))
