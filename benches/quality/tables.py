@@ -24,6 +24,7 @@ __all__ = ["Results", "main"]
 MACRO = np.full(len(world.FAMILIES), 1 / len(world.FAMILIES))
 POOL = np.array(world.MIXES["skewed"])
 BASE = Case(draw=0)
+ENOUGH = 3  # draws below which nothing is said
 
 
 class Results:
@@ -90,13 +91,14 @@ def _plain(value: Estimate | None) -> str:
 
 
 def _signed(value: Estimate | None) -> str:
-    """Write a difference; bold where its interval is clear of zero."""
+    """Write a difference; bold where its interval is clear of zero and of enough draws."""
     if value is None:
         return "-"
     if value.half_width is None:
         return f"{value.mean:+.1f} (1)"
     text = f"{value.mean:+.1f} +- {value.half_width:.1f} ({value.count})"
-    return f"**{text}**" if abs(value.mean) > value.half_width else text
+    is_clear = value.count >= ENOUGH and abs(value.mean) > value.half_width
+    return f"**{text}**" if is_clear else text
 
 
 def _percent(value: float | None) -> str:
@@ -128,7 +130,7 @@ def _against_random(
         row += [_percent(results.share("copies", method=method, budget=budgets[0], **fixed))]
         if any(cell not in ("-", "") for cell in row[1:]):
             rows.append(row)
-    return _table(head, rows)
+    return _table(head, rows) if rows else ["Not run.", ""]
 
 
 def _ordered(results: Results, methods: Iterable[str]) -> list[str]:
@@ -146,7 +148,7 @@ def _verdict(results: Results) -> list[str]:
     lines = []
     for budget in (5, 15):
         value = results.gain({"method": "grouped", "budget": budget}, {"method": "random", "budget": budget})
-        if value is None or value.half_width is None:
+        if value is None or value.half_width is None or value.count < ENOUGH:
             lines.append(f"- At {budget} %, too few draws are recorded to say anything.")
             continue
         low, high = value.mean - value.half_width, value.mean + value.half_width
@@ -155,21 +157,26 @@ def _verdict(results: Results) -> list[str]:
             f"- At {budget} % the default **{holds} random**: {_signed(value).strip('*')} points of macro "
             f"accuracy, {value.count} draws."
         )
-        better, equal = [], []
+        better, equal, below, unknown = [], [], [], []
         for method in grid.RIVALS:
             rival = results.gain(
                 {"method": method, "budget": budget}, {"method": "grouped", "budget": budget}
             )
-            if method == "grouped" or rival is None or rival.half_width is None:
+            if method == "grouped":
                 continue
-            if rival.mean - rival.half_width > 0:
-                better.append(f"{method} ({_signed(rival).strip('*')})")
-            elif rival.mean + rival.half_width > 0:
-                equal.append(f"{method} ({_signed(rival)})")
-        lines.append(
-            f"  Rivals that beat it: {', '.join(better) or 'none'}. Not told apart from it: "
-            f"{', '.join(equal) or 'none'}. All others are below it."
-        )
+            if rival is None or rival.half_width is None or rival.count < ENOUGH:
+                unknown.append(method)
+                continue
+            lists = (better, equal, below)
+            low, high = rival.mean - rival.half_width, rival.mean + rival.half_width
+            lists[0 if low > 0 else 1 if high > 0 else 2].append(f"{method} ({_signed(rival).strip('*')})")
+        for what, names in (
+            ("Rivals that beat it", better),
+            ("Not told apart from it", equal),
+            ("Below it", below),
+            ("Fewer than three draws", unknown),
+        ):
+            lines.append(f"  - {what}: {', '.join(names) or 'none'}")
     full = {"method": "random", "budget": 100}
     for budget in (5, 15, 40):
         value = results.gain({"method": "grouped", "budget": budget}, full)
@@ -271,9 +278,10 @@ def text(results: Results, records: int, settings: str) -> str:
         f"{records:,} trainings, draws {min(done)} to {max(done)} of the world (settings {settings}).",
         "Accuracy in percent of test samples whose whole answer is right. A cell is the mean +- half of the",
         "95 % confidence interval (Student-t over draws; each draw has its own pool, test set, seed subset",
-        "and training), with the number of draws in brackets. Differences are paired by draw; bold: the",
-        "interval is clear of zero. *macro*: every family counts the same. *by the pool's mix*: families",
-        "count by their share of the pool. Intervals are not corrected for the number of methods compared.",
+        "and training), with the number of draws in brackets. Differences are paired by draw; bold: three",
+        "draws or more, and the interval is clear of zero. *macro*: every family counts the same. *by the",
+        "pool's mix*: families count by their share of the pool. Intervals are not corrected for the number",
+        "of methods compared.",
         "",
         "## What comes out",
         "",
@@ -354,9 +362,10 @@ def _missing(results: Results) -> list[str]:
             lines.append(
                 f"- plan `{name}`: {len(left)} of {len(wanted)} trainings (draws {draws[0]} to {draws[-1]})"
             )
-    lines.append(
-        "- `miwv` (needs prompts of two images) and `mmssr` (needs a judge's scores) are not in the grid."
-    )
+    lines += [
+        "- `miwv` (prompts of two images) and `mmssr` (a judge's scores) are not in the grid.",
+        "- NLVR as the real pool, and a seed model smaller than the target.",
+    ]
     return lines
 
 
