@@ -40,13 +40,13 @@ def kills(bench: Bench, thin: int) -> Iterator[Trial]:
 
 def writes(bench: Bench, thin: int) -> Iterator[Trial]:
     """SIGKILL at the calls that change files."""
-    every = {"ingest": 1, "score": 1, "pick": 1, "report": 1, "seed": 12, "export": 20}
+    every = {"ingest": 1, "score": 1, "pick": 1, "report": 1, "seed": 12, "export": 9}
     return cases.kills_at_writes(bench, _times(every, thin))
 
 
 def disk(bench: Bench, thin: int) -> Iterator[Trial]:
     """Writes that fail."""
-    every = {"ingest": 1, "score": 2, "pick": 1, "report": 1, "seed": 40, "export": 30}
+    every = {"ingest": 1, "score": 2, "pick": 1, "report": 1, "seed": 25, "export": 15}
     return cases.disk(bench, _times(every, thin))
 
 
