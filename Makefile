@@ -14,7 +14,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint audit format fuzz bench wheel develop clean
+.PHONY: help demo test test-faults lint stubs audit format docs fuzz bench wheel check-wheel check-sdist develop clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ lint: $(VENV)/built audit  ## Check format, lints and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+stubs: $(VENV)/built  ## Compare the type stubs of the Rust module with the module
+	$(BIN)/python -m mypy.stubtest mllm_selector._internal --concise
+
 # What pip-audit asks of each package; it takes no answer for a package without holes.
 KNOWS_HOLES = import json, urllib.request as r; \
 	json.load(r.urlopen("https://pypi.org/pypi/pip/25.0/json", timeout=10))["vulnerabilities"]
@@ -59,6 +62,11 @@ format:  ## Format the sources
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+docs: $(VENV)/built  ## Build the documentation into build/docs; any warning is an error
+	$(UV) --group docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
+
 fuzz:  ## Fuzz ingest and pool reading, FUZZ_SECONDS each; needs a C++ compiler
 	cd fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target $(FUZZ_HOST)
 	set -e; for target in $(FUZZ_TARGETS); do \
@@ -74,7 +82,23 @@ bench: $(VENV)/built  ## Compare selection and pools with what users run today; 
 	$(BIN)/python benches/pools/run.py
 
 wheel: $(VENV)/built  ## Build the wheel into dist/
+	rm -f dist/*.whl
 	$(BIN)/maturin build --release --locked --out dist
+
+check-wheel: wheel  ## Check that the wheel is under 10 MB, and run the demo from it in a fresh environment
+	test "$$(cat dist/*.whl | wc -c)" -lt 10000000
+	rm -rf build/wheel && $(PYTHON) -m venv build/wheel/venv
+	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python "$$(ls dist/*.whl)[cpu,train]"
+	cd build/wheel && venv/bin/mllm-selector demo --run-dir demo-run
+	grep -q "Selection report" build/wheel/demo-run/report.html
+
+check-sdist: $(VENV)/built  ## Build a wheel from the sdist without a network, from vendored crates
+	rm -rf build/sdist && mkdir -p build/sdist/.cargo
+	$(BIN)/maturin sdist --out build/sdist
+	tar -xzf build/sdist/*.tar.gz --strip-components 1 -C build/sdist
+	cd build/sdist && cargo vendor --locked > .cargo/config.toml
+	cd build/sdist && CARGO_NET_OFFLINE=true ../../$(BIN)/maturin build --release --locked --offline --out wheels
+	ls -l build/sdist/wheels/*.whl
 
 develop: $(VENV)/built  ## Make .venv with the package built in release mode, and all extras
 

@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line does
 
+from mllm_selector import cli
 from mllm_selector.demo.model import ModelSize, make_model
 from mllm_selector.demo.scenes import Scene, draw_scene
 from report_fixtures import write_real_run
@@ -70,6 +71,24 @@ def tiny_pool(tmp_path_factory: pytest.TempPathFactory) -> TinyPool:
     path = folder / "pool.json"
     path.write_text(json.dumps(records, indent=1))
     return TinyPool(path, images, records)
+
+
+@pytest.fixture(scope="session")
+def tiny_select(tiny_pool: TinyPool, tiny_model: Path) -> list[str]:
+    """Arguments of a run without training or graphs."""
+    return [
+        str(tiny_pool.path),
+        *("--images", str(tiny_pool.images), "--seed-model", str(tiny_model), "--engine", "torch"),
+        *("--device", "cpu", "--threads", "1", "--budget", "20%"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_select: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run of `tiny_select`: 12 of 60 samples."""
+    folder = tmp_path_factory.mktemp("tiny-run") / "run"
+    assert cli.main(["select", *tiny_select, "--run-dir", str(folder), "--quiet"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

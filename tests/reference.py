@@ -29,33 +29,33 @@ def squared_norms(X):
     return dot(X, X)
 
 
-def distances(X, norms, row, metric):
-    """Squared Euclidean or cosine distance of every row to one of them, in float32."""
-    if metric == "euclidean":
-        return np.maximum(norms - (np.float32(2) * dot(X, X[row]) - norms[row]), np.float32(0))
-    scores = dot(X, X[row]) * (np.float32(1) / np.sqrt(norms[row]))
-    return np.maximum(np.float32(1) - scores / np.sqrt(norms), np.float32(0))
-
-
 def k_center(X, k, first=(0,), metric="euclidean", weights=None):
-    """Gonzalez' greedy algorithm, one pass over all rows for each centre."""
-    X = np.asarray(X, np.float32)
-    norms = squared_norms(X)
-    factor = np.ones(len(X), np.float32) if weights is None else np.asarray(weights, np.float32)
+    """Gonzalez' greedy algorithm in float64, one pass over all rows for each centre."""
+    X = np.asarray(X, np.float64)
+    factor = np.ones(len(X)) if weights is None else np.asarray(weights, np.float32).astype(np.float64)
     if metric == "euclidean":
         factor = factor * factor
-    nearest = np.full(len(X), np.inf, np.float32)
+    nearest = np.full(len(X), np.inf)
     rank = nearest * factor
     rows, radii = [], []
     while len(rows) < k:
         row = first[len(rows)] if len(rows) < len(first) else int(np.argmax(rank))
         rows.append(row)
-        nearest = np.minimum(nearest, distances(X, norms, row, metric))
+        nearest = np.minimum(nearest, exact_distances(X, row, metric))
         rank = nearest * factor
         rank[rows] = -1  # never again
-        radius = max(rank.max(), np.float32(0))
+        radius = max(rank.max(), 0.0)
         radii.append(np.sqrt(radius) if metric == "euclidean" else radius)
     return np.array(rows), np.array(radii, np.float32)
+
+
+def exact_distances(X, row, metric):
+    """Squared Euclidean or cosine distance of all rows to one, in float64."""
+    if metric == "euclidean":
+        return ((X - X[row]) ** 2).sum(axis=1)
+    products = (X * X[row]).sum(axis=1)
+    squares = (X * X).sum(axis=1)
+    return np.maximum(0.0, 1.0 - products / np.sqrt(squares * squares[row]))
 
 
 def assign(X, centroids):

@@ -76,3 +76,18 @@ def test_bash_completes(words, expected):
 def test_every_shell_gets_a_script(capsys, shell):
     assert cli.main(["completion", shell]) == 0
     assert "mllm-selector" in capsys.readouterr().out
+
+
+def test_a_log_file_gets_plain_lines(tiny_pool, tiny_model, tmp_path):
+    """Training, scoring and picking: no bars of any library, no terminal codes, every line whole."""
+    arguments = [str(tiny_pool.path), "--images", str(tiny_pool.images), "--model", str(tiny_model)]
+    arguments += ["--seed-size", "8", "--seed-batch-size", "4", "--engine", "torch", "--budget", "10%"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mllm_selector", "select", *arguments, "--run-dir", str(tmp_path / "run")],
+        capture_output=True,
+        check=True,
+    )
+    assert not re.search(rb"[\r\x1b]", done.stdout + done.stderr)
+    lines = done.stderr.decode().splitlines()
+    assert {"ingest", "seed", "export", "score", "pick", "report"} <= {line.split()[0] for line in lines}
+    assert [line for line in lines if len(line) > 80] == []

@@ -19,7 +19,8 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "onnx", "
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"inspection"},
+    {"inspection", "planning"},
+    {"comparison"},
     {"demo", "doctor", "pipeline"},
     {"stages"},
     {"scoring"},

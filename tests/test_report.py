@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,9 +20,13 @@ import pyarrow.ipc
 import pytest
 from PIL import Image
 
-from mllm_selector.config import ReportOptions
+from mllm_selector.config import PickOptions, ReportOptions, SeedOptions
 from mllm_selector.errors import PoolError, RunDirectoryError
+from mllm_selector.metrics import METRICS
+from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
+from mllm_selector.reporting import words
+from mllm_selector.reporting.numbers import collect, unit_of
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import report
 from report_fixtures import REJECTED, write_run
@@ -295,9 +300,9 @@ def test_the_same_report_again(real, report_run):
 def test_the_command_repeats_the_run(real):
     _, _, text = real
     command = re.search(r"mllm-selector select .*?(?=</code>)", text, re.DOTALL)[0]
-    words = shlex.split(command.replace("&#x27;", "'").replace("\\\n", " "))
-    assert words[:3] == ["mllm-selector", "select", "pool.json"]
-    options = dict(zip(words[3::2], words[4::2], strict=True))
+    given = shlex.split(command.replace("&#x27;", "'").replace("\\\n", " "))
+    assert given[:3] == ["mllm-selector", "select", "pool.json"]
+    options = dict(zip(given[3::2], given[4::2], strict=True))
     assert options["--budget"] == "10%"
     assert options["--model"] == "some/model"
     assert options["--seed-size"] == "100"
@@ -445,3 +450,19 @@ def test_the_stages_before_must_be_done(tmp_path):
         run.stages["pick"] = StageRecord("running", "e")
         with pytest.raises(RunDirectoryError, match="'pick' is not done"):
             report.run(run, ReportOptions(), SilentProgress())
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"), [("nll", "nats per answer token"), ("visnec", "nats per answer token"), ("upd", "")]
+)
+def test_the_unit_is_that_of_the_metric(metric, unit, report_run):
+    with RunDirectory(report_run) as run:
+        numbers = collect(run, Pool.of(run), ReportOptions(), SilentProgress())
+    assert (numbers.metric, numbers.unit) == ("nll", unit_of("nll"))
+    other = dataclasses.replace(numbers, metric=metric, unit=unit_of(metric))
+    assert other.unit == unit
+    assert ("nats" in words.lead(other)) == bool(unit)
+    options = {"seed": SeedOptions(model="m").as_json(), "pick": PickOptions(budget="1%").as_json()}
+    step = dict(words.method_steps(other, options))["Necessity."]
+    assert METRICS[metric].source in step
+    assert ("nats" in step) == bool(unit)

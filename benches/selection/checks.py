@@ -33,6 +33,20 @@ def same_order(found, expected) -> str:
     return f"the same {different[0]} rows in the same order, {common} of {count} in common"
 
 
+def greedy_order(X, centres) -> str:
+    """Compare k-center's rows with those of the plain algorithm in float64."""
+    rows = X.astype(np.float64)
+    squares = np.einsum("ij,ij->i", rows, rows)
+    nearest = np.full(len(rows), np.inf)
+    expected = [int(centres[0])]
+    while len(expected) < len(centres):
+        centre = expected[-1]
+        np.minimum(nearest, squares - 2 * (rows @ rows[centre]) + squares[centre], out=nearest)
+        nearest[expected] = -np.inf
+        expected.append(int(nearest.argmax()))
+    return f"by float64, {same_order(np.asarray(centres), np.array(expected))}"
+
+
 def farthest(X, centres) -> str:
     """Replay a greedy choice in float64: how much nearer than the farthest row were the rows chosen."""
     rows = data.sample(len(X), 50_000)

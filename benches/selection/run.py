@@ -110,7 +110,10 @@ def machine() -> dict[str, str]:
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
         "python": platform.python_version(),
     }
-    return about | {name: metadata.version(name) for name in PACKAGES}
+    try:
+        return about | {name: metadata.version(name) for name in PACKAGES}
+    except metadata.PackageNotFoundError as error:
+        sys.exit(f"{error.name} is not installed; `make bench` installs what the benchmarks compare with")
 
 
 def compare(task: str, options: argparse.Namespace, threads: int) -> Iterator[tuple[str, dict[str, object]]]:

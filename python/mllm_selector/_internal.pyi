@@ -2,13 +2,43 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 # id, source, messages, images (path, bytes, offset and length), index of the input file.
-PoolRow: TypeAlias = tuple[
+__all__ = [
+    "PoolColumns",
+    "PoolFile",
+    "allocate",
+    "check_limits",
+    "compression_suffix",
+    "coverage",
+    "facility_location",
+    "facility_location_on",
+    "flat_map",
+    "greedy_mmd",
+    "grouped_sample",
+    "hash_file",
+    "ingest",
+    "k_center",
+    "kernel_sums",
+    "kmeans",
+    "near_duplicates",
+    "near_duplicates_by_pairs",
+    "near_rows",
+    "nearest_neighbours",
+    "penalised",
+    "random_groups",
+    "recognise",
+    "redundancy",
+    "strata",
+    "typicality",
+    "write_subset",
+]
+
+_PoolRow: TypeAlias = tuple[
     str,
     str,
     tuple[tuple[str, str], ...],
@@ -16,15 +46,17 @@ PoolRow: TypeAlias = tuple[
     int,
 ]
 
+@final
 class PoolFile:
-    def __init__(self, path: PathLike[str]) -> None: ...
+    def __new__(cls, path: PathLike[str]) -> Self: ...
     def __len__(self) -> int: ...
     def metadata(self, key: str) -> str | None: ...
-    def row(self, row: int) -> PoolRow: ...
-    def rows(self, rows: NDArray[np.uint64]) -> list[PoolRow]: ...
+    def row(self, row: int) -> _PoolRow: ...
+    def rows(self, rows: NDArray[np.uint64]) -> list[_PoolRow]: ...
     def ids(self, rows: NDArray[np.uint64]) -> list[str]: ...
     def select(self, columns: Sequence[str] | None = None) -> PoolColumns: ...
 
+@final
 class PoolColumns:
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
@@ -49,6 +81,7 @@ def ingest(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     rows: Callable[[PathLike[str]], tuple[object, int, tuple[int, int]]] | None = None,
+    hashed: Callable[[str], object] | None = None,
 ) -> dict[str, Any]: ...
 def write_subset(
     pool: PathLike[str],

@@ -349,7 +349,7 @@ def k_center(
     first : int, sequence of int, or "mean"
         Row or rows to begin with, in this order, or the row nearest the mean.
     metric : {"euclidean", "cosine"}
-        ``cosine`` is ``1 - x.y / (|x| |y|)``; as it is computed in float32, distances below 1e-6 mean little.
+        ``cosine`` is ``1 - x.y / (|x| |y|)``.
     weights : array of float, shape (n,), optional
         Weight of each row, at least 0.
     threads : int, optional
@@ -368,10 +368,11 @@ def k_center(
 
     Notes
     -----
-    The rows equal those of the plain algorithm, one pass over X for each centre, computed with
-    the same dot products; ties go to the lowest row. Time O(n k d) at worst. A row is compared with the
+    The rows equal those of the plain algorithm, one pass over X for each centre, computed in
+    float64; ties go to the lowest row. Time O(n k d) at worst. A row is compared with the
     centres since it was looked at last only when it may be the farthest (``rust/core/src/kcenter.rs``), most
-    pairs by 8-bit codes with a proven bound on their error, and the rest by the canonical dot product.
+    pairs by 8-bit codes with a proven bound on their error, some in float32, and in float64 where that is
+    too near.
 
     Examples
     --------

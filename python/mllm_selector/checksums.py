@@ -69,6 +69,11 @@ class Checksums:
         if is_new:
             sync(self._folder)
 
+    def note(self, file: Path, digest: str) -> None:
+        """Take the checksum of a file from who hashed it while it was written, for `seal` to write down."""
+        self._hashes[self._name(file)] = digest
+        self._seen[self._name(file)] = _state(file)
+
     def seal(self, paths: Iterable[Path]) -> None:
         """Write the checksums of all files at or below some paths, in place of those that they had.
 

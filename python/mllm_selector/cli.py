@@ -21,7 +21,16 @@ from typing import Any
 
 import shtab
 
-from mllm_selector import __version__, demo, doctor, inspection, methods, pipeline
+from mllm_selector import (
+    __version__,
+    comparison,
+    demo,
+    doctor,
+    inspection,
+    methods,
+    pipeline,
+    planning,
+)
 from mllm_selector.config import (
     Amount,
     AutoCount,
@@ -29,6 +38,7 @@ from mllm_selector.config import (
     Files,
     Limits,
     Metrics,
+    SeedOptions,
     Settings,
     Shard,
     StageOptions,
@@ -147,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
             )
         _add_common(command)
         command.set_defaults(command_function=_run, stages=stages)
+    _add_plan(commands)
     _add_diff(commands)
+    _add_compare(commands)
     _add_completion(commands, parser)
     checks = _command(
         commands,
@@ -177,6 +189,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_plan(commands: Any) -> None:
+    planned = _command(
+        commands,
+        "plan",
+        "say what 'select' with these arguments would do: time, memory and disk of each stage",
+        """\
+        mllm-selector plan pool.json --images images/ --budget 10% \\
+            --model llava-1.5-7b-hf/ --run-dir run
+        mllm-selector plan --samples 1e8 --gpus 64 --rates run --budget 1%""",
+    )
+    group = planned.add_argument_group("plan options")
+    group.add_argument(
+        "--samples", type=_count, metavar="N", help="Plan for a pool of N samples; then POOL can be left out."
+    )
+    group.add_argument("--gpus", type=_count, metavar="N", help="Devices that score side by side. Default 1.")
+    group.add_argument(
+        "--rates",
+        type=Path,
+        metavar="RUN",
+        help="Take what a stage takes from the records of this run directory, where --run-dir has none.",
+    )
+    for stage, about in pipeline.STAGES.items():
+        _add_options(planned, stage, about.options, set_of_names=_names(planned), pool="*")
+    _add_common(planned, needs_run=False)
+    planned.set_defaults(command_function=_plan)
+
+
+def _count(text: str) -> int:
+    """Read a whole number, also as 1e8."""
+    number = float(text)
+    if number < 1 or number != int(number):
+        msg = f"{text} is not a whole number from 1 up"
+        raise argparse.ArgumentTypeError(msg)
+    return int(number)
+
+
 def _add_diff(commands: Any) -> None:
     compared = _command(
         commands,
@@ -199,6 +247,80 @@ def _add_diff(commands: Any) -> None:
     )
     compared.add_argument("--json", action="store_true", help="The result as a JSON line.")
     compared.set_defaults(command_function=_diff)
+
+
+def _add_compare(commands: Any) -> None:
+    compared = _command(
+        commands,
+        "compare",
+        "train a model on the subsets of several methods and judge each on held-out samples",
+        """\
+        mllm-selector compare run --held-out test.json --held-out-images images/ \\
+            --budgets 1%,5%,100% --run-dir comparison
+        mllm-selector compare run --held-out test.json --seeds 3 --steps 500 \\
+            --method grouped --method grouped:within=top \\
+            --method deita:score=necessity,quality:threshold=0.95 \\
+            --scores judge.csv --run-dir comparison""",
+    )
+    compared.add_argument(
+        "run", type=Path, metavar="RUN", help="Run directory whose pool is scored (by select or score)."
+    )
+    group = compared.add_argument_group("compare options")
+    held_out = group.add_argument(
+        "--held-out",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="Samples to judge on, in any format of a pool; results are told for each of their sources.",
+    )
+    held_out.complete = shtab.FILE  # type: ignore[attr-defined]
+    group.add_argument(
+        "--held-out-images", type=Path, metavar="DIR", help="Folder that their image paths are relative to."
+    )
+    group.add_argument(
+        "--method",
+        action="append",
+        metavar="METHOD",
+        help="A method, with options of pick or parameters of its own behind colons: NAME:OPTION=VALUE:... "
+        "May be given several times; random is always compared. Default grouped.",
+    )
+    group.add_argument(
+        "--budgets",
+        metavar="N|P%,...",
+        help="Budgets with commas; 100%% is the full pool. Default 5%%,15%%,100%%.",
+    )
+    group.add_argument(
+        "--seeds", type=int, metavar="N", help="Trainings of each, with seeds from 0. Default 5."
+    )
+    group.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="Optimiser steps of every training; default --seed-epochs passes over its subset.",
+    )
+    scores = group.add_argument(
+        "--scores",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="More scores for methods that need them, as in pick. May be given several times.",
+    )
+    scores.complete = shtab.FILE  # type: ignore[attr-defined]
+    of_draws = {"seed_model", "seed_size", "seed"}
+    _add_options(compared, "training", SeedOptions, _names(compared) | of_draws, default="as in RUN")
+    out = compared.add_argument_group("run options")
+    out.add_argument(
+        "--run-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Folder of the comparison; the same command goes on where it stopped, and takes more methods, "
+        "budgets and seeds.",
+    )
+    out.add_argument("--json", action="store_true", help="Events and the result as JSON lines.")
+    out.add_argument("--quiet", action="store_true", help="No progress.")
+    compared.set_defaults(command_function=_compare)
 
 
 def _add_completion(commands: Any, parser: argparse.ArgumentParser) -> None:
@@ -237,9 +359,17 @@ def _names(command: argparse.ArgumentParser) -> set[str]:
 
 
 def _add_options(
-    command: argparse.ArgumentParser, stage: str, options: type[StageOptions], set_of_names: set[str]
+    command: argparse.ArgumentParser,
+    stage: str,
+    options: type[StageOptions],
+    set_of_names: set[str],
+    pool: str = "+",
+    default: str | None = None,
 ) -> None:
-    """Add a stage's options, those of an earlier stage's name left out: they are shared."""
+    """Add a stage's options, those of an earlier stage's name left out: they are shared.
+
+    `default` is what help says in place of the options' own defaults.
+    """
     group = command.add_argument_group(f"{stage} options")
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -248,10 +378,12 @@ def _add_options(
         text = field.metadata["help"].replace("%", "%%")
         kind = _plain_type(hints[field.name])
         if field.name == "pool":
-            action = command.add_argument("pool", nargs="+", metavar="POOL", help=text)
+            action = command.add_argument("pool", nargs=pool, metavar="POOL", help=text)
             action.complete = shtab.FILE  # type: ignore[attr-defined]
             continue
-        if field.default is dataclasses.MISSING:
+        if default is not None:
+            text += f" Default {default}."
+        elif field.default is dataclasses.MISSING:
             text += " Required."
         elif field.default is not None and kind is not bool:
             text += f" Default {field.default}.".replace("%", "%%")
@@ -280,12 +412,12 @@ def _plain_type(hint: Any) -> Any:
     return str if kinds[0] in (Amount, AutoCount, Metrics, Shard) else kinds[0]
 
 
-def _add_common(command: argparse.ArgumentParser) -> None:
+def _add_common(command: argparse.ArgumentParser, *, needs_run: bool = True) -> None:
     group = command.add_argument_group("run options")
     group.add_argument(
         "--run-dir",
         type=Path,
-        required=True,
+        required=needs_run,
         metavar="RUN",
         help="Folder for everything that the run computes; the same command goes on where it stopped.",
     )
@@ -317,14 +449,35 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in options.items()}
 
 
-def _run(given: argparse.Namespace) -> int:
+def _named(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of stages that were given, those of the config file among them."""
     named = vars(given).copy()
-    stages: list[str] = named.pop("stages")
-    for name in ("command_function", "json", "quiet"):
+    for name in ("command_function", "json", "quiet", "run_dir", "stages", "samples", "gpus", "rates"):
         named.pop(name, None)
-    run_dir: Path = named.pop("run_dir")
     config = _read_config(named.pop("config")) if "config" in named else {}
-    options = pipeline.build_options(config | named, stages)
+    return config | named
+
+
+def _plan(given: argparse.Namespace) -> int:
+    named = _named(given)
+    if not named.get("pool"):
+        named.pop("pool", None)
+    plan = planning.look(
+        named,
+        run_dir=getattr(given, "run_dir", None),
+        samples=getattr(given, "samples", None),
+        devices=getattr(given, "gpus", 1),
+        rates_of=getattr(given, "rates", None),
+        progress=_progress(given),
+    )
+    print(json.dumps(plan.as_json()) if hasattr(given, "json") else planning.told(plan))
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    stages: list[str] = given.stages
+    run_dir: Path = given.run_dir
+    options = pipeline.build_options(_named(given), stages)
     pipeline.run_stages(run_dir, options, _progress(given))
     if "pick" in stages:
         _tell(Selection.load(run_dir), as_json=hasattr(given, "json"))
@@ -367,6 +520,29 @@ def _diff(given: argparse.Namespace) -> int:
     )
     print(f"the second; Jaccard index {told['jaccard']:.3f}")
     print(f"report  {told['report']}")
+    return 0
+
+
+def _compare(given: argparse.Namespace) -> int:
+    named = vars(given)
+    options: dict[str, Any] = {
+        name: named[name] for name in ("run", "run_dir", "held_out_images", "seeds", "steps") if name in named
+    }
+    if "method" in named:
+        options["methods"] = comparison.read_methods(given.method)
+    if "budgets" in named:
+        options["budgets"] = comparison.read_budgets(given.budgets)
+    of_training = {field.name for field in dataclasses.fields(SeedOptions)}
+    result = comparison.compare(
+        comparison.CompareOptions(
+            held_out=tuple(given.held_out),
+            scores=tuple(named.get("scores", ())),
+            training={name: value for name, value in named.items() if name in of_training},
+            **options,
+        ),
+        _progress(given),
+    )
+    print(json.dumps(result) if hasattr(given, "json") else comparison.as_text(result))
     return 0
 
 

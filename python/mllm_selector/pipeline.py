@@ -40,7 +40,7 @@ from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, fingerp
 from mllm_selector.selection import Selection
 from mllm_selector.stages import export, ingest, pick, report, score, seed
 
-__all__ = ["STAGES", "Stage", "build_options", "run_stages", "select"]
+__all__ = ["STAGES", "Stage", "build_options", "checked", "outlook", "run_stages", "select"]
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,7 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
             raise UsageError(msg)
         _run_shard(directory, of_score, progress)
         return
-    options = _with_files(options)
-    _check_inputs(options)
+    options = checked(options)
     with RunDirectory(directory) as run:
         if run.manifest_problem is not None:
             progress.note(f"{run.manifest} {run.manifest_problem}; made again from the records of its stages")
@@ -285,6 +284,55 @@ def select(
         given["model"] = str(model)
     run_stages(Path(run_dir), build_options(given, list(STAGES)), progress)
     return Selection.load(Path(run_dir))
+
+
+def checked(options: dict[str, StageOptions]) -> dict[str, StageOptions]:
+    """Put the files of folders into the options, and fail on what can be known before anything is computed.
+
+    Raises
+    ------
+    UsageError, ModelError
+        If the options cannot work.
+    """
+    options = _with_files(options)
+    _check_inputs(options)
+    return options
+
+
+def outlook(run: RunDirectory, options: dict[str, StageOptions]) -> dict[str, str]:
+    """Say what would become of each stage.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        With its records loaded; nothing is written.
+    options : dict
+        Checked options of all stages, in order.
+
+    Returns
+    -------
+    dict
+        ``done``, ``goes on`` or ``runs`` by the stage's name. Files of finished stages are not read.
+
+    Raises
+    ------
+    UsageError
+        If the run directory belongs to another pool, model or set of options.
+    """
+    found = dict.fromkeys(options, "runs")
+    for name, of_stage in options.items():
+        old = run.stages.get(name)
+        if old is None:
+            break
+        record = _record(run, name, of_stage)
+        if old.key != record.key:
+            _refuse_to_mix(run, name, old, of_stage, record.inputs)
+            break
+        if old.state != "done":
+            found[name] = "goes on" if STAGES[name].partial(run) else "runs"
+            break
+        found[name] = "done"
+    return found
 
 
 def _with_files(options: dict[str, StageOptions]) -> dict[str, StageOptions]:

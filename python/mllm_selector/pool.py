@@ -197,8 +197,13 @@ class Pool:
         return cls(file, path, None if images is None else Path(images), inputs)
 
     @classmethod
-    def of(cls, run: RunDirectory) -> Self:
+    def of(cls, run: RunDirectory | str | Path) -> Self:
         """Map the pool of a run directory, with the images folder and the inputs that it was read with.
+
+        Parameters
+        ----------
+        run : RunDirectory, str or Path
+            The run directory, or its path.
 
         Raises
         ------
@@ -207,6 +212,9 @@ class Pool:
         PoolError
             If its pool file is not whole.
         """
+        if not isinstance(run, RunDirectory):
+            run = RunDirectory(Path(run))
+            run.load()
         options = run.need("ingest").options
         inputs = options.get("pool")
         return cls.open(
@@ -379,7 +387,7 @@ class Pool:
             msg = f"row {row} is not in a pool of {len(self)} samples"
             raise IndexError(msg)
 
-    def _as_sample(self, row: int, fields: _internal.PoolRow) -> Sample:
+    def _as_sample(self, row: int, fields: _internal._PoolRow) -> Sample:
         sample_id, source, messages, images, file = fields
         return Sample(row, sample_id, source, messages, tuple(self._image(*image, file) for image in images))
 

@@ -15,6 +15,9 @@ from mllm_selector.errors import UsageError
 
 __all__ = ["Candidates", "Choice", "Labels", "Scored", "labels_of"]
 
+# Rows that are counted at once, as NumPy makes wider copies of them.
+BLOCK = 1 << 20
+
 # More names in a message help nobody.
 NAMES_SHOWN = 20
 
@@ -243,8 +246,12 @@ class Choice:
     ) -> Choice:
         """Describe chosen candidates, given in the order of choice, and the groups of all candidates."""
         groups = np.zeros(len(candidates.rows), np.uint32) if labels is None else labels
-        sizes = np.bincount(groups)
-        sums = np.bincount(groups, weights=scored.necessity[candidates.rows])
+        sizes = np.zeros(int(groups.max(initial=0)) + 1 if len(groups) else 0, np.int64)
+        sums = np.zeros(len(sizes))
+        for first in range(0, len(groups), BLOCK):
+            block = slice(first, first + BLOCK)
+            sizes += np.bincount(groups[block], minlength=len(sizes))
+            np.add.at(sums, groups[block], scored.necessity[candidates.rows[block]])
         return cls(
             rows=candidates.rows[chosen],
             groups=groups[chosen].astype(np.int32),
@@ -263,7 +270,9 @@ class Choice:
 
 def _checked_scores(name: str, scores: ArrayLike) -> NDArray[np.float32]:
     try:
-        given = np.asarray(scores, dtype=np.float64)
+        given = np.asarray(scores)
+        if given.dtype != np.float32:
+            given = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
         msg = f"{name}: not numbers ({error}); give one number for each sample, NaN where there is none"
         raise UsageError(msg) from error
@@ -271,8 +280,9 @@ def _checked_scores(name: str, scores: ArrayLike) -> NDArray[np.float32]:
         msg = f"{name}: shape {given.shape}; give a one-dimensional array of at least one number"
         raise UsageError(msg)
     with np.errstate(over="ignore"):
-        # Adding zero turns -0.0 into 0.0, so that equal numbers have equal bits.
-        checked = given.astype(np.float32) + np.float32(0)
+        checked = given.astype(np.float32, copy=False)
+    if (np.signbit(checked) & (checked == 0)).any():
+        checked = checked + np.float32(0)  # turns -0.0 into 0.0, so that equal numbers have equal bits
     if np.isinf(checked).any():
         row = int(np.flatnonzero(np.isinf(checked))[0])
         msg = f"{name}: {given[row]} of row {row} is not finite in float32; give NaN if it was not scored"

@@ -70,7 +70,7 @@ def grouped_sample(
     if limited_codes is not None:
         available = np.bincount(limited_codes, minlength=len(limits)).tolist()
         _internal.check_limits(candidates.budget, limits, available)
-    necessity = scored.necessity[rows]
+    necessity = scored.necessity if index is None else scored.necessity[rows]
     if options.smooth is not None:
         necessity = _smoothed(necessity, matrix, index, options, progress)
     labels = _make_groups(necessity, matrix, index, options, progress) if given is None else given.codes[rows]

@@ -52,7 +52,10 @@ class PoolFormat(Protocol):
     def ingest(
         self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
     ) -> dict[str, Any]:
-        """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
+        """Read a pool into `out`, set bad records aside in `rejected`, and return the counts.
+
+        They may hold ``pool_hash``, the BLAKE3 hash of `out` in hexadecimal, which is then not read for it.
+        """
 
     def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
         """Copy the records of `rows`, in that order, from the pool's `inputs` to `out`."""

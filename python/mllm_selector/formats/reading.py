@@ -23,6 +23,8 @@ def read_pool(
 ) -> dict[str, Any]:
     """Read a pool into `out`, set bad records aside in `rejected`, and return the counts.
 
+    Among them is ``pool_hash``, the BLAKE3 hash of `out` in hexadecimal, taken as it was written.
+
     Parameters
     ----------
     options : IngestOptions
@@ -36,7 +38,8 @@ def read_pool(
     rows : callable, optional
         Opens an input as rows, see `mllm_selector.formats.tables.RowFormat.stream`; else Rust opens it.
     """
-    return _internal.ingest(
+    hashes: list[str] = []
+    counts = _internal.ingest(
         [(entry.path, entry.source) for entry in options.pool.inputs],
         name,
         out,
@@ -53,4 +56,6 @@ def read_pool(
         threads=options.threads,
         progress=on_bytes,
         rows=rows,
+        hashed=hashes.append,
     )
+    return counts | {"pool_hash": hashes[0]}

@@ -100,8 +100,9 @@ function histogram(shown, small) {
   };
 }
 
+const withUnit = (text) => (data.unit ? `${text} (${data.unit})` : text);
 const axisTitle = () => {
-  const unit = "necessity (nats per answer token)";
+  const unit = withUnit("necessity");
   return bins.tail ? `${unit}; last bar: ${Number(bins.edges[bins.edges.length - 2].toPrecision(3))} and more` : unit;
 };
 
@@ -184,7 +185,7 @@ function groups() {
       layout: { padding: { right: most, top: most } },
       interaction: { mode: "nearest", intersect: false },
       scales: {
-        x: axis("mean necessity of the group (nats per answer token)", { grace: "4%" }),
+        x: axis(withUnit("mean necessity of the group"), { grace: "4%" }),
         y: axis("", { beginAtZero: true, ticks: { callback: (value) => `${Number((100 * value).toPrecision(3))}%` }, ...sameWidth }),
       },
       plugins: {

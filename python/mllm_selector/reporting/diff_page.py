@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.artifacts import atomic_write, write_json
+from mllm_selector.metrics import METRICS, NLL
 from mllm_selector.pool import Pool
 from mllm_selector.reporting.differences import MEMBERSHIPS, Difference, Selected, find_differences
 from mllm_selector.reporting.document import Section, document
 from mllm_selector.reporting.gallery import Gallery
 from mllm_selector.reporting.markup import Content, element
-from mllm_selector.reporting.numbers import Histogram, Statistics
+from mllm_selector.reporting.numbers import Histogram, Statistics, unit_of
 from mllm_selector.reporting.panels import map_panel
-from mllm_selector.reporting.parts import chart, legend, meter, nats, table
+from mllm_selector.reporting.parts import chart, figure, legend, meter, table
 from mllm_selector.reporting.script import coverage_curve, map_data
 
 __all__ = ["render_difference", "write_difference"]
@@ -68,7 +69,7 @@ def render_difference(difference: Difference, pool: Pool, version: str, numbers_
     numbers_name : str
         Name of the JSON file beside the page.
     """
-    gallery = Gallery(pool)
+    gallery = Gallery(pool, METRICS[NLL].unit)
     first, second = difference.first, difference.second
     sections: list[Section] = [
         ("overlap", "Overlap", _overlap(difference)),
@@ -105,6 +106,7 @@ def _data(difference: Difference, pool: Pool) -> dict[str, Any]:
     ]
     histogram = Histogram(difference.edges, first.histogram, second.histogram)
     return {
+        "unit": unit_of(NLL),
         "histogram": {
             "edges": difference.edges,
             "tail": histogram.has_tail,
@@ -149,7 +151,7 @@ def _overlap(difference: Difference) -> Content:
                 "li",
                 element("span", name, class_="step"),
                 element("strong", f"{count:,}"),
-                element("span", f"mean necessity {nats(necessity.mean)}", class_="note"),
+                element("span", f"mean necessity {figure(necessity.mean)}", class_="note"),
                 meter(count / max(1, either), tone),
             )
             for name, count, necessity, tone in parts
@@ -183,7 +185,7 @@ def _necessity(difference: Difference) -> Content:
         [field.name.replace("p10", "10% are below").replace("p90", "90% are below"), *values]
         for field in dataclasses.fields(Statistics)
         if field.name != "scored"
-        for values in [[nats(getattr(side.necessity, field.name)) for side in (first, second)]]
+        for values in [[figure(getattr(side.necessity, field.name)) for side in (first, second)]]
     ]
     keys = legend(("chosen", "first"), ("aside", "second"))
     return element(

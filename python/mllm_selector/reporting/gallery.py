@@ -24,10 +24,13 @@ class Gallery:
     ----------
     pool : Pool
         Where they are. Only the images of the samples shown are opened.
+    unit : str
+        Unit of necessity; empty for a pure number.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, unit: str) -> None:
         self._pool = pool
+        self._unit = f" {unit}" if unit else None
         self._thumbnails = Thumbnails(IMAGE_BYTES)
 
     def cards(self, items: list[GalleryItem]) -> Markup:
@@ -61,7 +64,7 @@ class Gallery:
         ]
         hidden = len(sample.messages) - MOST_MESSAGES
         tokens = f"{item.answer_tokens:,} answer token{'s' * (item.answer_tokens != 1)}"
-        further = [f", {name} {_nats(value)}" for name, value in item.scores.items()]
+        further = [f", {name} {_score(value)}" for name, value in item.scores.items()]
         flags: list[Content] = [
             element(
                 "span",
@@ -79,7 +82,9 @@ class Gallery:
             ),
             element(
                 "div",
-                element("p", element("b", _nats(item.necessity)), " nats", further, flags, class_="score"),
+                element(
+                    "p", element("b", _score(item.necessity)), self._unit, further, flags, class_="score"
+                ),
                 element("dl", messages),
                 element("p", f"and {hidden:,} more messages", class_="note") if hidden > 0 else None,
                 element("p", note, class_="note") if note else None,
@@ -103,5 +108,5 @@ def clipped(text: str, most: int = MOST_CHARACTERS) -> str:
     return text if len(text) <= most else text[:most].rstrip() + " \u2026"
 
 
-def _nats(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "\u2013" if value is None else f"{value:.3f}"

@@ -140,7 +140,7 @@ function describe(point) {
   const scores = Object.entries(point.scores).map(([name, value]) => `, ${name} ${number(value)}`);
   const flags = [point.chosen ? "chosen" : "not chosen", ...(point.seed ? ["seed sample"] : []), ...groupOf(point)];
   const line = part("p", "", { className: "score" });
-  line.append(part("b", number(point.necessity)), ` nats${scores.join("")}`, ...flags.map((flag) => part("span", flag, { className: flag === "chosen" ? "flag yes" : "flag" })));
+  line.append(part("b", number(point.necessity)), `${data.unit.startsWith("nats") ? " nats" : ""}${scores.join("")}`, ...flags.map((flag) => part("span", flag, { className: flag === "chosen" ? "flag yes" : "flag" })));
   const turns = document.createElement("dl");
   for (const [kind, title, text] of [["user", "Question", point.question], ["assistant", "Answer", point.answer]]) {
     const turn = part("div", "", { className: kind });

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mllm_selector.artifacts import ScoreTable, open_arrow
 from mllm_selector.config import ReportOptions
 from mllm_selector.errors import RunDirectoryError
-from mllm_selector.metrics import NLL
+from mllm_selector.metrics import METRICS, NLL
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.reporting import reasons
@@ -34,6 +34,7 @@ __all__ = [
     "collect",
     "nice_step",
     "spaced",
+    "unit_of",
 ]
 
 STAGES = ("ingest", "seed", "export", "score", "pick")
@@ -89,7 +90,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A score of some samples (necessity in nats per answer token); None where no sample was scored."""
+    """A score of some samples; None where no sample was scored."""
 
     scored: int
     mean: float | None
@@ -174,6 +175,8 @@ class Numbers:
         What was asked for.
     seed_subset, seed_chosen : int
         Samples the seed model was tuned on, and those of them that were chosen.
+    metric, unit : str
+        The metric that is the necessity, and its unit in words; empty for a pure number.
     pool_necessity, chosen_necessity : Statistics
         Necessity of all scored samples and of the chosen ones.
     rejected_reasons, unscored_reasons : list of Reason
@@ -209,6 +212,8 @@ class Numbers:
     budget: str
     seed_subset: int
     seed_chosen: int
+    metric: str
+    unit: str
     pool_necessity: Statistics
     chosen_necessity: Statistics
     rejected_reasons: list[Reason]
@@ -301,6 +306,8 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         budget=str(pick.options.get("budget", len(rows))),
         seed_subset=len(seed_rows),
         seed_chosen=int(np.isin(rows, seed_rows).sum()),
+        metric=metric,
+        unit=unit_of(metric),
         pool_necessity=Statistics.of(necessity),
         chosen_necessity=Statistics.of(necessity[rows]),
         rejected_reasons=rejected,
@@ -325,6 +332,11 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         lowest=items(descending[::-1][: options.gallery]),
         stages=_stages(run, len(pool) + rejected_count, options.hourly_price),
     )
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit of a metric in words; empty for a pure number."""
+    return f"{METRICS[metric].unit} per answer token" if METRICS[metric].unit else ""
 
 
 def _chosen_rows(run: RunDirectory, scores: ScoreTable, pool: Pool, selection: pa.Table) -> NDArray[np.int64]:

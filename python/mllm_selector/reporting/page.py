@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from mllm_selector.metrics import METRICS
 from mllm_selector.pool import Pool
 from mllm_selector.reporting import panels, words
 from mllm_selector.reporting.document import Section, document
 from mllm_selector.reporting.gallery import Gallery, clipped
 from mllm_selector.reporting.markup import Content, element
 from mllm_selector.reporting.numbers import Numbers
-from mllm_selector.reporting.parts import meter, nats, table
+from mllm_selector.reporting.parts import figure, meter, table
 from mllm_selector.reporting.reasons import Reason
 from mllm_selector.reporting.script import chart_data
 
@@ -35,7 +36,7 @@ def render(
     again : list of str
         The command and the Python call that repeat the run.
     """
-    gallery = Gallery(pool)
+    gallery = Gallery(pool, METRICS[numbers.metric].unit)
     sections: list[Section] = [
         ("result", "Result", _result(numbers, options["pick"])),
         ("map", "Map", panels.map_(numbers)),
@@ -101,9 +102,9 @@ def _result(numbers: Numbers, pick: dict[str, Any]) -> Content:
         ("90% are below", pool.p90, chosen.p90),
         ("highest", pool.highest, chosen.highest),
     ]
-    figures: list[list[Content]] = [[name, nats(before), nats(after)] for name, before, after in rows]
+    figures: list[list[Content]] = [[name, figure(before), figure(after)] for name, before, after in rows]
     figures += [
-        [f"mean {score.name}", nats(score.pool.mean), nats(score.chosen.mean)] for score in numbers.scores
+        [f"mean {score.name}", figure(score.pool.mean), figure(score.chosen.mean)] for score in numbers.scores
     ]
     told = table(["necessity", "pool", "chosen"], figures)
     facts = [

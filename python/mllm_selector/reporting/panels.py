@@ -8,7 +8,7 @@ from mllm_selector.reporting.groups import Group
 from mllm_selector.reporting.markup import Content, element
 from mllm_selector.reporting.numbers import Histogram, Numbers, Source
 from mllm_selector.reporting.overview import Map
-from mllm_selector.reporting.parts import chart, legend, nats, table
+from mllm_selector.reporting.parts import chart, figure, legend, table
 from mllm_selector.reporting.script import MOST_GROUPS_DRAWN, drawn_groups
 
 __all__ = ["coverage", "duplicates", "groups", "map_", "map_panel", "necessity", "sources"]
@@ -121,7 +121,7 @@ def _panel(source: Source, number: int) -> Content:
         element(
             "figcaption",
             element("b", source.source, dir="auto"),
-            element("span", f"{source.chosen:,} of {source.pool:,}, mean {nats(source.mean_necessity)}"),
+            element("span", f"{source.chosen:,} of {source.pool:,}, mean {figure(source.mean_necessity)}"),
         ),
         chart("source", f"Necessity of {source.source} with the chosen part", "small", index=number),
     )
@@ -145,7 +145,7 @@ def sources(numbers: Numbers) -> Content:
                 f"{source.chosen_share:.1%}",
                 f"{source.pool:,}",
                 f"{source.chosen:,}",
-                nats(source.mean_necessity),
+                figure(source.mean_necessity),
             ]
             for name, source in rows
         ],
@@ -221,7 +221,7 @@ def _group_rows(title: str, groups: list[Group]) -> Content:
             "" if group.size is None else f"{group.size:,}",
             f"{group.chosen:,}",
             f"{group.chosen / group.size:.1%}" if group.size else "",
-            nats(group.mean_necessity),
+            figure(group.mean_necessity),
             None
             if group.main_source is None
             else [element("bdi", group.main_source), f" ({group.main_source_share:.0%})"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm_selector.reporting.markup import Content, Markup, element
 
-__all__ = ["chart", "legend", "meter", "nats", "table"]
+__all__ = ["chart", "figure", "legend", "meter", "table"]
 
 
 def table(head: list[str], rows: list[list[Content]], text_columns: tuple[int, ...] = ()) -> Markup:
@@ -70,6 +70,6 @@ def chart(kind: str, label: str, size: str, **data: str | int) -> Markup:
     return element("div", canvas, class_=f"plot {size}")
 
 
-def nats(value: float | None) -> str:
-    """Write a necessity, or a dash for none."""
+def figure(value: float | None) -> str:
+    """Write a score, or a dash for none."""
     return "\u2013" if value is None else f"{value:.3f}"

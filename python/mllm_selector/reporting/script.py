@@ -76,6 +76,7 @@ def chart_data(numbers: Numbers, pool: Pool) -> dict[str, Any]:
     return {
         "samples": numbers.samples,
         "chosen": numbers.chosen,
+        "unit": numbers.unit,
         "histogram": {
             "edges": histogram.edges,
             "tail": histogram.has_tail,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_selector import methods
+from mllm_selector.metrics import METRICS, NLL
 from mllm_selector.reporting.numbers import Numbers, Source
 from mllm_selector.reporting.overview import Coverage, Duplicates
 
@@ -100,11 +101,12 @@ def lead(numbers: Numbers) -> str:
     if pool is None or chosen is None or pool <= 0:
         return text
     ratio = chosen / pool
+    unit = f" {numbers.unit}" if numbers.unit else ""
     if abs(ratio - 1) < 0.005:
-        return f"{text} Their mean necessity is that of the pool ({pool:.3g} nats per answer token)."
+        return f"{text} Their mean necessity is that of the pool ({pool:.3g}{unit})."
     direction = "above" if ratio > 1 else "below"
     return (
-        f"{text} Their mean necessity is {chosen:.3g} nats per answer token, "
+        f"{text} Their mean necessity is {chosen:.3g}{unit}, "
         f"{abs(ratio - 1):.0%} {direction} the pool's {pool:.3g}."
     )
 
@@ -198,7 +200,7 @@ def method_steps(numbers: Numbers, options: dict[str, dict[str, Any]]) -> list[t
     """
     return [
         ("Seed model.", _seed_step(numbers, options["seed"])),
-        ("Necessity.", NECESSITY),
+        ("Necessity.", _necessity(numbers.metric)),
         ("Diversity.", _pick_step(options["pick"])),
     ]
 
@@ -208,6 +210,16 @@ NECESSITY = (
     "of its answer tokens in nats: \u2212(1/T) \u03a3 log p(answer token t | images, question, answer tokens "
     "before t). High means that the seed model cannot do it yet."
 )
+
+
+def _necessity(metric: str) -> str:
+    if metric == NLL:
+        return NECESSITY
+    known = METRICS[metric]
+    source = f" ({known.source})" if known.source else ""
+    unit = f", in {known.unit}" if known.unit else ""
+    read = "The seed model read every sample of the pool."
+    return f"{read} The necessity is {metric}{source}: {known.meaning}{unit}."
 
 
 def _seed_step(numbers: Numbers, seed: dict[str, Any]) -> str:

@@ -44,6 +44,9 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
     total = sum(path.stat().st_size for path in options.pool.paths if path.is_file())
     progress.start("ingest", total, "bytes")
     counts = pool_format.ingest(options, run.pool, run.rejected, lambda done, _: progress.update(done))
+    pool_hash = counts.pop("pool_hash", None)
+    if pool_hash is not None:
+        run.checksums.note(run.pool, pool_hash)
     counts["format"] = pool_format.name
     progress.finish(_summary(counts))
     return counts

@@ -20,7 +20,7 @@ from mllm_selector.rundir import RunDirectory
 from mllm_selector.samples import Choice, Labels, Scored
 from mllm_selector.selection import SELECTION_SCHEMA
 
-__all__ = ["run"]
+__all__ = ["read_scored", "run"]
 
 
 def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str, Any]:
@@ -51,23 +51,10 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
     """
     method, parameters = methods.prepare(options)
     pool = Pool.of(run)
-    scores = ScoreTable.load(run.scores, options.necessity)
-    if len(scores) != len(pool):
-        msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
-        raise RunDirectoryError(msg)
-    seed_rows = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
-    codes, names = pool.sources()
-    joined = _joined(run, pool, options)
-    scored = Scored(
-        scores.necessity,
-        list(scores.embeddings),
-        Labels(codes.astype(np.uint32), names),
-        np.sort(seed_rows),
-        joined.columns,
-    )
+    scores, scored, joined = read_scored(run, pool, options)
     progress.start("pick")
     choice = methods.choose(scored, options, progress)
-    _write_selection(run, pool, scores, choice, seed_rows)
+    _write_selection(run, pool, scores, choice, scored.seed_rows)
     in_order = np.sort(choice.rows) if options.order == "pool" else choice.rows
     subset = run.subset_stem.with_suffix(formats.subset_suffix(run))
     formats.write_subset(run, in_order, subset)
@@ -82,10 +69,37 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
         "candidates": choice.candidates,
         "unscored": choice.unscored,
         "lacking": choice.lacking,
-        "seed_in_subset": int(np.isin(choice.rows, seed_rows).sum()),
+        "seed_in_subset": int(np.isin(choice.rows, scored.seed_rows).sum()),
         "scores": joined.counts,
         "subset": subset.name,
     }
+
+
+def read_scored(run: RunDirectory, pool: Pool, options: PickOptions) -> tuple[ScoreTable, Scored, Joined]:
+    """Read what is known of a scored pool, with the columns that the method asked for needs.
+
+    Raises
+    ------
+    UsageError
+        If a column is missing or cannot be joined.
+    RunDirectoryError
+        If the scores are not those of the pool.
+    """
+    scores = ScoreTable.load(run.scores, options.necessity)
+    if len(scores) != len(pool):
+        msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
+        raise RunDirectoryError(msg)
+    seed_rows = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
+    codes, names = pool.sources()
+    joined = _joined(run, pool, options)
+    scored = Scored(
+        scores.necessity,
+        list(scores.embeddings),
+        Labels(codes.astype(np.uint32), names),
+        np.sort(seed_rows),
+        joined.columns,
+    )
+    return scores, scored, joined
 
 
 def _joined(run: RunDirectory, pool: Pool, options: PickOptions) -> Joined:

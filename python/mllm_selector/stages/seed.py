@@ -40,6 +40,7 @@ __all__ = [
     "run",
     "seed_count",
     "training_order",
+    "tune",
 ]
 
 DEFAULT_COUNT = 512
@@ -91,7 +92,7 @@ def run(run: RunDirectory, options: SeedOptions, progress: Progress) -> dict[str
     rows = draw_rows(len(pool), seed_count(options.seed_size, len(pool)), options.seed)
     training.need_packages()
     with training.quiet():
-        return _tune(run, options, options.model, pool, rows, progress)
+        return tune(run, options, options.model, pool, rows, progress)
 
 
 def _use(run: RunDirectory, model: Path, progress: Progress) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _use(run: RunDirectory, model: Path, progress: Progress) -> dict[str, Any]:
     return {"model": str(model.resolve()), "seed_samples": 0, "left_out": {}}
 
 
-def _tune(
+def tune(
     run: RunDirectory,
     options: SeedOptions,
     name: str,
@@ -110,6 +111,28 @@ def _tune(
     rows: NDArray[np.uint64],
     progress: Progress,
 ) -> dict[str, Any]:
+    """Fine-tune a model on rows of a pool; a run that was killed goes on from its last whole checkpoint.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Gets what the seed stage leaves.
+    options : SeedOptions
+        How to train; `SeedOptions.model` and `SeedOptions.seed_size` are not used.
+    name : str
+        The model: a directory or a hub id.
+    pool : Pool
+        The pool, of any run directory.
+    rows : ndarray of uint64, shape (k,)
+        What to train on, ascending.
+    progress : Progress
+        What to report to.
+
+    Returns
+    -------
+    dict
+        As `run` does.
+    """
     model, processor = training.load_pretrained(name, trust_remote_code=options.trust_remote_code)
     family = families.load(Path(name).expanduser(), trust_remote_code=options.trust_remote_code)
 

@@ -168,7 +168,8 @@ impl Encoder {
             Self::Zstd(encoder) => encoder.finish(),
         };
         file.map_err(|source| Error::io("write", path, source))?
-            .commit()
+            .commit()?;
+        Ok(())
     }
 }
 

@@ -32,7 +32,7 @@ pub fn coverage(
     let view = rows.subset(reference)?;
     let centre_rows = rows.subset(centres)?;
     let norms = Norms::new(&view, Metric::Cosine, observer)?;
-    let mut scores = vec![f32::NEG_INFINITY; reference.len()];
+    let mut nearest = vec![f64::INFINITY; reference.len()];
     let mut distances = Vec::with_capacity(counts.len() * reference.len());
     let mut taken = 0;
     for &count in counts {
@@ -41,16 +41,10 @@ pub fn coverage(
             taken = slab.end;
             observer.advance(slab.len() as u64);
             let index: Vec<usize> = slab.collect();
-            raise(
-                &view,
-                &norms,
-                &pack(&centre_rows.subset(&index)?, observer)?,
-                &mut scores,
-                observer,
-            )?;
+            let centres = pack(&centre_rows.subset(&index)?, observer)?;
+            centres.approach(&view, &norms.squared, |_| 0, &mut nearest, observer)?;
         }
-        let of_row = |(&score, &norm): (&f32, &f32)| Metric::Cosine.reduced(score, norm);
-        distances.extend(scores.iter().zip(&norms.squared).map(of_row));
+        distances.extend(nearest.iter().map(|&distance| distance as f32));
     }
     Ok(distances)
 }
@@ -155,31 +149,6 @@ fn pack(rows: &Rows, observer: &Observer) -> Result<Centres> {
         centres.push(&vector, norm);
     }
     Ok(centres)
-}
-
-/// Raises the score of each row by those with more centres.
-fn raise(
-    rows: &Rows,
-    norms: &Norms,
-    centres: &Centres,
-    scores: &mut [f32],
-    observer: &Observer,
-) -> Result<()> {
-    scores
-        .par_chunks_mut(BLOCK_ROWS)
-        .enumerate()
-        .try_for_each_init(Scratch::default, |scratch, (number, scores)| {
-            observer.check()?;
-            let first = number * BLOCK_ROWS;
-            let range = first..first + scores.len();
-            let block = Block {
-                rows,
-                squared_norms: &norms.squared[range.clone()],
-                range,
-            };
-            centres.raise(&block, scratch, 0, scores);
-            Ok(())
-        })
 }
 
 #[cfg(test)]

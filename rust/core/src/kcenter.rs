@@ -4,7 +4,7 @@
 //! farthest from all centres so far, again and again. A row's distance only shrinks as centres are added, so
 //! what it was when last looked at bounds it from above, and rows that are bounded below the farthest one need
 //! not be looked at (as in lazy greedy: Minoux, Accelerated greedy algorithms, 1978). Most rows come near some
-//! centre early and are never compared with the later ones.
+//! centre early and are never compared with the later ones. Distances are compared in float64.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -12,7 +12,7 @@ use std::collections::binary_heap::PeekMut;
 
 use rayon::prelude::*;
 
-use crate::linalg::{BLOCK_ROWS, Block, Centres, Metric, Norms, Rows, Scratch, Sums};
+use crate::linalg::{Centres, Metric, Norms, Rows, Sums};
 use crate::{Error, Observer, Result};
 
 /// Rows that the pool should hold at least when it is filled.
@@ -25,7 +25,7 @@ const POOL_CENTRES: usize = 512;
 const SAMPLE: usize = 1 << 16;
 
 /// Rank of a row that is a centre already.
-const CHOSEN: f32 = -1.0;
+const CHOSEN: f64 = -1.0;
 
 /// What to cover the rows with.
 #[derive(Clone, Debug)]
@@ -87,7 +87,8 @@ pub(crate) fn cover(
         cover.rows.push(next);
         greedy.add(next);
         let (rank, farthest) = greedy.farthest(observer)?;
-        cover.radii.push(options.metric.distance(rank.max(0.0)));
+        let radius = options.metric.distance(rank.max(0.0));
+        cover.radii.push(radius as f32);
         next = first.get(cover.rows.len()).copied().unwrap_or(farthest);
         taken();
     }
@@ -113,8 +114,7 @@ fn check(rows: &Rows, options: &KCenterOptions) -> Result<()> {
             weights.len()
         )));
     }
-    // Squares of weights are compared under the Euclidean metric.
-    let allowed = |weight: &f32| *weight >= 0.0 && (weight * weight).is_finite();
+    let allowed = |weight: &f32| *weight >= 0.0 && weight.is_finite();
     if let Some(row) = weights.iter().position(|weight| !allowed(weight)) {
         return Err(Error::Argument(format!(
             "weights: {} of row {row} cannot be used; give finite numbers of at least 0",
@@ -163,45 +163,18 @@ fn nearest_mean(rows: &Rows, norms: &Norms, metric: Metric, observer: &Observer)
     }
     let mut centre = Centres::new(rows.dim(), metric, rows.simd());
     centre.push(&mean, squared);
-    let mut scores = vec![f32::NEG_INFINITY; rows.len()];
-    raise(rows, &norms.squared, &centre, |_| 0, &mut scores, observer)?;
-    let distance = |row: usize| metric.reduced(scores[row], norms.squared[row]);
+    let mut distances = vec![f64::INFINITY; rows.len()];
+    centre.approach(rows, &norms.squared, |_| 0, &mut distances, observer)?;
     let nearest =
-        (0..rows.len()).min_by(|&left, &right| distance(left).total_cmp(&distance(right)));
+        (0..rows.len()).min_by(|&left, &right| distances[left].total_cmp(&distances[right]));
     Ok(nearest.unwrap_or(0))
-}
-
-/// Raises the scores of all rows by the centres from the number on that `first` says for each block.
-fn raise(
-    rows: &Rows,
-    squared_norms: &[f32],
-    centres: &Centres,
-    first: impl Fn(usize) -> usize + Sync,
-    scores: &mut [f32],
-    observer: &Observer,
-) -> Result<()> {
-    scores
-        .par_chunks_mut(BLOCK_ROWS)
-        .enumerate()
-        .try_for_each_init(Scratch::default, |scratch, (block, scores)| {
-            observer.check()?;
-            let start = block * BLOCK_ROWS;
-            let range = start..start + scores.len();
-            let block = Block {
-                rows,
-                squared_norms: &squared_norms[range.clone()],
-                range,
-            };
-            centres.raise(&block, scratch, first(start), scores);
-            Ok(())
-        })
 }
 
 /// A row and the most that its rank can be. The greatest is the next to be looked at: the highest rank, of
 /// several the lowest row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Candidate {
-    rank: f32,
+    rank: f64,
     row: usize,
 }
 
@@ -241,10 +214,10 @@ struct Greedy<'a> {
 struct Known {
     /// Number of centres then.
     seen: Vec<u32>,
-    /// Score for the nearest of them.
-    scores: Vec<f32>,
+    /// Distance to the nearest of them, squared under the Euclidean metric.
+    distances: Vec<f64>,
     /// The rank that belongs to it, or [`CHOSEN`].
-    ranks: Vec<f32>,
+    ranks: Vec<f64>,
 }
 
 /// What rows are compared by.
@@ -255,13 +228,15 @@ struct Measure<'a> {
 }
 
 impl Measure<'_> {
-    /// Distance times weight, as its square under the Euclidean metric; never grows with the score.
-    fn rank(&self, row: usize, score: f32) -> f32 {
-        let distance = self.metric.reduced(score, self.norms.squared[row]);
-        match (self.weights, self.metric) {
-            (None, _) => distance,
-            (Some(weights), Metric::Euclidean) => distance * (weights[row] * weights[row]),
-            (Some(weights), Metric::Cosine) => distance * weights[row],
+    /// Distance times weight, as its square under the Euclidean metric.
+    fn rank(&self, row: usize, distance: f64) -> f64 {
+        let Some(weights) = self.weights else {
+            return distance;
+        };
+        let weight = f64::from(weights[row]);
+        match self.metric {
+            Metric::Euclidean => distance * (weight * weight),
+            Metric::Cosine => distance * weight,
         }
     }
 }
@@ -279,12 +254,12 @@ impl<'a> Greedy<'a> {
             centres: Centres::new(rows.dim(), options.metric, rows.simd()),
             known: Known {
                 seen: vec![0; n],
-                scores: vec![f32::NEG_INFINITY; n],
-                ranks: vec![f32::INFINITY; n],
+                distances: vec![f64::INFINITY; n],
+                ranks: vec![f64::INFINITY; n],
             },
             pool: BinaryHeap::new(),
             outside: Some(Candidate {
-                rank: f32::INFINITY,
+                rank: f64::INFINITY,
                 row: 0,
             }),
             filled: 0,
@@ -302,7 +277,7 @@ impl<'a> Greedy<'a> {
     }
 
     /// Rank and number of the row that is next.
-    fn farthest(&mut self, observer: &Observer) -> Result<(f32, usize)> {
+    fn farthest(&mut self, observer: &Observer) -> Result<(f64, usize)> {
         observer.check()?;
         if self.centres.len() - self.filled >= POOL_CENTRES {
             self.fill(observer)?;
@@ -329,9 +304,12 @@ impl<'a> Greedy<'a> {
                 return Ok((top.rank, row));
             }
             self.rows.copy_row(row, &mut self.vector);
-            let score = &mut self.known.scores[row];
-            *score = self.centres.raise_one(&self.vector, seen, *score);
-            top.rank = self.measure.rank(row, *score);
+            let distance = &mut self.known.distances[row];
+            let squared_norm = self.measure.norms.squared[row];
+            *distance = self
+                .centres
+                .approach_one(&self.vector, squared_norm, seen, *distance);
+            top.rank = self.measure.rank(row, *distance);
             self.known.ranks[row] = top.rank;
             self.known.seen[row] = self.centres.len() as u32;
         }
@@ -366,11 +344,11 @@ impl<'a> Greedy<'a> {
     }
 
     /// A rank that about `reach` rows have at least, as far as is known.
-    fn floor(&self) -> f32 {
+    fn floor(&self) -> f64 {
         let ranks = &self.known.ranks;
         let step = ranks.len().div_ceil(SAMPLE);
         let sample = ranks.iter().step_by(step).copied();
-        let mut sample: Vec<f32> = sample.filter(|&rank| rank != CHOSEN).collect();
+        let mut sample: Vec<f64> = sample.filter(|&rank| rank != CHOSEN).collect();
         let place = self.reach / step;
         if place >= sample.len() {
             return 0.0;
@@ -381,10 +359,10 @@ impl<'a> Greedy<'a> {
     }
 
     /// Looks at all rows that may rank at least `floor`.
-    fn update(&mut self, floor: f32, observer: &Observer) -> Result<()> {
+    fn update(&mut self, floor: f64, observer: &Observer) -> Result<()> {
         let Known {
             seen,
-            scores,
+            distances,
             ranks,
         } = &mut self.known;
         let count = self.centres.len();
@@ -397,19 +375,18 @@ impl<'a> Greedy<'a> {
             .iter()
             .map(|&row| self.measure.norms.squared[row])
             .collect();
-        let mut raised: Vec<f32> = stale.iter().map(|&row| scores[row]).collect();
-        raise(
+        let mut lowered: Vec<f64> = stale.iter().map(|&row| distances[row]).collect();
+        self.centres.approach(
             &self.rows.subset(&stale)?,
             &squared,
-            &self.centres,
             |start| seen[stale[start]] as usize,
-            &mut raised,
+            &mut lowered,
             observer,
         )?;
-        for (row, score) in stale.into_iter().zip(raised) {
+        for (row, distance) in stale.into_iter().zip(lowered) {
             seen[row] = count as u32;
-            scores[row] = score;
-            ranks[row] = self.measure.rank(row, score);
+            distances[row] = distance;
+            ranks[row] = self.measure.rank(row, distance);
         }
         Ok(())
     }

@@ -49,7 +49,7 @@ fn compression_suffix(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<&'static 
 #[pyo3(signature = (
     inputs, pool_format, out, rejected, *, images=None, check_images="header",
     max_image_pixels=89_478_485, source=None, columns=None, turns_alternate=true, inserts_marks=None,
-    renames_duplicates=true, strict=false, threads=None, progress=None, rows=None
+    renames_duplicates=true, strict=false, threads=None, progress=None, rows=None, hashed=None
 ))]
 // One argument an option, so that Python names them.
 #[allow(clippy::too_many_arguments)]
@@ -71,6 +71,7 @@ fn ingest<'py>(
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
     rows: Option<Py<PyAny>>,
+    hashed: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let (name, check_images) = (pool_format.to_owned(), check_images.to_owned());
     let inputs = inputs
@@ -114,7 +115,13 @@ fn ingest<'py>(
         .expect("nothing panics while it is held")
     {
         Some(error) => Err(error),
-        None => as_dict(py, &outcome?),
+        None => {
+            let summary = outcome?;
+            if let Some(hashed) = hashed {
+                hashed.call1(py, (&summary.pool_hash,))?;
+            }
+            as_dict(py, &summary)
+        }
     }
 }
 

@@ -90,6 +90,7 @@ impl Container for RowContainer {
     fn next(&mut self, observer: &Observer) -> Result<Option<Box<dyn container::Block>>> {
         observer.check()?;
         let mut batches = Vec::new();
+        let mut bytes = 0;
         let mut room_rows = self.limits.block_records;
         let mut room_bytes = self.limits.block_bytes;
         while room_rows > 0
@@ -103,6 +104,7 @@ impl Container for RowContainer {
                 // The block is full.
                 room_rows = most;
             }
+            bytes += most * row_bytes;
             if most > 0 {
                 batches.push(batch.slice(0, most));
             }
@@ -123,6 +125,8 @@ impl Container for RowContainer {
         self.counted = passed;
         Ok(Some(Box::new(RowBlock {
             batches,
+            // Images of a single huge row are no texts, and whole buffers count for each slice of them.
+            bytes: bytes.min(self.limits.block_bytes),
             first,
             mapped: self.stream.mapped.clone(),
             advance,
@@ -146,6 +150,8 @@ fn copied_bytes(data: &ArrayData, mapped: Option<&Range<usize>>) -> usize {
 
 struct RowBlock {
     batches: Vec<RecordBatch>,
+    /// About how many bytes their texts take.
+    bytes: usize,
     /// Number of the first row in its file.
     first: u64,
     mapped: Option<Range<usize>>,
@@ -163,7 +169,7 @@ impl container::Block for RowBlock {
     }
 
     fn parse(&self, context: &Context<'_>) -> Result<Parsed> {
-        let mut rows = Rows::new(context, self.records() as usize, 0);
+        let mut rows = Rows::new(context, self.records() as usize, self.bytes);
         let mut record = self.first;
         for batch in &self.batches {
             let fields = Fields::of(batch, context.names, self.mapped.clone())

@@ -43,6 +43,25 @@ impl Ranges<'_> {
         }
         Ok(Some(start..end))
     }
+
+    /// Returns the range of some entries together, as far as the first and the last offset tell.
+    fn extent(&self, rows: &Range<usize>) -> Range<usize> {
+        let ends = match self.offsets {
+            Offsets::Small(offsets) => ends(offsets, rows),
+            Offsets::Large(offsets) => ends(offsets, rows),
+        };
+        match ends {
+            Some((start, end)) if start <= end && end <= self.end => start..end,
+            _ => 0..0,
+        }
+    }
+}
+
+fn ends<T: OffsetSizeTrait>(offsets: &[T], rows: &Range<usize>) -> Option<(usize, usize)> {
+    Some((
+        offsets.get(rows.start)?.to_usize()?,
+        offsets.get(rows.end)?.to_usize()?,
+    ))
 }
 
 fn pair<T: OffsetSizeTrait>(offsets: &[T], row: usize) -> Option<(usize, usize)> {
@@ -58,19 +77,59 @@ pub(super) struct Bytes<'a> {
     data: &'a [u8],
 }
 
-impl<'a> Bytes<'a> {
-    pub(super) fn of_text(column: &'a ArrayRef) -> Option<Self> {
+/// A column of texts.
+pub(super) struct Texts<'a> {
+    bytes: Bytes<'a>,
+    /// The bytes of all that will be asked for, if they are UTF-8 together, and where they begin: checking
+    /// them at once costs a fraction of checking each.
+    whole: Option<(usize, &'a str)>,
+}
+
+/// A text that is not UTF-8.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NotText;
+
+impl<'a> Texts<'a> {
+    /// Reads a column of texts, of which `rows` will be asked for; None for others.
+    pub(super) fn of_text(column: &'a ArrayRef, rows: &Range<usize>) -> Option<Self> {
         let is_text = matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8);
-        is_text.then(|| Self::of(column)).flatten()
+        is_text.then(|| Self::of(column, rows)).flatten()
     }
 
+    /// The same, of bytes that should be texts too.
+    pub(super) fn of(column: &'a ArrayRef, rows: &Range<usize>) -> Option<Self> {
+        let bytes = Bytes::of(column)?;
+        let extent = bytes.ranges.extent(rows);
+        let whole = simdutf8::basic::from_utf8(&bytes.data[extent.clone()]).ok();
+        Some(Self {
+            whole: whole.map(|text| (extent.start, text)),
+            bytes,
+        })
+    }
+
+    /// Returns a text; None if it is null.
+    pub(super) fn get(&self, row: usize) -> Result<Option<Result<&'a str, NotText>>, Outside> {
+        let Some(range) = self.bytes.ranges.get(row)? else {
+            return Ok(None);
+        };
+        let within = self.whole.and_then(|(first, text)| {
+            text.get(range.start.checked_sub(first)?..range.end.checked_sub(first)?)
+        });
+        Ok(Some(match within {
+            Some(text) => Ok(text),
+            None => simdutf8::basic::from_utf8(&self.bytes.data[range]).map_err(|_| NotText),
+        }))
+    }
+}
+
+impl<'a> Bytes<'a> {
     pub(super) fn of_binary(column: &'a ArrayRef) -> Option<Self> {
         let is_binary = matches!(column.data_type(), DataType::Binary | DataType::LargeBinary);
         is_binary.then(|| Self::of(column)).flatten()
     }
 
-    /// Reads a column of text or bytes; None for others.
-    pub(super) fn of(column: &'a ArrayRef) -> Option<Self> {
+    /// Reads a column of texts or bytes; None for others.
+    fn of(column: &'a ArrayRef) -> Option<Self> {
         // Values are taken as bytes: that a text is UTF-8 is not known yet.
         let (offsets, data) = match column.data_type() {
             DataType::Utf8 => {
@@ -129,6 +188,11 @@ impl<'a> Lists<'a> {
             end: items.len(),
         };
         Some(Self { ranges, items })
+    }
+
+    /// Returns which items are those of some rows together.
+    pub(super) fn extent(&self, rows: &Range<usize>) -> Range<usize> {
+        self.ranges.extent(rows)
     }
 
     /// Returns which items are those of a row.

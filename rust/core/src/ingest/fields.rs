@@ -6,7 +6,7 @@ use std::ops::Range;
 use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
 use arrow_schema::DataType;
 
-use super::cells::{Bytes, Lists, Outside, whole_number};
+use super::cells::{Bytes, Lists, NotText, Outside, Texts, whole_number};
 use super::format::Names;
 use super::picture::Picture;
 use super::record::{Conversations, Draft, Field, IMAGE_MARK, Images, Turn};
@@ -33,9 +33,9 @@ impl From<Rejection> for Fault {
 
 /// The columns of a batch that say something of a sample.
 pub(super) struct Fields<'a> {
-    id: Option<&'a ArrayRef>,
-    source: Option<Bytes<'a>>,
-    system: Option<Bytes<'a>>,
+    id: Option<Ids<'a>>,
+    source: Option<Texts<'a>>,
+    system: Option<Texts<'a>>,
     turns: Turns<'a>,
     image: Option<Pictures<'a>>,
     images: Option<Pictures<'a>>,
@@ -69,16 +69,21 @@ impl<'a> Fields<'a> {
                 columns.join(", ")
             ));
         };
+        let rows = 0..batch.num_rows();
         let pictures = |name: &str| {
             let column = batch.column_by_name(name);
-            column.map(|column| Pictures::of(name, column)).transpose()
+            column
+                .map(|column| Pictures::of(name, column, &rows))
+                .transpose()
         };
-        let texts = |name: &str| batch.column_by_name(name).and_then(Bytes::of_text);
+        let texts = |name: &str| Texts::of_text(batch.column_by_name(name)?, &rows);
         Ok(Self {
-            id: batch.column_by_name(&names.id),
+            id: batch
+                .column_by_name(&names.id)
+                .map(|column| Ids::of(column, &rows)),
             source: texts(&names.source),
             system: texts(&names.system),
-            turns: Turns::of(name, turns, names)?,
+            turns: Turns::of(name, turns, names, &rows)?,
             // A name that the user gives is that of both.
             image: match names.image == names.images {
                 true => None,
@@ -109,7 +114,7 @@ impl<'a> Fields<'a> {
     /// Returns what a row says but its id.
     fn rest(&self, row: usize) -> Result<Draft<'a>, Fault> {
         let (conversations, carried) = self.turns.get(row, self)?;
-        let texts = |column: &Option<Bytes<'a>>, name| match column {
+        let texts = |column: &Option<Texts<'a>>, name| match column {
             Some(column) => {
                 text(column, row, name).map(|text| text.filter(|text| !text.is_empty()))
             }
@@ -128,12 +133,10 @@ impl<'a> Fields<'a> {
 
     /// A text or a whole number; anything else is no id.
     fn id(&self, row: usize) -> Result<Option<Cow<'a, str>>, Fault> {
-        let Some(column) = self.id else {
-            return Ok(None);
-        };
-        match Bytes::of(column) {
-            Some(texts) => Ok(text(&texts, row, "id")?.filter(|id| !id.is_empty())),
-            None => Ok(whole_number(column, row).map(Cow::Owned)),
+        match &self.id {
+            None => Ok(None),
+            Some(Ids::Texts(texts)) => Ok(text(texts, row, "id")?.filter(|id| !id.is_empty())),
+            Some(Ids::Others(column)) => Ok(whole_number(column, row).map(Cow::Owned)),
         }
     }
 
@@ -157,14 +160,24 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A column of ids.
+enum Ids<'a> {
+    Texts(Texts<'a>),
+    Others(&'a ArrayRef),
+}
+
+impl<'a> Ids<'a> {
+    fn of(column: &'a ArrayRef, rows: &Range<usize>) -> Self {
+        Texts::of(column, rows).map_or(Self::Others(column), Self::Texts)
+    }
+}
+
 /// Reads a text; None if it is null.
-fn text<'a>(column: &Bytes<'a>, row: usize, name: &str) -> Result<Option<Cow<'a, str>>, Fault> {
-    let Some(bytes) = column.get(row)? else {
-        return Ok(None);
-    };
-    match simdutf8::basic::from_utf8(bytes) {
-        Ok(text) => Ok(Some(Cow::Borrowed(text))),
-        Err(_) => {
+fn text<'a>(column: &Texts<'a>, row: usize, name: &str) -> Result<Option<Cow<'a, str>>, Fault> {
+    match column.get(row)? {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(Cow::Borrowed(text))),
+        Some(Err(NotText)) => {
             let detail = format!("a text in column '{name}' is not UTF-8");
             Err(Rejection::new(Reason::BrokenUtf8, None, detail).into())
         }
@@ -181,18 +194,23 @@ struct Turns<'a> {
     lists: Lists<'a>,
     structs: &'a StructArray,
     /// `from` before `role`, as in records of text.
-    roles: Vec<Bytes<'a>>,
+    roles: Vec<Texts<'a>>,
     contents: Vec<Content<'a>>,
 }
 
 /// A turn's text, or the parts that it is made of.
 enum Content<'a> {
-    Text(Bytes<'a>),
+    Text(Texts<'a>),
     Parts(Parts<'a>),
 }
 
 impl<'a> Turns<'a> {
-    fn of(name: &str, column: &'a ArrayRef, names: &Names) -> Result<Self, String> {
+    fn of(
+        name: &str,
+        column: &'a ArrayRef,
+        names: &Names,
+        rows: &Range<usize>,
+    ) -> Result<Self, String> {
         let [role, other_role] = &names.roles;
         let [content, other_content] = &names.contents;
         let wrong = || {
@@ -203,16 +221,17 @@ impl<'a> Turns<'a> {
         };
         let lists = Lists::of(column).ok_or_else(wrong)?;
         let structs = structs(lists.items).ok_or_else(wrong)?;
+        let items = lists.extent(rows);
         let children = |names: &[String; 2]| names.clone().map(|name| child(structs, &name));
         let roles: Option<Vec<_>> = children(&names.roles)
             .into_iter()
             .flatten()
-            .map(Bytes::of_text)
+            .map(|column| Texts::of_text(column, &items))
             .collect();
         let contents: Option<Vec<_>> = children(&names.contents)
             .into_iter()
             .flatten()
-            .map(Content::of)
+            .map(|column| Content::of(column, &items))
             .collect();
         match (roles, contents) {
             (Some(roles), Some(contents)) if !roles.is_empty() && !contents.is_empty() => {
@@ -254,7 +273,7 @@ impl<'a> Turns<'a> {
         Ok((Conversations::Turns(turns), carried))
     }
 
-    fn text(&self, column: &Bytes<'a>, item: usize) -> Result<Field<'a>, Fault> {
+    fn text(&self, column: &Texts<'a>, item: usize) -> Result<Field<'a>, Fault> {
         Ok(text(column, item, &self.name)?.map_or(Field::Absent, Field::Text))
     }
 }
@@ -274,10 +293,10 @@ fn first_of<'a, T>(
 }
 
 impl<'a> Content<'a> {
-    fn of(column: &'a ArrayRef) -> Option<Self> {
-        match Bytes::of_text(column) {
+    fn of(column: &'a ArrayRef, rows: &Range<usize>) -> Option<Self> {
+        match Texts::of_text(column, rows) {
             Some(texts) => Some(Self::Text(texts)),
-            None => Parts::of(column).map(Self::Parts),
+            None => Parts::of(column, rows).map(Self::Parts),
         }
     }
 }
@@ -285,21 +304,23 @@ impl<'a> Content<'a> {
 /// Content in parts: lists of structs with a `type`, a `text` and perhaps an `image`.
 struct Parts<'a> {
     lists: Lists<'a>,
-    kinds: Option<Bytes<'a>>,
-    texts: Option<Bytes<'a>>,
+    kinds: Option<Texts<'a>>,
+    texts: Option<Texts<'a>>,
     images: Vec<Item<'a>>,
 }
 
 impl<'a> Parts<'a> {
-    fn of(column: &'a ArrayRef) -> Option<Self> {
+    fn of(column: &'a ArrayRef, rows: &Range<usize>) -> Option<Self> {
         let lists = Lists::of(column)?;
         let structs = structs(lists.items)?;
+        let items = lists.extent(rows);
+        let texts = |name| Texts::of_text(child(structs, name)?, &items);
         let images = ["image", "image_url"].into_iter();
         Some(Self {
-            kinds: child(structs, "type").and_then(Bytes::of_text),
-            texts: child(structs, "text").and_then(Bytes::of_text),
+            kinds: texts("type"),
+            texts: texts("text"),
             images: images
-                .filter_map(|name| Item::of(child(structs, name)?))
+                .filter_map(|name| Item::of(child(structs, name)?, &items))
                 .collect(),
             lists,
         })
@@ -316,7 +337,7 @@ impl<'a> Parts<'a> {
         let Some(items) = self.lists.get(row)? else {
             return Ok(Field::Absent);
         };
-        let read = |column: &Option<Bytes<'a>>, item| match column {
+        let read = |column: &Option<Texts<'a>>, item| match column {
             Some(column) => text(column, item, name),
             None => Ok(None),
         };
@@ -358,9 +379,12 @@ struct Pictures<'a> {
 }
 
 impl<'a> Pictures<'a> {
-    fn of(name: &str, column: &'a ArrayRef) -> Result<Self, String> {
+    fn of(name: &str, column: &'a ArrayRef, rows: &Range<usize>) -> Result<Self, String> {
         let lists = Lists::of(column);
-        let item = Item::of(lists.as_ref().map_or(column, |lists| lists.items));
+        let item = match &lists {
+            Some(lists) => Item::of(lists.items, &lists.extent(rows)),
+            None => Item::of(column, rows),
+        };
         let item = item.ok_or_else(|| {
             format!(
                 "column '{name}' is {}; it must be a path, bytes, a struct of bytes and path, or a list of one of these",
@@ -374,22 +398,22 @@ impl<'a> Pictures<'a> {
 /// Images in any of the types that hold one.
 enum Item<'a> {
     Nothing,
-    Path(Bytes<'a>),
+    Path(Texts<'a>),
     Bytes(Bytes<'a>),
     Struct {
         structs: &'a StructArray,
         bytes: Option<Bytes<'a>>,
-        path: Option<Bytes<'a>>,
+        path: Option<Texts<'a>>,
     },
 }
 
 impl<'a> Item<'a> {
-    fn of(column: &'a ArrayRef) -> Option<Self> {
+    fn of(column: &'a ArrayRef, rows: &Range<usize>) -> Option<Self> {
         if let Some(structs) = structs(column) {
             let bytes = child(structs, "bytes").and_then(Bytes::of_binary);
             let path = ["path", "url"]
                 .into_iter()
-                .find_map(|name| child(structs, name).and_then(Bytes::of_text));
+                .find_map(|name| Texts::of_text(child(structs, name)?, rows));
             let has_any = bytes.is_some() || path.is_some();
             return has_any.then_some(Self::Struct {
                 structs,
@@ -400,7 +424,7 @@ impl<'a> Item<'a> {
         if *column.data_type() == DataType::Null {
             return Some(Self::Nothing);
         }
-        match Bytes::of_text(column) {
+        match Texts::of_text(column, rows) {
             Some(path) => Some(Self::Path(path)),
             None => Bytes::of_binary(column).map(Self::Bytes),
         }

@@ -6,7 +6,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use super::hashed::{HashedMap, HashedSet};
@@ -243,6 +243,8 @@ fn climbs_out(path: &Path) -> bool {
 struct Folder {
     verdict: Verdict,
     asked: AtomicU32,
+    /// One thread lists it, while the others go on without.
+    is_being_listed: AtomicBool,
     /// Hashes of the names of its regular files; None if they cannot be listed.
     names: OnceLock<Option<HashedSet<u64>>>,
     hasher: RandomState,
@@ -258,16 +260,19 @@ impl Folder {
         Self {
             verdict,
             asked: AtomicU32::new(0),
+            is_being_listed: AtomicBool::new(false),
             names: OnceLock::new(),
             hasher: RandomState::new(),
         }
     }
 
     fn lists(&self, name: &str, path: impl FnOnce() -> PathBuf) -> bool {
-        if self.asked.fetch_add(1, Ordering::Relaxed) < ASKED && self.names.get().is_none() {
-            return false;
-        }
-        let names = self.names.get_or_init(|| self.list(&path()).ok().flatten());
+        let names = match self.names.get() {
+            Some(names) => names,
+            None if self.asked.fetch_add(1, Ordering::Relaxed) < ASKED => return false,
+            None if self.is_being_listed.swap(true, Ordering::Relaxed) => return false,
+            None => self.names.get_or_init(|| self.list(&path()).ok().flatten()),
+        };
         let hash = self.hasher.hash_one(name.as_bytes());
         names.as_ref().is_some_and(|names| names.contains(&hash))
     }

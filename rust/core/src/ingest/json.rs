@@ -4,6 +4,7 @@
 //! because that is what pools are made and read with.
 
 use std::borrow::Cow;
+use std::mem;
 
 use super::special;
 
@@ -24,6 +25,8 @@ pub(super) struct Cursor<'a> {
     text: &'a str,
     at: usize,
     depth: usize,
+    /// Where texts with escapes are decoded, if it is as long as the rest of the record.
+    room: &'a mut [u8],
     /// Closing brackets that a skipped value still needs.
     closers: Vec<u8>,
     /// A `\u` escape named half of a surrogate pair: valid JSON, but no text.
@@ -34,10 +37,16 @@ pub(super) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(text: &'a str) -> Self {
+        Self::with_room(text, &mut [])
+    }
+
+    /// Decodes texts into `room`, which is as long as the record, so that none of them is allocated.
+    pub(super) fn with_room(text: &'a str, room: &'a mut [u8]) -> Self {
         Self {
             text,
             at: 0,
             depth: 0,
+            room,
             closers: Vec::new(),
             lone_surrogate: false,
             too_deep: false,
@@ -104,21 +113,41 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Reads a string; borrowed where it holds no escape.
+    /// Reads a string; borrowed where it holds no escape or there is room.
     pub(super) fn string(&mut self) -> Parse<Cow<'a, str>> {
         self.expect(b'"', "a string")?;
         let (first, end) = self.plain_text()?;
         if end == b'"' {
             return Ok(Cow::Borrowed(first));
         }
-        let mut text = String::with_capacity(first.len() * 2);
-        text.push_str(first);
+        // No escape is shorter than what it stands for.
+        let most = first.len() + self.text.len() - self.at;
+        if self.room.len() < most {
+            let mut text = String::with_capacity(first.len() * 2);
+            self.decode(first, |part| text.push_str(part))?;
+            return Ok(Cow::Owned(text));
+        }
+        let room = mem::take(&mut self.room);
+        let mut length = 0;
+        self.decode(first, |part| {
+            room[length..length + part.len()].copy_from_slice(part.as_bytes());
+            length += part.len();
+        })?;
+        let (text, rest) = room.split_at_mut(length);
+        self.room = rest;
+        // SAFETY: it is made of whole texts.
+        Ok(Cow::Borrowed(unsafe { str::from_utf8_unchecked(text) }))
+    }
+
+    /// Reads the rest of a string from its first escape on, and gives its parts to `put`, `first` before them.
+    fn decode(&mut self, first: &str, mut put: impl FnMut(&str)) -> Parse<()> {
+        put(first);
         loop {
-            text.push(self.escape()?);
+            put(self.escape()?.encode_utf8(&mut [0; 4]));
             let (next, end) = self.plain_text()?;
-            text.push_str(next);
+            put(next);
             if end == b'"' {
-                return Ok(Cow::Owned(text));
+                return Ok(());
             }
         }
     }
@@ -441,6 +470,26 @@ pub(super) mod tests {
             prop_assert_eq!(string(&written), Ok((text.clone(), false)));
             let escaped: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
             prop_assert_eq!(string(&format!("\"{escaped}\"")), Ok((text, false)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn room_as_long_as_the_record_is_enough(texts in prop::collection::vec(any::<String>(), 0..6), escape: bool) {
+            let written = |text: &String| match escape {
+                true => format!("\"{}\"", text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect::<String>()),
+                false => serde_json::to_string(text).unwrap(),
+            };
+            let record = format!("[{}]", texts.iter().map(written).collect::<Vec<_>>().join(","));
+            let mut room = vec![0; record.len()];
+            let mut cursor = Cursor::with_room(&record, &mut room);
+            let mut found = Vec::new();
+            cursor.array(|cursor| {
+                found.push(cursor.string()?);
+                Ok(())
+            }).unwrap();
+            prop_assert!(found.iter().all(|text| matches!(text, Cow::Borrowed(_))));
+            prop_assert_eq!(found, texts);
         }
     }
 

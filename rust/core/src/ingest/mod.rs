@@ -4,8 +4,8 @@
 //! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`], [`cells`] and [`fields`]). The blocks are
 //! parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is checked against the
 //! rules ([`record`], [`turns`], [`images`], [`image_checks`], [`header`]) and becomes columns ([`rows`],
-//! [`table`]); these are written in order ([`sink`]). Memory is bounded by the blocks in flight, 16 bytes an id
-//! and an image, and the listings of the image folders.
+//! [`table`]); these are written in order ([`sink`]), on a thread beside the one that reads. Memory is bounded
+//! by the blocks in flight, 16 bytes an id and an image, and the listings of the image folders.
 //!
 //! Another dialect is another set of names in [`format`](self::format). Another kind of input is another
 //! [`container::Container`], opened in [`Format::open`]: it cuts its input into blocks, whose `parse` makes a
@@ -38,9 +38,11 @@ mod tar;
 mod text;
 mod turns;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
+use std::thread;
 
 use rayon::ThreadPoolBuilder;
 
@@ -179,6 +181,8 @@ pub struct Summary {
     pub sources: BTreeMap<String, u64>,
     /// Size of the inputs.
     pub bytes: u64,
+    /// BLAKE3 hash of the pool file in hexadecimal.
+    pub pool_hash: String,
 }
 
 /// Reads a pool into an Arrow file and a list of rejected records.
@@ -244,70 +248,59 @@ fn ingest_opened(
         .num_threads(options.threads.unwrap_or_else(default_threads))
         .build()
         .map_err(|error| Error::Argument(format!("threads: cannot start them: {error}")))?;
-    let mut sink = Sink::create(options, &schema)?;
-    // Two blocks wait, so that no worker stands idle while this thread reads and writes.
-    let in_flight = workers.current_num_threads() + 2;
+    let sink = Sink::create(options, &schema)?;
     let mut first_record = 0;
-    workers.in_place_scope(|scope| {
-        let mut queue = Queue::with_capacity(in_flight);
-        // A fault of the input is handed back beside one of what has been read from it.
-        let mut read = |file: usize| -> Result<Result<()>> {
-            let input = &options.inputs[file];
-            let context = Arc::new(Context {
-                path: &input.path,
-                shown: input.path.display().to_string().into(),
-                file: file as u32,
-                format: options.format,
-                names: &names,
-                rules,
-                schema: Arc::clone(&schema),
-                images: &images,
-                input_source: input.source.as_deref(),
-                source: options.source.as_deref(),
-                stem: container::stem(&input.path),
-                first_record,
-            });
-            let mut container = match open(input) {
-                Ok(container) => container,
-                Err(fault) => return Ok(Err(fault)),
-            };
-            loop {
-                let block = match container.next(observer) {
-                    Ok(Some(block)) => block,
-                    Ok(None) => return Ok(Ok(())),
-                    Err(fault) => return Ok(Err(fault)),
-                };
-                if queue.len() == in_flight {
-                    collect(&mut queue, &mut sink, observer)?;
+    let (read, sink) = thread::scope(|threads| {
+        // Beside the block that is written and the one that has been read last.
+        let (queue, blocks) = mpsc::sync_channel(workers.current_num_threads());
+        let writer = threads.spawn(|| write(blocks, sink, observer));
+        let read = workers.in_place_scope(|scope| {
+            let mut read = |file: usize| -> Result<()> {
+                let input = &options.inputs[file];
+                let context = Arc::new(Context {
+                    path: &input.path,
+                    shown: input.path.display().to_string().into(),
+                    file: file as u32,
+                    format: options.format,
+                    names: &names,
+                    rules,
+                    schema: Arc::clone(&schema),
+                    images: &images,
+                    input_source: input.source.as_deref(),
+                    source: options.source.as_deref(),
+                    stem: container::stem(&input.path),
+                    first_record,
+                });
+                let mut container = open(input)?;
+                while let Some(block) = container.next(observer)? {
+                    first_record += block.records();
+                    let (sender, receiver) = mpsc::sync_channel(1);
+                    let advance = block.advance();
+                    let context = Arc::clone(&context);
+                    // The receiver is gone only if the writer has failed; then nobody wants the rows.
+                    scope.spawn(move |_| drop(sender.send(block.parse(&context))));
+                    if queue.send((receiver, advance)).is_err() {
+                        // The writer has failed, and says why.
+                        return Err(Error::Interrupted);
+                    }
                 }
-                first_record += block.records();
-                let (sender, receiver) = mpsc::sync_channel(1);
-                queue.push_back((receiver, block.advance()));
-                let context = Arc::clone(&context);
-                // The receiver is gone only if this call has failed; then nobody wants the rows.
-                scope.spawn(move |_| drop(sender.send(block.parse(&context))));
-            }
-        };
-        let mut end = Ok(());
-        for file in 0..options.inputs.len() {
-            end = read(file)?;
-            if end.is_err() {
-                break;
-            }
-        }
-        // The rows before a fault of an input may hold an earlier one, which is the one to report.
-        while !queue.is_empty() {
-            observer.check()?;
-            collect(&mut queue, &mut sink, observer)?;
-        }
-        end
-    })?;
+                Ok(())
+            };
+            let outcome = (0..options.inputs.len()).try_for_each(&mut read);
+            drop(queue);
+            outcome
+        });
+        (read, writer.join())
+    });
+    // The rows before a fault of an input may hold an earlier one, which is the one to report.
+    let sink = sink.unwrap_or_else(|panic| resume_unwind(panic))?;
+    read?;
     let summary = sink.finish(bytes)?;
     observer.advance(bytes.saturating_sub(observer.progress().0));
     Ok(summary)
 }
 
-/// Reading and writing, on one thread, keep no more than this many busy.
+/// Reading and writing, on a thread each, keep no more than this many busy.
 fn default_threads() -> usize {
     std::thread::available_parallelism()
         .map_or(1, usize::from)
@@ -315,17 +308,18 @@ fn default_threads() -> usize {
 }
 
 /// Blocks being parsed, in order, with the bytes that each stands for.
-type Queue = VecDeque<(mpsc::Receiver<Result<Parsed>>, u64)>;
+type Queue = mpsc::Receiver<(mpsc::Receiver<Result<Parsed>>, u64)>;
 
-/// Waits for the oldest block and writes its rows.
-fn collect(queue: &mut Queue, sink: &mut Sink, observer: &Observer) -> Result<()> {
-    let Some((receiver, advance)) = queue.pop_front() else {
-        return Ok(());
-    };
-    let parsed = receiver.recv().expect("a worker sends what it has parsed");
-    sink.add(parsed?)?;
-    observer.advance(advance);
-    Ok(())
+/// Writes the rows of all blocks.
+fn write(blocks: Queue, mut sink: Sink, observer: &Observer) -> Result<Sink> {
+    for (parsed, advance) in blocks {
+        observer.check()?;
+        // Nothing is sent where parsing has panicked, and the panic goes on in the pool.
+        let parsed = parsed.recv().map_err(|_| Error::Interrupted)?;
+        sink.add(parsed?)?;
+        observer.advance(advance);
+    }
+    Ok(sink)
 }
 
 #[cfg(test)]

@@ -22,8 +22,12 @@ impl From<Rejection> for Unread {
     }
 }
 
-/// Reads the known fields of a record.
-pub(super) fn record<'a>(bytes: &'a [u8], names: &Names) -> Result<Draft<'a>, Unread> {
+/// Reads the known fields of a record; texts with escapes are decoded into `room`, which is as long.
+pub(super) fn record<'a>(
+    bytes: &'a [u8],
+    names: &Names,
+    room: &'a mut [u8],
+) -> Result<Draft<'a>, Unread> {
     let text = simdutf8::compat::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         Rejection::new(
@@ -32,7 +36,7 @@ pub(super) fn record<'a>(bytes: &'a [u8], names: &Names) -> Result<Draft<'a>, Un
             format!("byte {at} of the record is not UTF-8"),
         )
     })?;
-    let mut cursor = Cursor::new(text);
+    let mut cursor = Cursor::with_room(text, room);
     let first = cursor.peek();
     if first != Some(b'{') {
         pass(&mut cursor).map_err(Unread::NotJson)?;
@@ -180,7 +184,7 @@ fn parse_conversations<'a>(
         cursor.skip()?;
         return Ok((Conversations::NotAList(kind(first)), carried));
     }
-    let mut turns = Vec::with_capacity(4);
+    let mut turns = Vec::with_capacity(16);
     cursor.array(|cursor| {
         turns.push(parse_turn(cursor, names, &mut carried)?);
         Ok(())

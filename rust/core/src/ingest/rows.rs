@@ -22,7 +22,7 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Makes room for `records` records of `bytes` in all, which hold at least as many bytes as their texts.
+    /// Makes room for `records` records of about `bytes` in all.
     pub(super) fn new(context: &'a Context<'a>, records: usize, bytes: usize) -> Self {
         Self {
             context,

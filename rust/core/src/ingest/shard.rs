@@ -104,7 +104,7 @@ impl container::Block for Samples {
 
     fn parse(&self, context: &Context<'_>) -> Result<Parsed> {
         let mut rows = Rows::new(context, self.samples.len(), 0);
-        let mut text = Vec::new();
+        let (mut text, mut room) = (Vec::new(), Vec::new());
         for (record, sample) in (self.first..).zip(&self.samples) {
             let place = Place {
                 record,
@@ -120,10 +120,11 @@ impl container::Block for Samples {
                 continue;
             };
             text.resize(member.length as usize, 0);
+            room.resize(text.len(), 0);
             self.file
                 .read_exact_at(&mut text, member.offset)
                 .map_err(|source| Error::io("read", context.shown.as_ref(), source))?;
-            let rejection = match read::record(&text, context.names) {
+            let rejection = match read::record(&text, context.names, &mut room) {
                 Ok(draft) => match with_members(draft, sample) {
                     Ok(draft) => {
                         rows.add(draft, place)?;

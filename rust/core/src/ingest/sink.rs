@@ -145,7 +145,7 @@ impl Sink {
             .map_err(|error| arrow_error(error, self.pool_path))?;
         // The pool last: where it is, the list of rejected records is too.
         self.rejected.commit()?;
-        pool.commit()?;
+        self.summary.pool_hash = pool.commit()?.to_hex().to_string();
         Ok(self.summary)
     }
 

@@ -55,7 +55,7 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Makes room for `rows` records of `bytes` in all, which hold at least as many bytes as their texts.
+    /// Makes room for `rows` records of about `bytes` in all.
     pub(super) fn with_capacity(rows: usize, bytes: usize) -> Self {
         Self {
             id: LargeStringBuilder::new(),

@@ -24,12 +24,15 @@ impl container::Block for Block {
     /// Text in an array that is not JSON, or an image without a folder.
     fn parse(&self, context: &Context<'_>) -> Result<Parsed> {
         let mut rows = Rows::new(context, self.places.len(), self.size());
+        let lengths = self.places.iter().map(|place| place.length);
+        let longest = lengths.filter(|&length| length <= self.size() as u64).max();
+        let mut room = vec![0; longest.unwrap_or(0) as usize];
         for &place in &self.places {
             let Some(bytes) = self.record(&place) else {
                 rows.reject(too_large(place), place);
                 continue;
             };
-            match read::record(bytes, context.names) {
+            match read::record(bytes, context.names, &mut room) {
                 Ok(draft) => rows.add(draft, place)?,
                 Err(Unread::Rejected(rejection)) => rows.reject(rejection, place),
                 Err(Unread::NotJson(fault)) => {

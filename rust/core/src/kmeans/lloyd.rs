@@ -42,6 +42,7 @@ pub(super) struct Lloyd<'a> {
     squared_norms: Cow<'a, [f32]>,
     labels: Vec<u32>,
     scores: Vec<f32>,
+    /// Made when the centroids are first trained on the rows.
     lists: Vec<Shortlist>,
     sums: Sums,
 }
@@ -104,7 +105,7 @@ impl<'a> Lloyd<'a> {
     fn forget_labels(&mut self) {
         self.labels = vec![0; self.rows.len()];
         self.scores = vec![0.0; self.rows.len()];
-        self.lists = vec![Shortlist::default(); self.rows.len()];
+        self.lists = Vec::new();
     }
 
     /// Updates the centroids until an update lowers the inertia by at most the share `tolerance`.
@@ -142,6 +143,7 @@ impl<'a> Lloyd<'a> {
         last: Search,
         observer: &Observer,
     ) -> Result<usize> {
+        self.lists.resize(self.rows.len(), Shortlist::default());
         let mut before: Option<f64> = None;
         let mut search = Search::All;
         for iteration in 0..max_iterations {
@@ -174,8 +176,25 @@ impl<'a> Lloyd<'a> {
     /// Finds the nearest centroid of every row.
     pub(super) fn assign_all(&mut self, observer: &Observer) -> Result<()> {
         let centres = self.centres(observer)?;
-        self.assign_span(&centres, 0..self.rows.len(), None, observer)?;
-        Ok(())
+        let (rows, squared_norms) = (&self.rows, &self.squared_norms);
+        let labels = self.labels.par_chunks_mut(BLOCK_ROWS);
+        let scores = self.scores.par_chunks_mut(BLOCK_ROWS);
+        labels.zip(scores).enumerate().try_for_each_init(
+            Scratch::default,
+            |scratch, (number, (labels, scores))| {
+                observer.check()?;
+                let first = number * BLOCK_ROWS;
+                let range = first..first + labels.len();
+                let block = Block {
+                    rows,
+                    squared_norms: &squared_norms[range.clone()],
+                    range,
+                };
+                centres.assign(&block, scratch, labels, scores, None);
+                observer.advance(labels.len() as u64);
+                Ok(())
+            },
+        )
     }
 
     /// Finds the nearest centroid of every row, adds the rows up and returns how many changed their centroid.
@@ -185,7 +204,7 @@ impl<'a> Lloyd<'a> {
         self.sums.clear();
         for first in (0..self.rows.len()).step_by(SPAN) {
             let span = first..self.rows.len().min(first + SPAN);
-            changed += self.assign_span(&centres, span.clone(), Some(search), observer)?;
+            changed += self.assign_span(&centres, span.clone(), search, observer)?;
             let weight = |row| self.metric.weight(self.squared_norms[row]);
             let labels = &self.labels[span.clone()];
             self.sums.add(&self.rows, span, labels, weight);
@@ -193,13 +212,12 @@ impl<'a> Lloyd<'a> {
         Ok(changed)
     }
 
-    /// Finds the nearest centroid of some rows, without a look at the lists if no kind of search is given, and
-    /// returns how many changed theirs.
+    /// Finds the nearest centroid of some rows and returns how many changed theirs.
     fn assign_span(
         &mut self,
         centres: &Centres,
         span: Range<usize>,
-        search: Option<Search>,
+        search: Search,
         observer: &Observer,
     ) -> Result<usize> {
         let (rows, squared_norms) = (&self.rows, &self.squared_norms);
@@ -223,11 +241,10 @@ impl<'a> Lloyd<'a> {
                         range,
                     };
                     match search {
-                        None => centres.assign(&block, scratch, labels, scores, None),
-                        Some(Search::All) => {
+                        Search::All => {
                             centres.assign(&block, scratch, labels, scores, Some(lists));
                         }
-                        Some(Search::Shortlist) => {
+                        Search::Shortlist => {
                             centres.assign_listed(&block, scratch, labels, scores, lists);
                         }
                     }

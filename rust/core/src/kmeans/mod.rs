@@ -137,8 +137,20 @@ fn check(rows: &Rows, options: &KMeansOptions) -> Result<()> {
 /// Draws `count` of `n` rows uniformly: those of the smallest random keys, in the order of their keys, so that
 /// every prefix is a uniform draw, too.
 fn draw(n: usize, count: usize, rng: Rng) -> Vec<usize> {
-    let mut keyed: Vec<_> = (0..n).map(|row| (rng.bits(row as u64), row)).collect();
-    if count < n {
+    let below = |limit: u64| -> Vec<(u64, usize)> {
+        (0..n)
+            .into_par_iter()
+            .map(|row| (rng.bits(row as u64), row))
+            .filter(|&(key, _)| key <= limit)
+            .collect()
+    };
+    // Few more than needed have such small keys, and hardly ever too few: so no list of all rows is made.
+    let likely = (count as f64 + 8.0 * (count as f64).sqrt()) / n as f64;
+    let mut keyed = below((likely * u64::MAX as f64) as u64);
+    if keyed.len() < count {
+        keyed = below(u64::MAX);
+    }
+    if count < keyed.len() {
         keyed.select_nth_unstable(count);
         keyed.truncate(count);
     }

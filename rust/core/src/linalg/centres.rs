@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::codes::{CodePanels, CodeRows, Head};
 use super::int8::Tile;
 use super::shortlist::{Listing, Shortlist};
-use super::{GROUP, LANES, Metric, Rows, Simd};
+use super::{BLOCK_ROWS, GROUP, LANES, Metric, Rows, Simd};
+use crate::{Observer, Result};
 
 /// Pairs of a tile that are computed one by one rather than bounded again by all columns.
 const FEW: usize = 24;
@@ -21,6 +24,8 @@ pub(crate) struct Centres {
     dim: usize,
     vectors: Vec<f32>,
     terms: Vec<(f32, f32)>,
+    /// Length of the longest vector, in float32.
+    longest: f32,
     codes: CodePanels,
 }
 
@@ -85,6 +90,7 @@ impl Centres {
             dim,
             vectors: Vec::new(),
             terms: Vec::new(),
+            longest: 0.0,
             codes: CodePanels::new(dim, head),
         }
     }
@@ -93,6 +99,7 @@ impl Centres {
         let (scale, offset) = self.metric.score_terms(squared_norm);
         self.vectors.extend_from_slice(vector);
         self.terms.push((scale, offset));
+        self.longest = self.longest.max(squared_norm.sqrt());
         // A bound must hold for the rounded score, too.
         let lower = offset - 4.0 * f32::EPSILON * offset;
         self.codes
@@ -182,24 +189,99 @@ impl Centres {
         }
     }
 
-    /// Raises `best` to the highest score of each row in `range` with the centres from `from` on.
-    pub(crate) fn raise(
+    /// Lowers the distance of each row to that of the nearest centre, of those from the number on that `first` says
+    /// for the row that a block begins with. Distances are those of [`Metric::wide_reduced`].
+    pub(crate) fn approach(
+        &self,
+        rows: &Rows,
+        squared_norms: &[f32],
+        first: impl Fn(usize) -> usize + Sync,
+        distances: &mut [f64],
+        observer: &Observer,
+    ) -> Result<()> {
+        distances
+            .par_chunks_mut(BLOCK_ROWS)
+            .enumerate()
+            .try_for_each_init(Scratch::default, |scratch, (number, distances)| {
+                observer.check()?;
+                let start = number * BLOCK_ROWS;
+                let range = start..start + distances.len();
+                let block = Block {
+                    rows,
+                    squared_norms: &squared_norms[range.clone()],
+                    range,
+                };
+                self.approach_block(&block, scratch, first(start), distances);
+                Ok(())
+            })
+    }
+
+    fn approach_block(
         &self,
         block: &Block,
         scratch: &mut Scratch,
         from: usize,
-        best: &mut [f32],
+        distances: &mut [f64],
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
-        self.contend(from, rows, codes, best, not_listed, |pair, best| {
-            *best = best.max(pair.score)
+        let limit = |(&distance, &norm): (&f64, &f32)| self.least_score(distance, norm);
+        let mut limits: Vec<f32> = distances
+            .iter()
+            .zip(block.squared_norms)
+            .map(limit)
+            .collect();
+        let mut contenders = Vec::new();
+        self.contend(from, rows, codes, &mut limits, not_listed, |pair, limit| {
+            *limit = limit.max(pair.score - self.slack(block.squared_norms[pair.row]));
+            contenders.push(pair);
         });
+        for pair in contenders {
+            if pair.score >= limits[pair.row] {
+                let vector = &rows[pair.row * self.dim..][..self.dim];
+                let distance = &mut distances[pair.row];
+                *distance = distance.min(self.distance(vector, pair.centre));
+            }
+        }
     }
 
-    /// The highest of `best` and the scores of one row with the centres from `from` on.
-    pub(crate) fn raise_one(&self, row: &[f32], from: usize, best: f32) -> f32 {
-        let scores = (from..self.len()).map(|centre| self.compare(row, centre).1);
-        scores.fold(best, f32::max)
+    /// The least of `distance` and the distances of one row to the centres from `from` on.
+    pub(crate) fn approach_one(
+        &self,
+        row: &[f32],
+        squared_norm: f32,
+        from: usize,
+        distance: f64,
+    ) -> f64 {
+        let slack = self.slack(squared_norm);
+        let mut limit = self.least_score(distance, squared_norm);
+        let mut contenders = Vec::new();
+        for centre in from..self.len() {
+            let score = self.compare(row, centre).1;
+            if score >= limit {
+                limit = limit.max(score - slack);
+                contenders.push((centre, score));
+            }
+        }
+        contenders
+            .into_iter()
+            .filter(|&(_, score)| score >= limit)
+            .map(|(centre, _)| self.distance(row, centre))
+            .fold(distance, f64::min)
+    }
+
+    fn distance(&self, row: &[f32], centre: usize) -> f64 {
+        self.metric
+            .wide_reduced(self.simd, row, self.vector(centre))
+    }
+
+    /// By how much the score of a nearer centre may fall below that of another.
+    fn slack(&self, squared_norm: f32) -> f32 {
+        self.metric.slack(squared_norm, self.longest, self.dim)
+    }
+
+    /// A score that no centre nearer than `distance` falls below.
+    fn least_score(&self, distance: f64, squared_norm: f32) -> f32 {
+        self.metric.score(distance, squared_norm) - self.slack(squared_norm)
     }
 
     /// Finds the nearest centre of each row in `range` and its score; ties go to the lowest centre. The more of

@@ -6,6 +6,8 @@
 //! multiplies bytes (VNNI).
 
 use super::kernel::{GROUP, SUMS};
+#[cfg(target_arch = "aarch64")]
+use super::neon::products;
 use super::{LANES, Simd};
 
 /// Columns in one step of the kernel.
@@ -123,6 +125,13 @@ impl Simd {
             // SAFETY: as in `quantise`.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { bound_avx2(rows, panel, bounds) },
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => {
+                let mut sums = [[0; LANES]; GROUP];
+                // SAFETY: as in `quantise`.
+                unsafe { products(rows, panel, &mut sums) };
+                bound(&sums, rows.terms, panel.terms, bounds)
+            }
             _ => {
                 let mut sums = [panel.terms.shift; GROUP];
                 add_products(rows.words, panel.lines, &mut sums);

@@ -1,7 +1,10 @@
-//! The dot product in float32: plain loops, compiled once for each instruction set.
+//! Products and distances of two vectors: plain loops, compiled once for each instruction set.
 
 /// Partial sums of a dot product: four AVX-512 registers.
 pub(super) const SUMS: usize = 64;
+
+/// Partial sums in float64: four AVX-512 registers.
+const WIDE_SUMS: usize = 32;
 
 /// Vectors side by side in a panel: four AVX-512 registers of 32-bit numbers.
 pub(crate) const LANES: usize = 64;
@@ -16,6 +19,8 @@ pub enum Simd {
     Avx512,
     /// x86-64 with AVX2 and FMA.
     Avx2,
+    /// aarch64 with dot products of bytes (FEAT_DotProd): most since 2018.
+    NeonDot,
     /// What the target always has: NEON on aarch64; slow on x86-64, which has no fused multiply-add then.
     Baseline,
 }
@@ -23,7 +28,7 @@ pub enum Simd {
 impl Simd {
     /// Returns the instruction sets of this machine, best first.
     pub fn available() -> Vec<Self> {
-        [Self::Avx512, Self::Avx2, Self::Baseline]
+        [Self::Avx512, Self::Avx2, Self::NeonDot, Self::Baseline]
             .into_iter()
             .filter(|simd| simd.is_supported())
             .collect()
@@ -43,9 +48,16 @@ impl Simd {
                     && is_x86_feature_detected!("avx512vnni")
             }
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::NeonDot => false,
             Self::Baseline => true,
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        match self {
+            Self::Avx512 | Self::Avx2 => false,
+            Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            Self::Baseline => true,
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Baseline
         }
@@ -63,6 +75,32 @@ impl Simd {
             _ => dot(x, y),
         }
     }
+
+    /// The dot product in float64, summed like the canonical one but in 32 partial sums.
+    pub(crate) fn wide_dot(self, x: &[f32], y: &[f32]) -> f64 {
+        match self {
+            // SAFETY: as in `dot`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { wide_dot_avx512(x, y) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { wide_dot_avx2(x, y) },
+            _ => wide_sum(x, y, product),
+        }
+    }
+
+    /// `|x - y|^2` in float64, summed like [`Self::wide_dot`].
+    pub(crate) fn wide_squared_distance(self, x: &[f32], y: &[f32]) -> f64 {
+        match self {
+            // SAFETY: as in `dot`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { wide_squared_distance_avx512(x, y) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { wide_squared_distance_avx2(x, y) },
+            _ => wide_sum(x, y, squared_difference),
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -75,6 +113,65 @@ fn dot_avx512(x: &[f32], y: &[f32]) -> f32 {
 #[target_feature(enable = "avx2,fma")]
 fn dot_avx2(x: &[f32], y: &[f32]) -> f32 {
     dot(x, y)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn wide_dot_avx512(x: &[f32], y: &[f32]) -> f64 {
+    wide_sum(x, y, product)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn wide_dot_avx2(x: &[f32], y: &[f32]) -> f64 {
+    wide_sum(x, y, product)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn wide_squared_distance_avx512(x: &[f32], y: &[f32]) -> f64 {
+    wide_sum(x, y, squared_difference)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn wide_squared_distance_avx2(x: &[f32], y: &[f32]) -> f64 {
+    wide_sum(x, y, squared_difference)
+}
+
+/// Exact: the product of two 24-bit numbers has at most 48 bits.
+#[inline(always)]
+fn product(x: f64, y: f64) -> f64 {
+    x * y
+}
+
+#[inline(always)]
+fn squared_difference(x: f64, y: f64) -> f64 {
+    (x - y) * (x - y)
+}
+
+/// Sums `term(x[i], y[i])` in float64; not fused, as sets without fused multiply-add must give the same bits.
+#[inline(always)]
+fn wide_sum(x: &[f32], y: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
+    let mut sums = [0.0f64; WIDE_SUMS];
+    let (parts, rest) = x.as_chunks::<WIDE_SUMS>();
+    let (other_parts, other_rest) = y.as_chunks::<WIDE_SUMS>();
+    for (x, y) in parts.iter().zip(other_parts) {
+        for lane in 0..WIDE_SUMS {
+            sums[lane] += term(f64::from(x[lane]), f64::from(y[lane]));
+        }
+    }
+    for (sum, (&x, &y)) in sums.iter_mut().zip(rest.iter().zip(other_rest)) {
+        *sum += term(f64::from(x), f64::from(y));
+    }
+    let mut width = WIDE_SUMS;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+    }
+    sums[0]
 }
 
 #[inline(always)]

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{BLOCK_ROWS, Rows};
+use super::int8::rounding;
+use super::{BLOCK_ROWS, Rows, Simd};
 use crate::{Error, Observer, Result};
 
 /// What "far" means.
@@ -40,8 +41,39 @@ impl Metric {
         }
     }
 
+    /// The squared Euclidean or the cosine distance in float64; 0 for equal vectors.
+    pub(crate) fn wide_reduced(self, simd: Simd, x: &[f32], y: &[f32]) -> f64 {
+        match self {
+            Self::Euclidean => simd.wide_squared_distance(x, y),
+            Self::Cosine => {
+                let lengths = (simd.wide_dot(x, x) * simd.wide_dot(y, y)).sqrt();
+                (1.0 - simd.wide_dot(x, y) / lengths).max(0.0)
+            }
+        }
+    }
+
+    /// The score of a centre at a distance as by [`Metric::wide_reduced`].
+    pub(crate) fn score(self, distance: f64, squared_norm: f32) -> f32 {
+        let squared = f64::from(squared_norm);
+        let score = match self {
+            Self::Euclidean => squared - distance,
+            Self::Cosine => (1.0 - distance) * squared.sqrt(),
+        };
+        score as f32
+    }
+
+    /// More than twice what the scores in float32 of a row and of centres no longer than `longest` are wrong by.
+    pub(crate) fn slack(self, squared_norm: f32, longest: f32, dim: usize) -> f32 {
+        let length = squared_norm.sqrt();
+        let scale = match self {
+            Self::Euclidean => (length + longest) * (length + longest),
+            Self::Cosine => length,
+        };
+        4.0 * rounding(dim) * scale
+    }
+
     /// The distance that users see.
-    pub(crate) fn distance(self, reduced: f32) -> f32 {
+    pub(crate) fn distance(self, reduced: f64) -> f64 {
         match self {
             Self::Euclidean => reduced.sqrt(),
             Self::Cosine => reduced,

@@ -16,8 +16,8 @@ pub(super) struct Cell {
     group: usize,
     /// Samples taken beforehand.
     pub(super) included: Vec<usize>,
-    /// Samples that may be taken, ascending.
-    pub(super) open: Vec<usize>,
+    /// Samples that may be taken, ascending; together these lists are as long as the pool, hence 32 bits.
+    pub(super) open: Vec<u32>,
 }
 
 /// Cells next to each other that have a limit together.
@@ -136,7 +136,7 @@ impl<'a> Cells<'a> {
             for &sample in &cell.included {
                 stocks[limits.sources[sample] as usize].taken += 1;
             }
-            for &sample in cell.included.iter().chain(&cell.open) {
+            for sample in cell.included.iter().copied().chain(cell.open()) {
                 stocks[limits.sources[sample] as usize].available += 1;
             }
         }
@@ -145,6 +145,11 @@ impl<'a> Cells<'a> {
 }
 
 impl Cell {
+    /// The samples that may be taken, ascending.
+    pub(super) fn open(&self) -> impl Iterator<Item = usize> {
+        self.open.iter().map(|&sample| sample as usize)
+    }
+
     fn claim(&self, weight: f64, size: u64) -> Claim {
         let floor = self.included.len() as u64;
         Claim {
@@ -170,7 +175,8 @@ impl Cell {
                 .push(sample);
         }
         for &sample in &self.open {
-            parts.entry(stratum(sample)).or_default().open.push(sample);
+            let part = parts.entry(stratum(sample as usize)).or_default();
+            part.open.push(sample);
         }
         let group = self.group;
         parts.into_iter().map(move |(stratum, part)| {
@@ -184,29 +190,20 @@ impl Cell {
 
 /// Makes each group and its claim on the budget.
 fn groups(candidates: &Candidates, options: &GroupedOptions) -> Vec<(Cell, Claim)> {
-    let count = candidates
-        .groups
-        .iter()
-        .max()
-        .map_or(0, |&last| last as usize + 1);
-    let mut members = vec![Vec::new(); count];
-    for (sample, &group) in candidates.groups.iter().enumerate() {
-        members[group as usize].push(sample);
-    }
     let mut included = vec![false; candidates.groups.len()];
     candidates
         .included
         .iter()
         .for_each(|&sample| included[sample] = true);
-    members
+    members(candidates.groups)
         .into_par_iter()
         .enumerate()
-        .map(|(group, members)| {
-            let necessity: f64 = members
+        .map(|(group, mut open)| {
+            let necessity: f64 = open
                 .iter()
-                .map(|&sample| f64::from(candidates.necessity[sample].max(0.0)))
+                .map(|&sample| f64::from(candidates.necessity[sample as usize].max(0.0)))
                 .sum();
-            let size = members.len() as u64;
+            let size = open.len() as u64;
             let mean = if size == 0 {
                 0.0
             } else {
@@ -218,18 +215,16 @@ fn groups(candidates: &Candidates, options: &GroupedOptions) -> Vec<(Cell, Claim
                 Share::Size => size as f64,
                 Share::Equal => 1.0,
             };
-            let trimmed = trim(members, options.trim, candidates.necessity);
-            let (taken, open): (Vec<_>, Vec<_>) = trimmed
-                .into_iter()
-                .partition(|&(sample, _)| included[sample]);
+            let trimmed = highest(&open, options.trim, candidates.necessity);
+            let taken = open.iter().map(|&sample| sample as usize);
+            let taken = taken.filter(|&sample| included[sample]).collect();
+            open.retain(|sample| {
+                !included[*sample as usize] && trimmed.binary_search(sample).is_err()
+            });
             let cell = Cell {
                 group,
-                included: taken.into_iter().map(|(sample, _)| sample).collect(),
-                open: open
-                    .into_iter()
-                    .filter(|&(_, open)| open)
-                    .map(|(sample, _)| sample)
-                    .collect(),
+                included: taken,
+                open,
             };
             let claim = cell.claim(weight, size);
             (cell, claim)
@@ -237,15 +232,28 @@ fn groups(candidates: &Candidates, options: &GroupedOptions) -> Vec<(Cell, Claim
         .collect()
 }
 
-/// Says of each member whether it stays when the highest necessity is trimmed.
-fn trim(members: Vec<usize>, share: f64, necessity: &[f32]) -> Vec<(usize, bool)> {
+/// The samples of each group, ascending; lists of exact size, as together they are as long as the pool.
+fn members(groups: &[u32]) -> Vec<Vec<u32>> {
+    let count = groups.iter().max().map_or(0, |&last| last as usize + 1);
+    let mut sizes = vec![0; count];
+    groups.iter().for_each(|&group| sizes[group as usize] += 1);
+    let mut members: Vec<Vec<u32>> = sizes.into_iter().map(Vec::with_capacity).collect();
+    for (sample, &group) in groups.iter().enumerate() {
+        members[group as usize].push(sample as u32);
+    }
+    members
+}
+
+/// The share of the members with the highest necessity, rounded down, ascending by number.
+fn highest(members: &[u32], share: f64, necessity: &[f32]) -> Vec<u32> {
     let count = (share * members.len() as f64).floor() as usize;
-    let mut order: Vec<usize> = (0..members.len()).collect();
-    let value = |place: usize| necessity[members[place]];
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut order = members.to_vec();
+    let value = |sample: u32| necessity[sample as usize];
     order.sort_by(|&left, &right| value(right).total_cmp(&value(left)).then(left.cmp(&right)));
-    let mut stays = vec![true; members.len()];
-    order[..count]
-        .iter()
-        .for_each(|&place| stays[place] = false);
-    members.into_iter().zip(stays).collect()
+    order.truncate(count);
+    order.sort_unstable();
+    order
 }

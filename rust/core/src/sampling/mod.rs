@@ -135,7 +135,9 @@ pub fn grouped_sample(
 
 fn check(candidates: &Candidates, options: &GroupedOptions) -> Result<()> {
     let n = candidates.necessity.len();
-    let problem = if candidates.groups.len() != n {
+    let problem = if u32::try_from(n).is_err() {
+        format!("{n} samples are too many; give at most {}", u32::MAX)
+    } else if candidates.groups.len() != n {
         format!(
             "groups: {} were given for {n} samples; give one for each",
             candidates.groups.len()

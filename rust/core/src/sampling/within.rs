@@ -21,7 +21,7 @@ pub(super) fn rank(
 ) -> Result<Vec<usize>> {
     let necessity = |sample: usize| candidates.necessity[sample];
     let rng = Rng::new(options.seed, Stream::Draw);
-    let mut order = cell.open.clone();
+    let mut order: Vec<usize> = cell.open().collect();
     match options.within {
         Within::Uniform => order.sort_by_cached_key(|&sample| rng.bits(sample as u64)),
         Within::Top => {
@@ -62,6 +62,7 @@ pub(super) fn rank(
         Within::FacilityLocation => return represent(cell, depth, candidates, observer),
     }
     order.truncate(depth);
+    order.shrink_to_fit(); // the orders of all cells are kept
     Ok(order)
 }
 
@@ -137,7 +138,7 @@ impl<'a> Members<'a> {
                 "within: {within} needs embeddings; give them or pick in another way"
             )));
         };
-        let names: Vec<usize> = cell.included.iter().chain(&cell.open).copied().collect();
+        let names: Vec<usize> = cell.included.iter().copied().chain(cell.open()).collect();
         Ok(Self {
             rows: embeddings.subset(&names)?,
             names,

@@ -1,0 +1,233 @@
+"""The miniature world of benches/quality: what it asks is true, and its trainings are what they say."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benches" / "quality"))
+
+import grid
+import model
+import run as runner
+import tables
+import world
+from grid import Case, Records
+
+SMALL = runner.Settings(
+    pool=400,
+    test=5,
+    captions=64,
+    caption_epochs=1,
+    encoder_scenes=64,
+    seed_share=0.1,
+    seed_epochs=1,
+    epochs=1,
+)
+
+
+def words(ids: np.ndarray) -> list[str]:
+    return [world.VOCABULARY[number] for number in ids if number != world.PAD]
+
+
+def seen(cell: np.ndarray) -> dict[str, str]:
+    """Name what stands in a cell."""
+    kind, value, colour, size = cell.tolist()
+    if kind == world.OBJECT:
+        return {
+            "shape": world.SHAPES[value], "colour": world.COLOURS[colour], "size": world.SIZES[size]
+        }  # fmt: skip
+    if kind == world.BAR:
+        return {"height": str(value), "colour": world.COLOURS[colour]}
+    return {"sign": (world.DIGITS if kind == world.DIGIT else world.LETTERS)[value]} if kind else {}
+
+
+def answer(family: str, asked: str, cells: np.ndarray) -> list[str]:
+    """Answer a question by looking at the scene."""
+    things = {place: seen(cell) for place, cell in enumerate(cells) if cell[0]}
+    of_colour = [(place, thing) for place, thing in things.items() if thing.get("colour") == asked]
+    if family in ("describe", "color"):
+        (thing,) = things.values()
+        return [thing["size"], thing["colour"], thing["shape"]] if family == "describe" else [thing["colour"]]
+    if family == "exists":
+        return ["yes" if of_colour else "no"]
+    if family == "count":
+        return [str(len(of_colour))]
+    if family in ("number", "word"):
+        return [things[place]["sign"] for place in sorted(things) if "sign" in things[place]]
+    if family == "highest":
+        return [max(things.values(), key=lambda thing: int(thing["height"]))["colour"]]
+    if family == "beside":
+        (place,) = [place for place, thing in things.items() if thing.get("shape") == asked]
+        return [things[place + 1]["colour"]]
+    ((place, thing),) = of_colour
+    if family == "where":
+        return [world.ROWS[place // 3], world.COLUMNS[place % 3]]
+    return [thing["height" if family == "bar" else "shape"]]
+
+
+def told(samples: world.Samples, row: int) -> tuple[str, list[str]]:
+    """Return what a question asks about, and the answer given."""
+    text = words(samples.text[row])
+    marks = samples.is_answer[row][: len(text)]
+    given = [word for word, is_answer in zip(text, marks, strict=True) if is_answer]
+    assert given[-1] == "end"
+    question = text[: text.index("answer")]
+    if "hint" in question:
+        question = question[: question.index("hint")]
+    about = [word for word in question if word in (*world.COLOURS, *world.SHAPES)]
+    return about[0] if about else "", given[:-1]
+
+
+def test_answers_are_right_unless_they_are_meant_to_be_wrong() -> None:
+    pool = world.draw_pool(3, "skewed", 2000, 0.15)
+    for row in range(len(pool)):
+        asked, given = told(pool, row)
+        true = answer(world.FAMILIES[pool.family[row]], asked, pool.cells[row])
+        assert (given != true) == pool.is_wrong[row]
+    assert 0.13 < pool.is_wrong.mean() < 0.17
+
+
+def test_pools_of_a_draw_differ_in_wrong_answers_only() -> None:
+    clean, noisy, worse = (world.draw_pool(4, "skewed", 1000, wrong) for wrong in (0.0, 0.05, 0.15))
+    assert (clean.cells == worse.cells).all()
+    assert not clean.is_wrong.any()
+    assert not (noisy.is_wrong & ~worse.is_wrong).any()
+    same = ~worse.is_wrong
+    assert (clean.text[same] == worse.text[same]).all()
+
+
+def test_copies_are_a_fifth_of_the_pool_and_of_few_scenes() -> None:
+    pool = world.draw_pool(5, "skewed", 5000, 0.0)
+    copies = pool.original >= 0
+    assert 0.18 < copies.mean() < 0.22
+    assert len(np.unique(pool.original[copies])) == world.DUPLICATED_SCENES
+    assert (pool.cells[copies] == pool.cells[pool.original[copies]]).all()
+    shares = np.bincount(world.draw_pool(6, "uniform", 20_000, 0.0).family) / 20_000
+    assert np.abs(shares - 1 / len(world.FAMILIES)).max() < 0.05
+
+
+def test_the_test_set_is_clean_and_balanced() -> None:
+    test = world.draw_test(7, 50)
+    assert (np.bincount(test.family) == 50).all()
+    for row in range(len(test)):
+        asked, given = told(test, row)
+        assert given == answer(world.FAMILIES[test.family[row]], asked, test.cells[row])
+    assert not test.has_hint.any()
+
+
+def test_pixels_show_what_the_cells_say() -> None:
+    cells = np.zeros((1, 9, 4), np.int8)
+    cells[0, 4] = [world.OBJECT, 1, 0, 1]  # a large red circle
+    image = world.scene_image(world.pixels(cells, [1])[0]).astype(int)
+    assert image.shape == (48, 48, 3)
+    assert image[24, 24, 0] - image[24, 24, 2] > 120
+    assert abs(image[8, 8, 0] - image[8, 8, 2]) < 80
+
+
+def data(count: int = 24) -> model.Data:
+    samples = world.draw_pool(8, "uniform", count, 0.0)
+    features = np.random.default_rng(0).normal(size=(count, 9, model.FEATURES)).astype(np.float16)
+    return model.Data.of(samples, features, "cpu")
+
+
+def test_models_trained_at_once_are_those_trained_alone() -> None:
+    torch.manual_seed(1)
+    first = model.Decoder()
+    orders = np.stack([np.random.default_rng(seed).permutation(24)[:16] for seed in range(2)])
+    together = first.fork(2)
+    model.train(together, data(), orders, batch=8)
+    for number in range(2):
+        alone = first.fork(1)
+        model.train(alone, data(), orders[number : number + 1], batch=8)
+        for name, value in alone.state_dict().items():
+            assert torch.allclose(value[0], together.state_dict()[name][number], atol=1e-5), name
+    assert not torch.allclose(together.head[0], together.head[1], atol=1e-3)
+
+
+def test_readings_are_those_of_single_samples_without_padding() -> None:
+    torch.manual_seed(2)
+    decoder, samples = model.Decoder(), data()
+    told = model.read(decoder, samples)
+    hits = model.hits(decoder, samples)[0]
+    for row in range(len(samples)):
+        length = int((samples.text[row] != world.PAD).sum())
+        text = samples.text[row, :length]
+        wanted = samples.is_answer[row, :length]
+        with torch.no_grad():
+            states = decoder(samples.features[row][None, None], text[None, None])[0, 0]
+            logits = states[-length:-1] @ decoder.head[0]
+            blind = decoder(None, text[None, None])[0, 0, :-1] @ decoder.head[0]
+        losses = torch.nn.functional.cross_entropy(logits, text[1:], reduction="none")[wanted[1:]]
+        other = torch.nn.functional.cross_entropy(blind, text[1:], reduction="none")[wanted[1:]]
+        assert told.nll[row] == pytest.approx(losses.mean().item(), abs=1e-4)
+        assert told.visnec[row] == pytest.approx((other.mean() - losses.mean()).item(), abs=1e-4)
+        mean = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
+        assert np.abs(told.embedding[row].astype(np.float32) - mean).max() < 1e-3
+        right = (logits.argmax(-1) == text[1:])[wanted[1:]].all().item()
+        assert hits[row] == right
+
+
+def small_cases() -> list[Case]:
+    case = Case(draw=0, budget=25.0)
+    return [replace(case, method=method) for method in ("random", "grouped", "4 a cluster")] + [
+        replace(case, method="grouped", start="seed"),
+        replace(case, budget=100.0),
+    ]
+
+
+def test_a_grid_that_was_stopped_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    def rows(path: Path) -> list[dict[str, object]]:
+        return [
+            {name: value for name, value in row.items() if name != "seconds"} for row in Records(path).rows
+        ]
+
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    prepared = runner.Prepared(SMALL, tmp_path / "cache", "cpu")
+    assert len(list(runner.run_cases(prepared, small_cases(), Records(whole)))) == 5
+    stopped = runner.run_cases(
+        runner.Prepared(SMALL, tmp_path / "other", "cpu"), small_cases(), Records(parts)
+    )
+    next(stopped)
+    next(stopped)
+    stopped.close()
+    with parts.open("a") as file:
+        file.write('{"settings": "cut o')
+    again = runner.Prepared(SMALL, tmp_path / "other", "cpu")
+    list(runner.run_cases(again, small_cases(), Records(parts)))
+    assert rows(parts) == rows(whole)
+    assert len(rows(whole)) == 5
+
+
+def test_tables_are_made_of_records(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    for draw in range(3):
+        for method, budget, accuracy in (("random", 5, 0.5), ("grouped", 5, 0.5 + 0.1 * (draw + 1))):
+            records.add(
+                "key", Case(draw=draw, method=method, budget=budget),
+                accuracy=[accuracy] * len(world.FAMILIES), wrong=0.05, copies=0.2, hints=0.05,
+                families=[1 / len(world.FAMILIES)] * len(world.FAMILIES), steps=1,
+            )  # fmt: skip
+    results = tables.Results(records.of("key"))
+    told = results.gain({"method": "grouped", "budget": 5}, {"method": "random", "budget": 5})
+    assert told is not None
+    assert told.mean == pytest.approx(20)
+    assert told.half_width == pytest.approx(4.3027 * 10 / np.sqrt(3), rel=1e-4)
+    text = tables.text(results, 6, "key")
+    assert "| grouped | 70.0 +- 24.8 (3) | +20.0 +- 24.8 (3) |" in text
+    assert "is not told apart from random" in text
+    assert "plan `noise`" in text
+
+
+def test_every_plan_names_methods_that_there_are() -> None:
+    planned = list(grid.planned(list(grid.PLANS)))
+    assert {case.method for case in planned} <= set(grid.METHODS)
+    assert len(planned) == len(set(planned))
+    tuned = {case.draw for case in grid.planned(["tune"])}
+    reported = {case.draw for case in grid.planned([name for name in grid.PLANS if name != "tune"])}
+    assert not tuned & reported
