@@ -100,12 +100,20 @@ class Journal:
     def enter(self, group: str, trial: Trial, outcome: cases.Outcome) -> None:
         """Append a line."""
         of_trial = {name: getattr(trial, name) for name in ("key", "fault", "where", "expected", "name")}
-        entry = {"group": group, **of_trial, **vars(outcome)}
+        entry = {"group": group, **of_trial, **vars(outcome), "commit": commit()}
         self.entries[trial.key] = entry
         with self._path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def commit() -> str:
+    """Return what is tried."""
+    named = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return named.stdout.strip() or "a release"
 
 
 def table(entries: list[dict[str, Any]]) -> str:
@@ -135,12 +143,10 @@ def write_page(entries: list[dict[str, Any]], planned: int, how: str) -> None:
     kills = sum(entry["tried"] for entry in entries if entry["fault"].startswith("SIGKILL"))
     faults = sum(entry["tried"] for entry in entries)
     finished = f"{len(entries):,} of {planned:,} trials planned" if len(entries) < planned else "all trials"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commits = ", ".join(sorted({entry["commit"] for entry in entries}))
     head = (
         f"{finished}, {faults:,} faults, {kills:,} of them kills. Made by `python tests/faults/run.py {how}` "
-        f"at {commit or 'a release'}, {platform.system()}, Python {platform.python_version()}."
+        f"at {commits}, {platform.system()}, Python {platform.python_version()}."
     )
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
