@@ -48,7 +48,7 @@ def test_a_disk_that_fails_spoils_nothing(bench: Bench) -> None:
 
 
 def test_a_stop_says_how_to_go_on(bench: Bench) -> None:
-    assert check(cases.stops(bench, ["ingest", "score"], timed=False)) == 4
+    assert check(cases.stops(bench, ["seed", "score"], timed=False)) == 4
 
 
 def test_damage_is_found_and_mended(bench: Bench) -> None:

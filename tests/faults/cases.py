@@ -47,6 +47,8 @@ __all__ = [
 KILLS_IN_A_ROW = 3
 WHOLE = 12
 """At every so many kills of an early stage the whole run follows; else the stage alone."""
+# A stage may be done before it is stopped; so often is it tried again.
+ATTEMPTS = 100
 STOP_SECONDS = 5.0
 FROZEN = 0.25
 """Seconds: if the test itself was not run for longer, the machine stood still, and the command with it."""
@@ -185,7 +187,7 @@ def stops(bench: Bench, stages: Sequence[str], *, timed: bool = True) -> Iterato
 
 def _stop(bench: Bench, stage: str, signum: signal.Signals, timed: bool, draw: random.Random) -> Outcome:
     outcome = Outcome(tried=0)
-    while outcome.tried == 0:
+    for _ in range(ATTEMPTS):
         bench.restore(stage)
         child = bench.stage(stage)
         child.let_work(draw.uniform(0.02, 0.95) * bench.cpu[stage])
@@ -200,6 +202,8 @@ def _stop(bench: Bench, stage: str, signum: signal.Signals, timed: bool, draw: r
         outcome.check("the same command goes on" in ended.log, f"does not say how to go on: {ended.last}")
         outcome.check("Traceback" not in ended.log, "shows a traceback")
         outcome.check(not timed or outcome.seconds <= STOP_SECONDS, f"took {outcome.seconds:.1f} s")
+        break
+    outcome.check(outcome.tried == 1, f"was done before the signal {ATTEMPTS} times")
     _finish(bench, stage, outcome)
     return outcome
 
