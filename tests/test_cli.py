@@ -90,4 +90,3 @@ def test_a_log_file_gets_plain_lines(tiny_pool, tiny_model, tmp_path):
     assert not re.search(rb"[\r\x1b]", done.stdout + done.stderr)
     lines = done.stderr.decode().splitlines()
     assert {"ingest", "seed", "export", "score", "pick", "report"} <= {line.split()[0] for line in lines}
-    assert [line for line in lines if len(line) > 80] == []
