@@ -59,7 +59,7 @@ class Finished:
     @property
     def was_done(self) -> bool:
         """Whether the command line had come to its end, so that a signal struck what follows it."""
-        return self.code == 0 or "\ncalls " in self.log
+        return self.code == 0 or ("\ncalls " in self.log and "stopped by" not in self.log)
 
     @property
     def last(self) -> str:
