@@ -39,7 +39,7 @@ def test_two_processes_do_not_meet(bench: Bench) -> None:
 
 
 def test_little_memory_halves_batches(bench: Bench) -> None:
-    assert check(cases.little_memory(bench, [50])) == 1
+    assert check(cases.little_memory(bench, [200])) == 1
 
 
 def test_stages_that_hold_a_model_take_a_quarter_of_the_pool(bench: Bench) -> None:
