@@ -66,6 +66,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "PYTHONPATH": str(site),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "240",
+        "RAY_worker_niceness": "0",  # tests run side by side, and Ray would let others go first
     }
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False, "_system_config": config}
     with pytest.MonkeyPatch.context() as patch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +42,7 @@ class Scorers(Protocol):
 
     def tables(
         self, sweep: Sweep, parts: Mapping[Path, range], meter: Meter
-    ) -> Iterator[tuple[Path, pa.Table]]:
+    ) -> Generator[tuple[Path, pa.Table]]:
         """Score parts.
 
         Parameters
@@ -80,7 +80,7 @@ class LocalScorer:
 
     def tables(
         self, sweep: Sweep, parts: Mapping[Path, range], meter: Meter
-    ) -> Iterator[tuple[Path, pa.Table]]:
+    ) -> Generator[tuple[Path, pa.Table]]:
         """See `Scorers.tables`; a part is encoded while the one before it is computed."""
         # Pillow only warns of pictures up to twice its limit; here they are as unreadable as larger ones.
         with (

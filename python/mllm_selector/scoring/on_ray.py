@@ -17,7 +17,7 @@ import traceback
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,11 +172,10 @@ class _Worker:
         """Score a part: a row of `part`, `start` and `stop` to a row with its table and what that took."""
         (part,) = batch.to_pylist()
         try:
-            row = self._score(part["part"], range(part["start"], part["stop"]))
+            return _result(part["part"], self._score(part["part"], range(part["start"], part["stop"])))
         except Exception as error:  # whatever it is, it is told in our words
             failure = _Failure.of(error)
-            row = {"failure": failure.kind, "text": failure.text}
-        return pa.Table.from_pylist([{**row, "part": part["part"]}], schema=_RESULT)
+            return _result(part["part"], {"failure": failure.kind, "text": failure.text})
 
     def _score(self, part: int, rows: range) -> dict[str, Any]:
         import ray
@@ -241,12 +240,17 @@ _RESULT = pa.schema(
 )
 
 
-def _as_bytes(table: pa.Table) -> pa.Buffer:
+def _result(part: int, what: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([{"part": part, **what}], schema=_RESULT)
+
+
+def _as_bytes(table: pa.Table) -> bytes:
     """Write a table as an Arrow file in memory: its metadata would not outlast a dataset."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 class _RayScorers:
@@ -272,7 +276,7 @@ class _RayScorers:
 
     def tables(
         self, sweep: Sweep, parts: Mapping[Path, range], meter: Meter
-    ) -> Iterator[tuple[Path, pa.Table]]:
+    ) -> Generator[tuple[Path, pa.Table]]:
         """See `Scorers.tables`; parts come in the order in which they are done."""
         self._let_go()
         paths = list(parts)
@@ -397,7 +401,8 @@ def _connected(address: str) -> Iterator[Any]:
                 "starts one, auto takes that of this machine, local starts one for this run"
             )
             raise UsageError(msg) from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What it would log comes as an exception, too.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield ray
     finally:
@@ -424,9 +429,11 @@ def _own_errors(ray: Any) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+        # Of an exception in a task the text is a stack, whose last line says what it was.
+        why = lines[-1 if isinstance(error, ray.exceptions.RayTaskError) else 0]
         msg = (
-            f"Ray gave up: {type(error).__name__}: {lines[0] if lines else 'no reason given'}. What is "
-            "finished is kept, and the same command goes on; Ray's logs on the nodes say more"
+            f"Ray gave up: {type(error).__name__}: {why}. What is finished is kept, and the same command "
+            "goes on; Ray's logs on the nodes say more"
         )
         raise ScoreError(msg) from error

@@ -91,18 +91,15 @@ class Opened:
 
 
 class Sweep(Protocol):
-    """A pass over the pool. It is small, and can be sent to other machines.
+    """A pass over the pool. It is small, and can be sent to other machines."""
 
-    Attributes
-    ----------
-    schema : pyarrow.Schema
-        Of all its parts.
-    budget : BatchBudget
-        How much is computed together.
-    """
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of all its parts."""
 
-    schema: pa.Schema
-    budget: BatchBudget
+    @property
+    def budget(self) -> BatchBudget:
+        """How much is computed together."""
 
     def wanted(self, options: ScoreOptions) -> Wanted:
         """Say what is computed of each sample."""
