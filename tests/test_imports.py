@@ -22,6 +22,7 @@ LAYERS = [
     {"inspection", "planning"},
     {"comparison"},
     {"demo", "doctor", "pipeline"},
+    {"workflow"},
     {"stages"},
     {"scoring"},
     {"training"},

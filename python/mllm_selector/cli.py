@@ -50,6 +50,7 @@ from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_s
 from mllm_selector.reporting.diff_page import write_difference
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.selection import Selection
+from mllm_selector.workflow import STAGES
 
 __all__ = ["main"]
 
@@ -146,10 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mllm-selector {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, about in _ABOUT.items():
-        stages = list(pipeline.STAGES) if name == "select" else [name]
+        stages = list(STAGES) if name == "select" else [name]
         command = _command(commands, name, about, _EXAMPLES[name])
         for stage in stages:
-            _add_options(command, stage, pipeline.STAGES[stage].options, set_of_names=_names(command))
+            _add_options(command, stage, STAGES[stage].options, set_of_names=_names(command))
         if "pick" in stages:
             told = textwrap.indent(methods.described(), "  ")
             command.epilog = (
@@ -210,7 +211,7 @@ def _add_plan(commands: Any) -> None:
         metavar="RUN",
         help="Take what a stage takes from the records of this run directory, where --run-dir has none.",
     )
-    for stage, about in pipeline.STAGES.items():
+    for stage, about in STAGES.items():
         _add_options(planned, stage, about.options, set_of_names=_names(planned), pool="*")
     _add_common(planned, needs_run=False)
     planned.set_defaults(command_function=_plan)
@@ -556,6 +557,6 @@ def _demo(given: argparse.Namespace) -> int:
     progress = _progress(given)
     with RunDirectory(run_dir):
         options = demo.prepare(run_dir, getattr(given, "model", None), progress)
-    pipeline.run_stages(run_dir, pipeline.build_options(options, list(pipeline.STAGES)), progress)
+    pipeline.run_stages(run_dir, pipeline.build_options(options, list(STAGES)), progress)
     _tell(Selection.load(run_dir), as_json=hasattr(given, "json"))
     return 0
