@@ -17,7 +17,7 @@ from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.loading import ahead
 from mllm_selector.scoring.meter import Meter
-from mllm_selector.scoring.sweeps import Facts, Opened, PartScorer, Sweep
+from mllm_selector.scoring.sweeps import Opened, PartScorer, Sweep
 
 __all__ = ["LocalScorer"]
 

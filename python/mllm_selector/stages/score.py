@@ -161,13 +161,12 @@ class _Scoring:
         What the summary says of the last sweep's speed.
     """
 
-    def __init__(
-        self, run: RunDirectory, options: ScoreOptions, progress: Progress, scorers: Scorers
-    ) -> None:
-        self._run, self._options, self._progress, self._scorer = run, options, progress, scorers
+    def __init__(self, run: RunDirectory, options: ScoreOptions, progress: Progress) -> None:
+        self._run, self._options, self._progress = run, options, progress
+        self._scorer = LocalScorer(run, options, progress.note)
         self.pool = Pool.of(run)
-        self._size = options.embedding_size or scorer.facts.embedding_size
-        self._budget = settle_budget(run, options, scorers.best_budget)
+        self._size = options.embedding_size or self._scorer.facts.embedding_size
+        self._budget = settle_budget(run, options, self._scorer.best_budget)
         self._metadata = part_metadata(run.stages["score"].key, self._budget)
         self.written = self._splits = 0
         self.speed = ""
