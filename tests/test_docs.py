@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from conftest import TinyPool
-from mllm_selector import cli
+from mllm_selector import arguments, cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,7 +138,7 @@ def run(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def check(words: list[str], block: Block, where: str) -> None:
     if words[0] == "mllm-selector":
-        cli._parser().parse_args(words[1:])
+        arguments.parser().parse_args(words[1:])
     elif words[0] == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         named = re.findall(r"\[([\w,]+)\]", " ".join(words))

@@ -19,6 +19,7 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "onnx", "
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"arguments"},
     {"inspection", "planning"},
     {"comparison"},
     {"demo", "doctor", "pipeline"},
