@@ -10,10 +10,12 @@ import sys
 
 import pytest
 
-from mllm_selector import cli
+from mllm_selector import arguments, cli
 
 COMMANDS = re.findall(
-    r"^    ([a-z]+)\b", cli._parser().format_help().partition("COMMAND\n")[2].partition("options:")[0], re.M
+    r"^    ([a-z]+)\b",
+    arguments.parser().format_help().partition("COMMAND\n")[2].partition("options:")[0],
+    re.M,
 )
 
 
@@ -40,7 +42,7 @@ def test_every_help_has_examples_that_are_understood(capsys, command):
         words = shlex.split(
             line.partition("mllm-selector ")[2].partition(">")[0].partition(")")[0].rstrip('"')
         )
-        cli._parser().parse_args(words)
+        arguments.parser().parse_args(words)
 
 
 def test_all_commands_are_found():

@@ -12,10 +12,11 @@ import pytest
 
 from mllm_selector import formats
 from mllm_selector.config import IngestOptions
-from mllm_selector.errors import PoolError
+from mllm_selector.errors import PoolError, UsageError
+from mllm_selector.pipeline import build_options, run_stages
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
-from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint_inputs
+from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint_inputs, read_manifest
 from mllm_selector.stages import ingest
 
 RECORDS = [
@@ -79,6 +80,47 @@ def test_a_compressed_pool_is_the_pool_of_its_text(kind, framing, tmp_path):
             formats.write_subset(other, order, tmp_path / f"subset{kind}")
             assert EXPAND[kind](tmp_path / f"subset{kind}") == (tmp_path / "subset").read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_inputs_are_identified_by_what_was_read_of_them(tmp_path):
+    contents = {
+        "pool.json": b"\xef\xbb\xbf[" + b",".join(RECORDS) + b"] \n",
+        "pool.jsonl": b"\n".join(RECORDS),
+        "pool.jsonl.gz": gzip.compress(b"\n".join(RECORDS)),
+        "pool.jsonl.zst": zstd(b"\n".join(RECORDS)),
+    }
+    for name, content in contents.items():
+        source = tmp_path / name
+        source.write_bytes(content)
+        directory = tmp_path / f"run-{name}"
+        options = build_options({"pool": source}, ["ingest"])
+        run_stages(directory, options)
+        record = read_manifest(directory)["ingest"]
+        assert record.inputs["pool"] == fingerprint_inputs(options["ingest"].pool)
+        # The key is that of a run that has read the inputs before.
+        written = (directory / "pool.arrow").stat().st_mtime_ns
+        run_stages(directory, options)
+        assert (directory / "pool.arrow").stat().st_mtime_ns == written
+        source.write_bytes(content[:-1])
+        with pytest.raises(UsageError, match="it was made with another pool"):
+            run_stages(directory, options)
+
+
+def test_a_killed_ingest_is_done_again(tmp_path):
+    source = tmp_path / "pool.jsonl"
+    source.write_bytes(b"\n".join(RECORDS))
+    options = build_options({"pool": source}, ["ingest"])
+
+    class Killed(SilentProgress):
+        def update(self, done, **facts):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tmp_path / "run", options, Killed())
+    if (tmp_path / "run").exists():
+        assert read_manifest(tmp_path / "run")["ingest"].state == "running"
+    run_stages(tmp_path / "run", options)
+    assert read_manifest(tmp_path / "run")["ingest"].state == "done"
 
 
 def test_inputs_compressed_in_different_ways_give_a_plain_subset(tmp_path):

@@ -1,46 +1,21 @@
-"""Faults in real runs of all stages, the short form; `make test-faults` has the long one."""
+"""Faults other than kills in real runs, the short form; `make test-faults` has the long one."""
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "faults"))
-
 import cases
+import hostile
+import pytest
 from harness import Bench
 
-# 21 in all.
-KILLS = {"ingest": 3, "seed": 3, "export": 2, "score": 6, "pick": 4, "report": 3}
+from fault_fixtures import check
 
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    """A small pool and model, and one undisturbed run of all stages."""
-    with Bench() as made:
-        yield made
-
-
-def check(trials: Iterable[cases.Trial]) -> int:
-    """Do what is to be tried, ask that all goes well, and return how many faults there were."""
-    outcomes = {trial.key: trial.do(random.Random(trial.key)) for trial in trials}
-    assert {key: outcome.failures for key, outcome in outcomes.items() if outcome.failures} == {}
-    return sum(outcome.tried for outcome in outcomes.values())
-
-
-def test_kills_in_every_stage_lose_nothing(bench: Bench) -> None:
-    assert check(cases.kills_at_random(bench, KILLS)) >= 20
-
-
-def test_a_kill_at_each_write_of_reading_and_choosing_loses_nothing(bench: Bench) -> None:
-    assert check(cases.kills_at_writes(bench, {"ingest": 7, "pick": 11})) >= 8
+pytest_plugins = ["fault_fixtures"]
 
 
 def test_a_disk_that_fails_spoils_nothing(bench: Bench) -> None:
@@ -61,6 +36,14 @@ def test_the_clock_does_not_matter(bench: Bench) -> None:
 
 def test_two_processes_do_not_meet(bench: Bench) -> None:
     assert check(cases.two(bench, ["score"])) == 1
+
+
+def test_little_memory_halves_batches(bench: Bench) -> None:
+    assert check(cases.little_memory(bench, [50])) == 1
+
+
+def test_stages_that_hold_a_model_take_a_quarter_of_the_pool(bench: Bench) -> None:
+    assert check(hostile.large_pictures(bench, 64)) == 1
 
 
 # A main thread that waits in C for a lock that it holds itself: Python's handlers never get to run.

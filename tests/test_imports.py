@@ -29,9 +29,11 @@ HEAVY = {
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"arguments"},
     {"inspection", "planning"},
     {"comparison"},
     {"demo", "doctor", "pipeline"},
+    {"workflow"},
     {"stages"},
     {"scoring"},
     {"training"},

@@ -12,7 +12,9 @@ from PIL import Image
 
 from mllm_selector.reporting.markup import element, join
 from mllm_selector.reporting.numbers import nice_step
+from mllm_selector.reporting.overview import Coverage
 from mllm_selector.reporting.thumbnails import Thumbnail, Thumbnails
+from mllm_selector.reporting.words import larger_budget
 from mllm_selector.selection import Selection
 
 
@@ -77,3 +79,13 @@ def test_a_notebook_gets_texts_of_a_pool_as_text(report_run):
     selection = Selection.load(report_run)
     selection.ids[0] = "<script>alert(1)</script>"
     assert "<script" not in selection._repr_html_()
+
+
+def test_small_distances_are_told_with_two_digits():
+    counts = [10, 370, 740]
+    coverage = Coverage(1848, counts, [0.5, 0.000312, 0.0000843], [1, 1, 1], [0.4, 0.00123, 0.001], [1, 1, 1])
+    assert larger_budget(coverage, 370) == (
+        "Half of the pool lies within 0.00031 of a chosen sample; with as many samples drawn uniformly it "
+        "would be 0.0012. A budget of 740 (2.0 times this one), filled up uniformly, would bring it to "
+        "8.4e-05, which is 73% nearer."
+    )

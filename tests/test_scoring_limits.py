@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import PIL.Image
 import pytest
 import torch
 
@@ -20,8 +21,11 @@ from mllm_selector.artifacts import ScoreTable
 from mllm_selector.config import ExportOptions, ScoreOptions
 from mllm_selector.engine import OnnxEngine, memory_errors
 from mllm_selector.errors import DeviceMemoryError, ScoreError
+from mllm_selector.families import images as images_
+from mllm_selector.families.llava import LlavaFamily
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
+from mllm_selector.scoring import loading, scorer
 from mllm_selector.stages import score
 from model_fixtures import done, export_once, picture, write_pool
 
@@ -194,6 +198,55 @@ def test_features_that_do_not_fit_are_encoded_again(scored: Any, monkeypatch: py
     limit = 16
     with pytest.raises(ScoreError, match=r"features of one batch do not fit .* lower --token-budget"):
         scored(pool)
+
+
+@pytest.mark.parametrize("of", ["scorer_batch", "vision_inputs"])
+def test_batches_that_do_not_fit_while_they_are_made_are_halved(
+    scored: Any, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    pool = samples(60)
+    whole, expected = scored(pool)
+    owner = scorer if of == "scorer_batch" else LlavaFamily
+    make = getattr(owner, of)
+
+    def little(*arguments: Any) -> Any:
+        if len(arguments[1]) > 2:  # samples or pictures
+            raise MemoryError
+        return make(*arguments)
+
+    monkeypatch.setattr(owner, of, little)
+    halved, table = scored(pool)
+    assert halved["halved_batches"] > 0 == whole["halved_batches"]
+    assert halved["scored"] == 60
+    assert np.abs(table.necessity - expected.necessity).max() < 1e-5
+
+
+@pytest.mark.parametrize(("times", "aside"), [(1, {}), (2, {"out-of-memory": 1})])
+def test_an_image_that_does_not_fit_beside_others_is_loaded_alone(
+    scored: Any, monkeypatch: pytest.MonkeyPatch, times: int, aside: dict[str, int]
+) -> None:
+    pool = [([("user", "<image>\n?"), ("assistant", "yes")], [f"{index}.png"]) for index in range(9)]
+    load, asked = images_.load_image, iter(range(times))
+
+    def little(image: Any, name: str | None = None) -> Any:
+        if image.name == "3.png" and next(asked, None) is not None:
+            raise MemoryError
+        return load(image, name)
+
+    monkeypatch.setattr(loading, "load_image", little)
+    counts, _ = scored(pool)
+    assert counts["set_aside"] == aside
+    assert next(asked, None) is None
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_bad_image(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PIL.Image, "open", lack)
+    for read in (images_.load_image, images_.image_size):
+        with pytest.raises(MemoryError):
+            read(images / "0.png")
 
 
 REAL = """

@@ -81,7 +81,7 @@ def ingest(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     rows: Callable[[PathLike[str]], tuple[object, int, tuple[int, int]]] | None = None,
-    hashed: Callable[[str], object] | None = None,
+    hashed: Callable[[str, list[str]], object] | None = None,
 ) -> dict[str, Any]: ...
 def write_subset(
     pool: PathLike[str],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mllm_selector.checksums import Damage
 from mllm_selector.errors import RunDirectoryError, UsageError
-from mllm_selector.pipeline import STAGES
 from mllm_selector.rundir import RunDirectory, StageRecord
+from mllm_selector.workflow import STAGES
 
 __all__ = ["inspect"]
 

@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mllm_selector import families, formats, methods
 from mllm_selector.checksums import Damage
 from mllm_selector.config import (
-    ExportOptions,
     IngestOptions,
     Inputs,
     PickOptions,
-    ReportOptions,
     ScoreOptions,
     SeedOptions,
     StageOptions,
@@ -33,117 +29,22 @@ from mllm_selector.config import (
 )
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.limits import check_limits
-from mllm_selector.metrics import Metrics, Variant
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
-from mllm_selector.rundir import RunDirectory, StageRecord, fingerprint, fingerprint_inputs, stage_key
+from mllm_selector.rundir import (
+    RunDirectory,
+    StageRecord,
+    fingerprint,
+    fingerprint_inputs,
+    of_files,
+    stage_key,
+    state_of_inputs,
+)
 from mllm_selector.selection import Selection
-from mllm_selector.stages import export, ingest, pick, report, score, seed
+from mllm_selector.stages import score
+from mllm_selector.workflow import STAGES
 
-__all__ = ["STAGES", "Stage", "build_options", "checked", "outlook", "run_stages", "select"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage as the pipeline sees it.
-
-    Attributes
-    ----------
-    options : type
-        Its class of options.
-    run : callable
-        Does the work and returns the counts for the manifest.
-    needs : str or None
-        The stage before it.
-    outputs : callable
-        Files and folders of a run directory that must be whole for the stage to count as done.
-    reads : callable
-        Files and folders of earlier stages that it reads.
-    partial : callable
-        Finished pieces of an unfinished run that the stage goes on from.
-    scraps : callable
-        Files and folders that are of no use once the stage is done.
-    redoable : bool
-        Whether it may be run again with other options in the same run directory.
-    """
-
-    options: type[StageOptions]
-    run: Callable[[RunDirectory, Any, Progress], dict[str, Any]]
-    needs: str | None
-    outputs: Callable[[RunDirectory], list[Path]]
-    reads: Callable[[RunDirectory], list[Path]] = lambda run: []
-    partial: Callable[[RunDirectory], list[Path]] = lambda run: []
-    scraps: Callable[[RunDirectory], list[Path]] = lambda run: []
-    redoable: bool = False
-
-
-def _seed_outputs(run: RunDirectory) -> list[Path]:
-    model = run.path / run.stages["seed"].counts["model"]
-    if model.is_relative_to(run.path):
-        return [run.seed_rows, run.seed / "adapter", model]
-    return [run.seed_rows, model / "config.json"]  # the user's own
-
-
-def _score_outputs(run: RunDirectory) -> list[Path]:
-    samples = run.need("ingest").counts["samples"]
-    options = run.stages["score"].options
-    parts = range(math.ceil(samples / options["shard_size"]))
-    has_examples = Variant.ONE_SHOT in Metrics.parse(options["metrics"]).variants
-    return [
-        *([run.projection] if options["embedding_size"] is not None else []),
-        *(run.score_part(index) for index in parts),
-        *([run.examples, *(run.example_part(index) for index in parts)] if has_examples else []),
-    ]
-
-
-def _pick_outputs(run: RunDirectory) -> list[Path]:
-    return [run.selection, run.path / run.stages["pick"].counts["subset"]]
-
-
-STAGES: dict[str, Stage] = {
-    "ingest": Stage(IngestOptions, ingest.run, None, lambda run: [run.pool, run.rejected]),
-    "seed": Stage(
-        SeedOptions,
-        seed.run,
-        "ingest",
-        _seed_outputs,
-        reads=lambda run: [run.pool],
-        partial=lambda run: sorted(run.seed_checkpoints.glob("*")),
-        scraps=lambda run: [run.seed_checkpoints, run.seed_plan],
-    ),
-    "export": Stage(
-        ExportOptions,
-        export.run,
-        "seed",
-        lambda run: [run.onnx],
-        reads=lambda run: [run.path / run.need("seed").counts["model"]],
-    ),
-    "score": Stage(
-        ScoreOptions,
-        score.run,
-        "export",
-        _score_outputs,
-        reads=lambda run: [run.pool, run.onnx],
-        partial=lambda run: sorted((*run.scores.glob("part-*.arrow"), *run.shards.glob("*/part-*.arrow"))),
-        scraps=lambda run: [run.shards, run.batches.with_name("batches.lock")],
-    ),
-    "pick": Stage(
-        PickOptions,
-        pick.run,
-        "score",
-        _pick_outputs,
-        reads=lambda run: [run.pool, run.seed_rows, run.scores],
-        redoable=True,
-    ),
-    "report": Stage(
-        ReportOptions,
-        report.run,
-        "pick",
-        lambda run: [run.report, run.report_numbers],
-        reads=lambda run: [run.pool, run.scores, run.selection],
-        redoable=True,
-    ),
-}
+__all__ = ["build_options", "checked", "outlook", "run_stages", "select"]
 
 
 def build_options(given: dict[str, Any], stages: list[str]) -> dict[str, StageOptions]:
@@ -411,8 +312,13 @@ def _content(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_stage(run: RunDirectory, name: str, options: StageOptions, progress: Progress) -> None:
-    record = _record(run, name, options)
     old = run.stages.get(name)
+    if isinstance(options, IngestOptions) and (old is None or old.state != "done"):
+        # Nothing is there that could be lost or skipped. The pool is read once, and identified by that.
+        unread = {"pool": {"files": state_of_inputs(options.pool)}}
+        _do_stage(run, name, options, StageRecord("running", "", options.as_json(), unread), progress)
+        return
+    record = _record(run, name, options)
     if old is not None and old.key != record.key:
         _refuse_to_mix(run, name, old, options, record.inputs)
     elif old is not None and old.state == "done" and not _damages(run, name, progress):
@@ -444,8 +350,24 @@ def _run_shard(directory: Path, options: ScoreOptions, progress: Progress) -> No
 def _record(run: RunDirectory, name: str, options: StageOptions) -> StageRecord:
     """Return the record of a stage that is to run."""
     inputs = _inputs(run, name, options)
-    key = stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
-    return StageRecord("running", key, options.as_json(), inputs)
+    return StageRecord("running", _key(name, options, inputs), options.as_json(), inputs)
+
+
+def _key(name: str, options: StageOptions, inputs: dict[str, Any]) -> str:
+    return stage_key(name, options.as_json(only_that_matter=True), _content(inputs))
+
+
+def _identify(record: StageRecord, options: IngestOptions) -> None:
+    """Enter what the inputs held when they were read; a format that does not tell has them read again."""
+    hashes = record.counts.pop("input_hashes", None)
+    if hashes is None:
+        pool = fingerprint_inputs(options.pool)
+    else:
+        states = record.inputs["pool"]["files"]
+        files = [state | {"hash": digest} for state, digest in zip(states, hashes, strict=True)]
+        pool = of_files(options.pool, files)
+    record.inputs = {"pool": pool}
+    record.key = _key("ingest", options, record.inputs)
 
 
 def _check_reads(run: RunDirectory, name: str) -> None:
@@ -484,6 +406,8 @@ def _do_stage(
         if previous is not None:
             run.commit(name, previous) if previous.state == "done" else run.begin(name, previous)
         raise
+    if isinstance(options, IngestOptions):
+        _identify(record, options)
     run.checksums.seal(stage.outputs(run))
     record.seconds = round(time.monotonic() - started, 3)
     record.peak_mb = peak_memory_mb()

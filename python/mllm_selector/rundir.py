@@ -23,7 +23,16 @@ from mllm_selector.manifest import (
     write_record,
 )
 
-__all__ = ["RunDirectory", "StageRecord", "fingerprint", "fingerprint_inputs", "read_manifest", "stage_key"]
+__all__ = [
+    "RunDirectory",
+    "StageRecord",
+    "fingerprint",
+    "fingerprint_inputs",
+    "of_files",
+    "read_manifest",
+    "stage_key",
+    "state_of_inputs",
+]
 
 
 class RunDirectory:
@@ -268,9 +277,25 @@ def fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, An
         ``hash`` (BLAKE3, hexadecimal; of a folder, SHA-256 over those of its files), ``size`` in bytes, and
         ``state``, a hash of names, sizes and times.
     """
-    files = [path]
+    files = _files(path)
+    state = _state(files)
+    if known is not None and known.get("state") == state["state"] and "hash" in known:
+        return known
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        hashes = "".join(f"{file.name}:{_internal.hash_file(str(file))}\n" for file in files)
+        digest = hashlib.sha256(hashes.encode()).hexdigest()
+    else:
+        digest = _internal.hash_file(str(path))
+    return {"hash": digest, **state}
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+
+
+def _state(files: list[Path]) -> dict[str, Any]:
     stats = [file.stat() for file in files]
     # The time of the last change of the inode (ctime) cannot be set back, unlike that of the content.
     states = [
@@ -278,14 +303,12 @@ def fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, An
         for file, stat in zip(files, stats, strict=True)
     ]
     state = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    if known is not None and known.get("state") == state:
-        return known
-    if path.is_dir():
-        hashes = "".join(f"{file.name}:{_internal.hash_file(str(file))}\n" for file in files)
-        digest = hashlib.sha256(hashes.encode()).hexdigest()
-    else:
-        digest = _internal.hash_file(str(path))
-    return {"hash": digest, "size": sum(stat.st_size for stat in stats), "state": state}
+    return {"size": sum(stat.st_size for stat in stats), "state": state}
+
+
+def state_of_inputs(inputs: Inputs) -> list[dict[str, Any]]:
+    """Return the `fingerprint` of each input but its hash: nothing is read."""
+    return [_state(_files(entry.path)) for entry in inputs.inputs]
 
 
 def fingerprint_inputs(inputs: Inputs, known: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -306,7 +329,13 @@ def fingerprint_inputs(inputs: Inputs, known: dict[str, Any] | None = None) -> d
     before = known["files"] if known is not None else []
     if len(before) != len(inputs.inputs):
         before = [None] * len(inputs.inputs)
-    files = [fingerprint(entry.path, old) for entry, old in zip(inputs.inputs, before, strict=True)]
+    return of_files(
+        inputs, [fingerprint(each.path, old) for each, old in zip(inputs.inputs, before, strict=True)]
+    )
+
+
+def of_files(inputs: Inputs, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put the `fingerprint` of each input together, as `fingerprint_inputs` does."""
     content = [(entry.source, file["hash"]) for entry, file in zip(inputs.inputs, files, strict=True)]
     return {"hash": hashlib.sha256(json.dumps(content).encode()).hexdigest(), "files": files}
 

@@ -19,9 +19,8 @@ LENGTH = 2 << 30
 MOST_MB = 500
 
 SIDE = 2_000
-PICTURES = 171
-QUARTER = PICTURES * SIDE * SIDE * 3 // 4
-"""513 MB."""
+PICTURE = SIDE * SIDE * 3
+"""12 MB."""
 
 
 def long_texts(bench: Bench) -> Iterator[Trial]:
@@ -77,32 +76,33 @@ def _read_long_text(bench: Bench, name: str, draw: random.Random) -> Outcome:
     return outcome
 
 
-def large_pictures(bench: Bench) -> Iterator[Trial]:
-    """All stages that load pictures, on 2 GB of them, with a quarter of that to spare."""
+def large_pictures(bench: Bench, count: int) -> Iterator[Trial]:
+    """All stages that load pictures, with a quarter of the pictures' size to spare."""
+    quarter = count * PICTURE // 4
     yield Trial(
-        "pictures of 2 GB in all (RLIMIT_DATA)",
+        f"{count} pictures of {PICTURE / 1e6:g} MB (RLIMIT_DATA)",
         "ingest, seed, export, score",
-        f"done with {QUARTER >> 20} MB beyond what the program has before it starts",
+        f"done with a quarter of that, {quarter / 1e6:g} MB, beyond what the program has before it starts",
         "",
-        partial(_read_large_pictures, bench),
+        partial(_read_large_pictures, bench, count, quarter),
     )
 
 
 def bitmap_head() -> bytes:
-    """The head of a bitmap of 12 MB; what follows it is black."""
-    file = struct.pack("<2sIII", b"BM", 54 + SIDE * SIDE * 3, 0, 54)
-    return file + struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 24, 0, SIDE * SIDE * 3, 0, 0, 0, 0)
+    """The head of a bitmap; what follows it is black."""
+    file = struct.pack("<2sIII", b"BM", 54 + PICTURE, 0, 54)
+    return file + struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 24, 0, PICTURE, 0, 0, 0, 0)
 
 
-def _read_large_pictures(bench: Bench, draw: random.Random) -> Outcome:
+def _read_large_pictures(bench: Bench, count: int, quarter: int, draw: random.Random) -> Outcome:
     shutil.rmtree(bench.work)
     images, pool = bench.work / "images", bench.work / "pool.jsonl"
     images.mkdir(parents=True)
     with pool.open("w") as file:
-        for row in range(PICTURES):
+        for row in range(count):
             with (images / f"{row}.bmp").open("wb") as image:
                 image.write(bitmap_head())
-                image.truncate(54 + SIDE * SIDE * 3)  # a hole, which takes no room on the disk
+                image.truncate(54 + PICTURE)  # a hole, which takes no room on the disk
             turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "black"}]
             file.write(json.dumps({"id": str(row), "image": f"{row}.bmp", "conversations": turns}) + "\n")
     outcome = Outcome()
@@ -113,7 +113,7 @@ def _read_large_pictures(bench: Bench, draw: random.Random) -> Outcome:
         ["score"],
     ):
         argv = [*command, "--run-dir", str(bench.run)]
-        ended = bench.server.start(argv=argv, memory=QUARTER).wait()
+        ended = bench.server.start(argv=argv, memory=quarter).wait()
         outcome.check(ended.code == 0, f"{command[0]}: {ended.last}")
-    outcome.check(f"{PICTURES} samples scored, 0 set aside" in ended.log, ended.last)
+    outcome.check(f"{count} samples scored, 0 set aside" in ended.log, ended.last)
     return outcome

@@ -62,7 +62,8 @@ def damage(bench: Bench, thin: int) -> Iterator[Trial]:
 
 def processes(bench: Bench, thin: int) -> Iterator[Trial]:
     """Signals, a second process, too little memory."""
-    yield from cases.stops(bench, ["ingest", "seed", "seed", "export", "score", "score", "pick", "report"])
+    stages = ["ingest", "seed", "seed", "export", "score", "score", "pick", "report", "pick", "pick", "pick"]
+    yield from cases.stops(bench, stages)
     yield from cases.two(bench, ["ingest", "score", "score", "score", "pick"])
     yield from cases.little_memory(bench, [100, 200])
 
@@ -70,7 +71,7 @@ def processes(bench: Bench, thin: int) -> Iterator[Trial]:
 def inputs(bench: Bench, thin: int) -> Iterator[Trial]:
     """Input that is too large for the tests of every day."""
     yield from hostile.long_texts(bench)
-    yield from hostile.large_pictures(bench)
+    yield from hostile.large_pictures(bench, 171)
 
 
 Group = Callable[[Bench, int], Iterator[Trial]]

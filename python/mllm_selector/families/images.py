@@ -82,6 +82,8 @@ def _opened(image: PoolImage, name: str | None) -> Iterator[Image.Image]:
                 msg = f"{width} x {height} pixels are narrower than 1:{MAX_ASPECT}"
                 raise ValueError(msg)
             yield file
+    except MemoryError:  # says nothing of the image
+        raise
     # Pillow's decoders raise whatever the damage leads them to (OSError, ValueError, SyntaxError,
     # struct.error, IndexError, DecompressionBombError ...); all mean the same here.
     except Exception as error:

@@ -54,7 +54,8 @@ class PoolFormat(Protocol):
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts.
 
-        They may hold ``pool_hash``, the BLAKE3 hash of `out` in hexadecimal, which is then not read for it.
+        They may hold ``pool_hash``, the BLAKE3 hash of `out` in hexadecimal, and ``input_hashes``, those of
+        the inputs in their order; what has a hash is not read for it again.
         """
 
     def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:

@@ -23,7 +23,8 @@ def read_pool(
 ) -> dict[str, Any]:
     """Read a pool into `out`, set bad records aside in `rejected`, and return the counts.
 
-    Among them is ``pool_hash``, the BLAKE3 hash of `out` in hexadecimal, taken as it was written.
+    Among them are BLAKE3 hashes in hexadecimal: ``pool_hash`` of `out`, taken as it was written, and
+    ``input_hashes`` of the inputs, which are not read again for it where they are text.
 
     Parameters
     ----------
@@ -38,7 +39,11 @@ def read_pool(
     rows : callable, optional
         Opens an input as rows, see `mllm_selector.formats.tables.RowFormat.stream`; else Rust opens it.
     """
-    hashes: list[str] = []
+    hashes: dict[str, Any] = {}
+
+    def hashed(pool: str, inputs: list[str]) -> None:
+        hashes.update(pool_hash=pool, input_hashes=inputs)
+
     counts = _internal.ingest(
         [(entry.path, entry.source) for entry in options.pool.inputs],
         name,
@@ -56,6 +61,6 @@ def read_pool(
         threads=options.threads,
         progress=on_bytes,
         rows=rows,
-        hashed=hashes.append,
+        hashed=hashed,
     )
-    return counts | {"pool_hash": hashes[0]}
+    return counts | hashes

@@ -28,6 +28,7 @@ from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.budget import budget_memory
 from mllm_selector.scoring.opening import open_engine, open_torch
 from mllm_selector.stages.seed import seed_count
+from mllm_selector.workflow import STAGES
 
 __all__ = ["look"]
 
@@ -75,7 +76,7 @@ def look(
             "records tell how fast this goes"
         )
         raise UsageError(msg)
-    stages = [name for name in pipeline.STAGES if name != "ingest" or "pool" in given]
+    stages = [name for name in STAGES if name != "ingest" or "pool" in given]
     options = pipeline.build_options(dict(given), stages)
     with tempfile.TemporaryDirectory(prefix="mllm-selector-plan-") as temporary:
         return _Look(options, run_dir, samples, devices, rates_of, Path(temporary), progress).plan()
@@ -108,7 +109,7 @@ class _Look:
 
     def plan(self) -> Plan:
         """Look at everything and put the plan together."""
-        states = dict.fromkeys(pipeline.STAGES, "runs")
+        states = dict.fromkeys(STAGES, "runs")
         if self._has_pool:
             states |= pipeline.outlook(self._run, self._options)
         pool, total, sources, is_counted = self._pool(states["ingest"] == "done")
@@ -165,7 +166,7 @@ class _Look:
             trained = of_seed.seed_batch_size * math.ceil(trained / of_seed.seed_batch_size)
         left = total
         if states["score"] == "goes on":
-            parts = len(pipeline.STAGES["score"].partial(self._run))
+            parts = len(STAGES["score"].partial(self._run))
             left = max(0, total - parts * of_score.shard_size)
         readings = 1 + len(of_score.metrics.variants)
         return Work(total, chosen, trained, readings, self._devices, states, left)

@@ -151,8 +151,8 @@ def larger_budget(coverage: Coverage, budget: int) -> str:
     now = coverage.median[at.get(budget, 0)]
     random = coverage.random_median[at.get(budget, 0)]
     text = (
-        f"Half of the pool lies within {now:.3f} of a chosen sample; with as many samples drawn uniformly "
-        f"it would be {random:.3f}."
+        f"Half of the pool lies within {now:.2g} of a chosen sample; with as many samples drawn uniformly "
+        f"it would be {random:.2g}."
     )
     larger = [count for count in coverage.counts if count > budget]
     if not larger or now <= 0:
@@ -161,7 +161,7 @@ def larger_budget(coverage: Coverage, budget: int) -> str:
     then = coverage.median[at[best]]
     return (
         f"{text} A budget of {best:,} ({best / budget:.1f} times this one), filled up uniformly, would "
-        f"bring it to {then:.3f}, which is {1 - then / now:.0%} nearer."
+        f"bring it to {then:.2g}, which is {1 - then / now:.0%} nearer."
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from typing import TypeAlias, TypeVar
 
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Arrays, Family
@@ -19,6 +19,7 @@ IMAGES_AHEAD = 16
 """Images that wait for the device, besides two for each worker."""
 
 T = TypeVar("T")
+_Loading: TypeAlias = tuple[ImageRef, Future[Arrays | SampleError]]
 
 
 class ImageLoader:
@@ -48,7 +49,7 @@ class ImageLoader:
 
         Not more than memory bears are loaded before they are asked for.
         """
-        waiting = deque(self._threads.submit(self._prepare, ref) for ref in refs[: self._ahead])
+        waiting = deque(self._begin(ref) for ref in refs[: self._ahead])
         return self._following(waiting, refs[self._ahead :])
 
     def close(self) -> None:
@@ -56,13 +57,28 @@ class ImageLoader:
         self._threads.shutdown(cancel_futures=True)
 
     def _following(
-        self, waiting: deque[Future[Arrays | SampleError]], rest: Sequence[ImageRef]
+        self, waiting: deque[_Loading], rest: Sequence[ImageRef]
     ) -> Iterator[Arrays | SampleError]:
         for ref in rest:
-            yield waiting.popleft().result()
-            waiting.append(self._threads.submit(self._prepare, ref))
-        for picture in waiting:
-            yield picture.result()
+            yield self._end(waiting.popleft(), waiting)
+            waiting.append(self._begin(ref))
+        while waiting:
+            yield self._end(waiting.popleft(), waiting)
+
+    def _begin(self, ref: ImageRef) -> _Loading:
+        return ref, self._threads.submit(self._prepare, ref)
+
+    def _end(self, loading: _Loading, others: Iterable[_Loading]) -> Arrays | SampleError:
+        """Return a picture; where memory lacks, when the others are loaded, which may have taken it."""
+        ref, picture = loading
+        try:
+            return picture.result()
+        except MemoryError:
+            wait([other for _, other in others])
+        try:
+            return self._prepare(ref)
+        except MemoryError:
+            return SampleError("out-of-memory: an image, loaded alone")
 
     def _prepare(self, ref: ImageRef) -> Arrays | SampleError:
         image = self._pool.sample(ref.row).images[ref.place]

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import Engine
+from mllm_selector.engine import Engine, memory_errors
 from mllm_selector.errors import DeviceMemoryError, SampleError, ScoreError
 from mllm_selector.families.base import Arrays, Family
 from mllm_selector.metrics import Answer, Metrics, Variant
@@ -57,24 +57,28 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class _See:
-    """Images to be encoded together, where their features go, and how many rows each has."""
+    """Images to be encoded together, where their features go, how many rows each has, and the tower's inputs.
+
+    Inputs that are None are made when it is their turn.
+    """
 
     keys: tuple[Hashable, ...]
     prepared: tuple[Arrays, ...]
     starts: tuple[int, ...]
     rows: tuple[int, ...]
-    inputs: Arrays
+    inputs: Arrays | None
 
-    def part(self, family: Family, places: slice) -> _See:
+    def part(self, places: slice) -> _See:
         """Return some of the images."""
-        prepared = self.prepared[places]
-        inputs = family.vision_inputs(prepared)
-        return _See(self.keys[places], prepared, self.starts[places], self.rows[places], inputs)
+        return _See(self.keys[places], self.prepared[places], self.starts[places], self.rows[places], None)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Readings to be scored together, where the features of their images lie, and the scorer's inputs."""
+    """Readings to be scored together, where the features of their images lie, and the scorer's inputs.
+
+    Inputs that are None are made when it is their turn.
+    """
 
     items: tuple[Item, ...]
     starts: Mapping[Hashable, int]
@@ -295,7 +299,8 @@ def _work(
             else:
                 scores.reasons[item] = broken[failed]
         if readable:
-            yield _Read(tuple(readable), starts, _scorer_inputs(family, shard, readable, starts, pooled))
+            inputs = _if_it_fits(_scorer_inputs, family, shard, readable, starts, pooled)
+            yield _Read(tuple(readable), starts, inputs)
         yield len(batch), sum(len(shard.samples[item]) for item in batch)
 
 
@@ -303,7 +308,15 @@ def _seeing(family: Family, ready: Sequence[tuple[ImageUse, int, Arrays]]) -> It
     if ready:
         images, starts, prepared = zip(*ready, strict=True)
         keys, rows = zip(*((image.key, image.rows) for image in images), strict=True)
-        yield _See(keys, prepared, starts, rows, family.vision_inputs(prepared))
+        yield _See(keys, prepared, starts, rows, _if_it_fits(family.vision_inputs, prepared))
+
+
+def _if_it_fits(make: Callable[..., Arrays], *arguments: Any) -> Arrays | None:
+    """Return inputs; None if memory lacks for them now."""
+    try:
+        return make(*arguments)
+    except MemoryError:
+        return None
 
 
 def _scorer_inputs(
@@ -337,8 +350,10 @@ class _Computing:
     def see(self, work: _See) -> None:
         """Encode images; one that does not fit alone takes its samples along."""
         try:
-            with self._done.timed():
-                self._engine.see(work.inputs, work.starts[0], sum(work.rows))
+            with memory_errors():
+                inputs = work.inputs or self._family.vision_inputs(work.prepared)
+                with self._done.timed():
+                    self._engine.see(inputs, work.starts[0], sum(work.rows))
         except DeviceMemoryError:
             self._done.splits += 1
         else:
@@ -348,8 +363,8 @@ class _Computing:
             self._blind[work.keys[0]] = f"out-of-memory: an image of {work.rows[0]} tokens, encoded alone"
             return
         half = len(work.keys) // 2
-        self.see(work.part(self._family, slice(half)))
-        self.see(work.part(self._family, slice(half, None)))
+        self.see(work.part(slice(half)))
+        self.see(work.part(slice(half, None)))
 
     def read(self, work: _Read) -> None:
         """Score readings; one that does not fit alone is set aside."""
@@ -370,9 +385,10 @@ class _Computing:
         try:
             if fits:
                 pooled = self._wanted.pooled
-                self._read_whole(
-                    items, inputs or _scorer_inputs(self._family, self._shard, items, starts, pooled)
-                )
+                with memory_errors():
+                    self._read_whole(
+                        items, inputs or _scorer_inputs(self._family, self._shard, items, starts, pooled)
+                    )
                 return
         except DeviceMemoryError:
             self._done.splits += 1

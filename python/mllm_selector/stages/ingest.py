@@ -30,7 +30,7 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
         ``samples``; ``rejected``, records by reason; ``renamed``, samples with a new id; ``text_only``,
         ``multi_image`` and ``multi_turn``, samples without an image, with several, and with several
         answers; ``images``, distinct ones; ``sources``, samples by source; ``bytes`` and ``format`` of the
-        inputs.
+        inputs; ``input_hashes``, their BLAKE3 hashes in hexadecimal, if the format has taken them.
 
     Raises
     ------

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 
-use crate::files::WholeFile;
+use crate::files::{PIECE, WholeFile};
 use crate::{Error, Result};
 
 /// How a file is compressed.
@@ -48,20 +48,24 @@ pub(crate) struct TextFile {
 }
 
 enum Decoder {
-    Plain(File),
-    Gzip(Box<MultiGzDecoder<Counted>>),
-    Zstd(zstd::Decoder<'static, BufReader<Counted>>),
+    Plain(HashedFile),
+    Gzip(Box<MultiGzDecoder<HashedFile>>),
+    Zstd(zstd::Decoder<'static, BufReader<HashedFile>>),
 }
 
-/// A file that knows how much of it has been read.
-struct Counted {
+/// A file that knows how much of it has been read, and the hash of that: nothing must be read again to tell
+/// the input from others.
+struct HashedFile {
     file: File,
     read: u64,
+    hasher: blake3::Hasher,
 }
 
-impl Read for Counted {
+impl Read for HashedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read(buffer)?;
+        let most = buffer.len().min(PIECE);
+        let read = self.file.read(&mut buffer[..most])?;
+        self.hasher.update(&buffer[..read]);
         self.read += read as u64;
         Ok(read)
     }
@@ -72,13 +76,15 @@ impl TextFile {
         let compression = Compression::of(path)?;
         let open_error = |source| Error::io("open", path, source);
         let file = File::open(path).map_err(open_error)?;
-        let counted = |file| Counted { file, read: 0 };
+        let file = HashedFile {
+            file,
+            read: 0,
+            hasher: blake3::Hasher::new(),
+        };
         let reader = match compression {
             Compression::Plain => Decoder::Plain(file),
-            Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(counted(file)))),
-            Compression::Zstd => {
-                Decoder::Zstd(zstd::Decoder::new(counted(file)).map_err(open_error)?)
-            }
+            Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(file))),
+            Compression::Zstd => Decoder::Zstd(zstd::Decoder::new(file).map_err(open_error)?),
         };
         Ok(Self {
             path: path.to_path_buf(),
@@ -94,6 +100,17 @@ impl TextFile {
             Decoder::Gzip(decoder) => Some(decoder.get_ref().read),
             Decoder::Zstd(decoder) => Some(decoder.get_ref().get_ref().read),
         }
+    }
+
+    /// Returns the BLAKE3 hash of the file, of which what has not been read is read now.
+    pub(crate) fn hash(&mut self) -> Result<blake3::Hash> {
+        let file = match &mut self.reader {
+            Decoder::Plain(file) => file,
+            Decoder::Gzip(decoder) => decoder.get_mut(),
+            Decoder::Zstd(decoder) => decoder.get_mut().get_mut(),
+        };
+        io::copy(file, &mut io::sink()).map_err(|source| Error::io("read", &self.path, source))?;
+        Ok(file.hasher.finalize())
     }
 
     /// Fills the buffer as far as the text goes; returns how much there was.

@@ -89,6 +89,9 @@ struct Flowing {
 /// The disk is asked for so many bytes at once.
 const FLOW: u64 = 16 << 20;
 
+/// So many bytes are read or written at once, then hashed while they are still in the core's own cache.
+pub(crate) const PIECE: usize = 128 << 10;
+
 impl Flowing {
     fn new(file: File) -> Self {
         Self {
@@ -102,7 +105,7 @@ impl Flowing {
 
 impl Write for Flowing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        let count = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
         self.hasher.update(&bytes[..count]);
         self.written += count as u64;
         // The last page is still written to.

@@ -118,7 +118,7 @@ fn ingest<'py>(
         None => {
             let summary = outcome?;
             if let Some(hashed) = hashed {
-                hashed.call1(py, (&summary.pool_hash,))?;
+                hashed.call1(py, (&summary.pool_hash, &summary.input_hashes))?;
             }
             as_dict(py, &summary)
         }

@@ -24,6 +24,11 @@ pub(super) trait Container {
     /// Where blocks are cut must depend on the input alone. It looks at `observer` often; whatever it passes
     /// over without a block it adds to the observer's progress.
     fn next(&mut self, observer: &Observer) -> Result<Option<Box<dyn Block>>>;
+
+    /// Returns the BLAKE3 hash of the input, all of whose blocks have been taken, if reading them has told it.
+    fn hash(&mut self) -> Result<Option<blake3::Hash>> {
+        Ok(None)
+    }
 }
 
 /// Consecutive whole records of one input, parsed apart from all others and on another thread.

@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use super::hashed::{HashedMap, HashedSet};
+use super::hashed::{FixedSet, HashedMap};
 use super::header::{self, Fault, Rules};
 use super::image_checks::reason;
 use super::reject::{Reason, Rejection, shown};
@@ -246,7 +246,7 @@ struct Folder {
     /// One thread lists it, while the others go on without.
     is_being_listed: AtomicBool,
     /// Hashes of the names of its regular files; None if they cannot be listed.
-    names: OnceLock<Option<HashedSet<u64>>>,
+    names: OnceLock<Option<FixedSet>>,
     hasher: RandomState,
 }
 
@@ -274,22 +274,22 @@ impl Folder {
             None => self.names.get_or_init(|| self.list(&path()).ok().flatten()),
         };
         let hash = self.hasher.hash_one(name.as_bytes());
-        names.as_ref().is_some_and(|names| names.contains(&hash))
+        names.as_ref().is_some_and(|names| names.contains(hash))
     }
 
-    fn list(&self, path: &Path) -> io::Result<Option<HashedSet<u64>>> {
-        let mut names = HashedSet::default();
+    fn list(&self, path: &Path) -> io::Result<Option<FixedSet>> {
+        let mut names = Vec::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             // Links and whatever the file system does not tell about are examined one by one.
             if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                names.insert(self.hasher.hash_one(entry.file_name().as_encoded_bytes()));
+                names.push(self.hasher.hash_one(entry.file_name().as_encoded_bytes()));
             }
             if names.len() > MOST_NAMES {
                 return Ok(None);
             }
         }
-        Ok(Some(names))
+        Ok(Some(FixedSet::of(&names)))
     }
 }
 

@@ -53,6 +53,7 @@ use self::image_checks::ImageChecks;
 use self::record::Rules;
 use self::sink::Sink;
 use self::split::{LIMITS, Limits};
+use crate::hash::hash_file;
 use crate::{Error, Observer, Result};
 
 pub use self::arrow::RowStream;
@@ -183,6 +184,8 @@ pub struct Summary {
     pub bytes: u64,
     /// BLAKE3 hash of the pool file in hexadecimal.
     pub pool_hash: String,
+    /// BLAKE3 hash of each input in hexadecimal.
+    pub input_hashes: Vec<String>,
 }
 
 /// Reads a pool into an Arrow file and a list of rejected records.
@@ -250,6 +253,7 @@ fn ingest_opened(
         .map_err(|error| Error::Argument(format!("threads: cannot start them: {error}")))?;
     let sink = Sink::create(options, &schema)?;
     let mut first_record = 0;
+    let mut input_hashes = Vec::with_capacity(options.inputs.len());
     let (read, sink) = thread::scope(|threads| {
         // Beside the block that is written and the one that has been read last.
         let (queue, blocks) = mpsc::sync_channel(workers.current_num_threads());
@@ -284,6 +288,10 @@ fn ingest_opened(
                         return Err(Error::Interrupted);
                     }
                 }
+                input_hashes.push(match container.hash()? {
+                    Some(hash) => hash.to_hex().to_string(),
+                    None => hash_file(&input.path)?,
+                });
                 Ok(())
             };
             let outcome = (0..options.inputs.len()).try_for_each(&mut read);
@@ -295,7 +303,10 @@ fn ingest_opened(
     // The rows before a fault of an input may hold an earlier one, which is the one to report.
     let sink = sink.unwrap_or_else(|panic| resume_unwind(panic))?;
     read?;
-    let summary = sink.finish(bytes)?;
+    let summary = Summary {
+        input_hashes,
+        ..sink.finish(bytes)?
+    };
     observer.advance(bytes.saturating_sub(observer.progress().0));
     Ok(summary)
 }

@@ -254,6 +254,10 @@ impl Container for Blocks {
         let block = self.next_block(observer)?;
         Ok(block.map(|block| Box::new(block) as Box<dyn container::Block>))
     }
+
+    fn hash(&mut self) -> Result<Option<blake3::Hash>> {
+        self.file.hash().map(Some)
+    }
 }
 
 #[cfg(test)]
