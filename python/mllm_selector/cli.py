@@ -33,37 +33,6 @@ _NO_MEMORY = (
     "mllm-selector: out of memory; what is finished is kept, the same command goes on where it stopped"
 )
 
-_EXAMPLES = {
-    "select": """\
-        mllm-selector select pool.json --images images/ --budget 10% \\
-            --model llava-hf/llava-1.5-7b-hf --run-dir run --out subset.json
-        mllm-selector select pool.jsonl --images images/ --seed-model tuned/ \\
-            --budget 50000 --run-dir run""",
-    "ingest": """\
-        mllm-selector ingest pool.json --images images/ --run-dir run
-        mllm-selector ingest ocr=ocr.jsonl chat='chats/*.jsonl' --images images/ \\
-            --run-dir run
-        mllm-selector ingest dialogues.jsonl.gz --images images/ \\
-            --columns messages=dialogue,images=pics --run-dir run""",
-    "seed": """\
-        mllm-selector seed --model llava-hf/llava-1.5-7b-hf --seed-size 2% \\
-            --run-dir run""",
-    "export": "mllm-selector export --precision float16 --run-dir run",
-    "score": """\
-        mllm-selector score --device cuda --run-dir run
-        mllm-selector score --shard 2/8 --run-dir run
-        mllm-selector score --merge --run-dir run
-        mllm-selector score --ray auto --ray-gpus 1 --run-dir run""",
-    "pick": """\
-        mllm-selector pick --budget 5% --run-dir run --out subset-5.json
-        mllm-selector pick --budget 20000 --groups source --within k-center \\
-            --run-dir run
-        mllm-selector pick --budget 10% --source-floor '*=500' \\
-            --source-ceiling ocr=20% --run-dir run
-        mllm-selector pick --budget 10% --method deita \\
-            --param score=necessity,quality --scores judge.csv --run-dir run""",
-    "report": "mllm-selector report --run-dir run",
-}
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line.
