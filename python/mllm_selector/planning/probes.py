@@ -20,7 +20,6 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Family
 from mllm_selector.families.images import load_image
-from mllm_selector.metrics import Variant
 from mllm_selector.planning.rates import Rate
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
@@ -30,6 +29,7 @@ from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import DEFAULT
 from mllm_selector.scoring.scorer import ShardScorer, Wanted
 from mllm_selector.scoring.shards import encode_shard
+from mllm_selector.scoring.sweeps import first_variants
 from mllm_selector.stages.seed import random_order
 
 __all__ = ["Read", "parameters", "probe_ingest", "probe_pick", "probe_score", "probe_training"]
@@ -172,7 +172,7 @@ def probe_score(
     tokens, images = options.token_budget.value, options.image_budget.value
     known = budget or DEFAULT
     budget = BatchBudget(tokens or known.tokens, images or known.image_rows)
-    variants = [Variant.FULL, *(each for each in options.metrics.variants if each is not Variant.ONE_SHOT)]
+    variants = first_variants(options.metrics)
     wanted = Wanted(options.metrics, options.embedding)
     reset_peak_memory()
     with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:

@@ -32,7 +32,7 @@ from mllm_selector.scoring.batching import BatchBudget, length_batches, scorer_b
 from mllm_selector.scoring.parts import BATCHES, KEY
 from mllm_selector.scoring.shards import EncodedShard, encode_shard
 
-__all__ = ["BudgetMemory", "budget_memory", "find_budget", "locked", "settle_budget"]
+__all__ = ["BudgetMemory", "best_budget", "budget_memory", "find_budget", "locked", "settle_budget"]
 
 DEFAULT = BatchBudget(tokens=4096, image_rows=4096)
 """For pools that are too small to measure on."""
@@ -49,9 +49,7 @@ PROBE_ROWS = 512
 """Samples of the pool's start that are measured on."""
 
 
-def settle_budget(
-    run: RunDirectory, family: Family, pool: Pool, engine: Engine, options: ScoreOptions
-) -> BatchBudget:
+def settle_budget(run: RunDirectory, options: ScoreOptions, find: Callable[[], BatchBudget]) -> BatchBudget:
     """Return the budget of a run: the options', else the run's own, else what is found now and kept.
 
     Parameters
@@ -59,8 +57,10 @@ def settle_budget(
     run : RunDirectory
         Its ``batches.json`` holds what was found before. A lock beside it lets one process of several find
         the budget while the others wait.
-    family, pool, engine, options
-        See `find_budget`.
+    options : ScoreOptions
+        The budgets, where they are given.
+    find : callable
+        Finds one where the device is, see `best_budget`.
     """
     tokens, image_rows = options.token_budget.value, options.image_budget.value
     if tokens is not None and image_rows is not None:
@@ -69,15 +69,30 @@ def settle_budget(
     with locked(run.batches.with_name("batches.lock")):
         found = _read(run.batches, key) or _of_parts(run, key)
         if found is None:
-            memory = budget_memory(run, engine)
-            found = memory.recall()
-            if found is None:
-                found = find_budget(family, pool, engine, options)
-                if found is not None:
-                    memory.remember(found)
-            found = found or DEFAULT
+            found = find()
             write_json(run.batches, {"key": key, **asdict(found)})
     return BatchBudget(tokens or found.tokens, image_rows or found.image_rows)
+
+
+def best_budget(
+    run: RunDirectory, family: Family, pool: Pool, engine: Engine, options: ScoreOptions
+) -> BatchBudget:
+    """Return the budget that is remembered for the device and the model, else one that is measured now.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Says which model was exported; nothing is written there.
+    family, pool, engine, options
+        See `find_budget`.
+    """
+    memory = budget_memory(run, engine)
+    found = memory.recall()
+    if found is None:
+        found = find_budget(family, pool, engine, options)
+        if found is not None:
+            memory.remember(found)
+    return found or DEFAULT
 
 
 def budget_memory(run: RunDirectory, engine: Engine) -> BudgetMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,7 +23,7 @@ from mllm_selector.scoring.budget import locked
 from mllm_selector.scoring.scorer import ShardScorer, Wanted
 from mllm_selector.scoring.shards import encode_shard
 
-__all__ = ["Projection", "random_rows", "settle_projection"]
+__all__ = ["Projection", "drawn_embeddings", "random_rows", "settle_projection"]
 
 PCA_SAMPLES = 4096
 """Samples that principal components are fitted to, at least (8 for each component)."""
@@ -117,11 +118,9 @@ class Projection:
 
 def settle_projection(
     run: RunDirectory,
-    family: Family,
-    pool: Pool,
-    engine: Engine,
+    width: int,
     options: ScoreOptions,
-    budget: BatchBudget,
+    embeddings: Callable[[], NDArray[np.float32]],
 ) -> Projection | None:
     """Return the projection of a run: the one that it keeps, else one that is made now and kept.
 
@@ -130,8 +129,12 @@ def settle_projection(
     run : RunDirectory
         Its ``projection.arrow`` holds what was made before. A lock beside it lets one process of several make
         it while the others wait.
-    family, pool, engine, options, budget
-        What scores a sample of the pool, for principal components.
+    width : int
+        Numbers of an embedding before.
+    options : ScoreOptions
+        Size and kind of the projection.
+    embeddings : callable
+        Gives the embeddings that principal components are fitted to, see `drawn_embeddings`.
 
     Returns
     -------
@@ -142,10 +145,8 @@ def settle_projection(
     ------
     UsageError
         If embeddings are to be projected to more numbers than they have.
-    ScoreError
-        If no sample can be scored for principal components to be fitted to.
     """
-    size, width = options.embedding_size, engine.embedding_size
+    size = options.embedding_size
     if size is None:
         return None
     if size > width:
@@ -158,18 +159,33 @@ def settle_projection(
             if options.projection == "random":
                 projection = Projection.random(size, width, options.seed)
             else:
-                rows = random_rows(max(PCA_SAMPLES, 8 * size), len(pool), options.seed)
-                projection = Projection.principal(
-                    size, _embeddings(family, pool, engine, options, budget, rows)
-                )
+                projection = Projection.principal(size, embeddings())
             projection.save(run.projection, key)
     return projection
 
 
-def _embeddings(
-    family: Family, pool: Pool, engine: Engine, options: ScoreOptions, budget: BatchBudget, rows: list[int]
+def drawn_embeddings(
+    family: Family, pool: Pool, engine: Engine, options: ScoreOptions, budget: BatchBudget
 ) -> NDArray[np.float32]:
-    """Score some rows for their embeddings only."""
+    """Score drawn samples for their embeddings only, enough to fit principal components to.
+
+    Parameters
+    ----------
+    family, pool, engine, budget
+        What scores a sample of the pool.
+    options : ScoreOptions
+        Seed of the draw, size of the projection, positions of the embeddings.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, width)
+
+    Raises
+    ------
+    ScoreError
+        If no sample can be scored.
+    """
+    rows = random_rows(max(PCA_SAMPLES, 8 * (options.embedding_size or 0)), len(pool), options.seed)
     shard = encode_shard(pool, rows, family, options)
     wanted = Wanted(pooled=options.embedding)
     with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:

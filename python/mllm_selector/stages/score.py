@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from PIL import Image
 
-from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable, example_schema, score_schema, write_arrow, write_json
 from mllm_selector.checksums import Checksums
 from mllm_selector.config import ScoreOptions
-from mllm_selector.engine import Engine
 from mllm_selector.errors import RunDirectoryError
-from mllm_selector.families.base import Family
-from mllm_selector.metrics import METRICS, NLL, Variant
+from mllm_selector.metrics import Variant
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.scoring.batching import BatchBudget
-from mllm_selector.scoring.budget import budget_memory, settle_budget
-from mllm_selector.scoring.loading import ahead
+from mllm_selector.scoring.budget import settle_budget
+from mllm_selector.scoring.local import LocalScorer
 from mllm_selector.scoring.merging import CHECKSUMS, DONE, gather_parts, held_shard
-from mllm_selector.scoring.neighbours import nearest_samples
-from mllm_selector.scoring.opening import open_engine
+from mllm_selector.scoring.meter import Meter
+from mllm_selector.scoring.neighbours import find_examples
 from mllm_selector.scoring.parts import (
     check_origin,
     check_scored,
@@ -43,9 +33,7 @@ from mllm_selector.scoring.parts import (
     part_rows,
 )
 from mllm_selector.scoring.projection import settle_projection
-from mllm_selector.scoring.scorer import ShardScorer, Wanted, Work
-from mllm_selector.scoring.shards import EncodedShard, ShardScores, encode_shard
-from mllm_selector.scoring.tables import example_table, score_table
+from mllm_selector.scoring.sweeps import ExampleSweep, FirstSweep, Sweep, first_variants
 
 __all__ = ["run"]
 
@@ -161,7 +149,7 @@ def _merge(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict
 
 
 class _Scoring:
-    """What scores the pool, and the sweeps over it.
+    """The sweeps over the pool, and what is written of them.
 
     Attributes
     ----------
@@ -174,13 +162,11 @@ class _Scoring:
     """
 
     def __init__(self, run: RunDirectory, options: ScoreOptions, progress: Progress) -> None:
-        trust = bool(run.need("seed").options.get("trust_remote_code", False))
         self._run, self._options, self._progress = run, options, progress
+        self._scorer = LocalScorer(run, options, progress.note)
         self.pool = Pool.of(run)
-        self._family = families.load(run.onnx / "processor", trust_remote_code=trust)
-        self._engine = open_engine(run, self._family, options.device, options.threads, progress.note)
-        self._size = options.embedding_size or self._engine.embedding_size
-        self._budget = settle_budget(run, self._family, self.pool, self._engine, options)
+        self._size = options.embedding_size or self._scorer.facts.embedding_size
+        self._budget = settle_budget(run, options, self._scorer.best_budget)
         self._metadata = part_metadata(run.stages["score"].key, self._budget)
         self.written = self._splits = 0
         self.speed = ""
@@ -188,50 +174,28 @@ class _Scoring:
 
     def first_sweep(self, parts: Mapping[Path, range], checksums: Checksums) -> None:
         """Score samples as they are, and in the forms that need nothing of other samples."""
-        options = self._options
-        variants = [
-            Variant.FULL,
-            *(each for each in options.metrics.variants if each is not Variant.ONE_SHOT),
-        ]
-        schema = score_schema(self._size, options.metrics.of(variants), self._metadata)
+        options, scorer, budget = self._options, self._scorer, self._budget
+        metrics = options.metrics.of(first_variants(options.metrics))
+        schema = score_schema(self._size, metrics, self._metadata)
         check_origin(self._run.shards.glob("*/part-*.arrow"), schema)
-        project = settle_projection(self._run, self._family, self.pool, self._engine, options, self._budget)
-        wanted = Wanted(options.metrics, options.embedding, *([project] if project else []))
-        self._sweep(
-            _Sweep(
-                parts,
-                schema,
-                lambda rows: encode_shard(self.pool, rows, self._family, options, variants),
-                lambda rows, scores: score_table(rows, scores, options.metrics, schema),
-            ),
-            wanted,
-            checksums,
-        )
+        width = scorer.facts.embedding_size
+        projection = settle_projection(self._run, width, options, lambda: scorer.drawn_embeddings(budget))
+        self._sweep(FirstSweep(schema, budget, projection), parts, checksums)
 
     def example_sweep(self, parts: Mapping[Path, range]) -> None:
         """Score each sample once more, after its nearest other sample."""
         options = self._options
         (name,) = options.metrics.of([Variant.ONE_SHOT])
-        scores = ScoreTable.load(self._run.scores, with_examples=False)
-        mean_nll = scores.column(NLL)
         self._progress.start("score", total=len(self.pool), unit="neighbours")
-        examples = nearest_samples(
+        find_examples(
             self._run.examples,
             self._run.stages["score"].key,
-            scores,
+            ScoreTable.load(self._run.scores, with_examples=False),
             options.threads,
             lambda done, _: self._progress.update(done),
         )
-        schema = example_schema(name, self._metadata)
-
-        def encode(rows: range) -> EncodedShard:
-            scored = [row for row in rows if not np.isnan(mean_nll[row])]
-            return encode_shard(self.pool, scored, self._family, options, [Variant.ONE_SHOT], examples)
-
-        def table(rows: range, shard: ShardScores) -> pa.Table:
-            return example_table(rows, shard, mean_nll[rows.start : rows.stop], METRICS[name], schema)
-
-        self._sweep(_Sweep(parts, schema, encode, table), Wanted(), self._run.checksums)
+        sweep = ExampleSweep(example_schema(name, self._metadata), self._budget, name)
+        self._sweep(sweep, parts, self._run.checksums)
 
     def report(self) -> dict[str, Any]:
         """Return what the manifest says besides counts of samples."""
@@ -242,64 +206,39 @@ class _Scoring:
         return {
             "embedding_size": self._size,
             **whole,
-            "provider": self._engine.provider,
-            "image_backend": self._family.image_backend,
+            "provider": self._scorer.facts.provider,
+            "image_backend": self._scorer.facts.image_backend,
             "token_budget": self._budget.tokens,
             "image_budget": self._budget.image_rows,
             "idle_share": self._idle,
             "halved_batches": self._splits,
         }
 
-    def _sweep(self, sweep: _Sweep, wanted: Wanted, checksums: Checksums) -> None:
-        todo = missing_parts(sweep.parts, sweep.schema, checksums, self._progress.note)
-        total = sum(map(len, sweep.parts.values()))
-        finished = total - sum(len(sweep.parts[part]) for part in todo)
+    def _sweep(self, sweep: Sweep, parts: Mapping[Path, range], checksums: Checksums) -> None:
+        missing = missing_parts(parts, sweep.schema, checksums, self._progress.note)
+        todo = {part: parts[part] for part in missing}
+        total = sum(map(len, parts.values()))
+        finished = total - sum(map(len, todo.values()))
         self._progress.start("score", total=total, done=finished)
-        exact = _exact(self._run, self._family, self._options)
-        # Pillow only warns of pictures up to twice its limit; here they are as unreadable as larger ones.
-        with (
-            warnings.catch_warnings(),
-            ShardScorer(
-                self._family, self.pool, self._engine, self._budget, self._options.workers, exact, wanted
-            ) as scorer,
-            ThreadPoolExecutor(1, thread_name_prefix="encode") as thread,
-        ):
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            meter = _Meter(self._progress, scorer.work, finished)
-            plans = (scorer.plan(sweep.encode(sweep.parts[part])) for part in todo)
-            for part, planned in zip(todo, ahead(plans, thread, 1), strict=True):
-                rows = sweep.parts[part]
-                meter.begin(len(rows), len(planned.shard.samples))
-                write_arrow(part, sweep.table(rows, scorer.score(planned, meter.count)))
-                checksums.add(part)
-                meter.end()
-        self.written += len(todo)
-        if todo:
-            self.speed = f"; {meter.rate:,.1f} samples/s with {self._engine.provider}, idle {meter.idle:.1%}"
-            self._idle = round(meter.idle, 4)
-        self._learn(scorer.work.splits)
-
-    def _learn(self, splits: int) -> None:
-        """Remember that batches did not fit in memory."""
-        self._splits += splits
-        if not splits:
+        if not todo:
             return
-        self._progress.note(
-            f"{splits:,} batches did not fit in memory and were halved; lower budgets than --token-budget "
-            f"{self._budget.tokens} --image-budget {self._budget.image_rows} save the vain attempts"
+        meter = Meter(self._progress, finished)
+        with closing(self._scorer.tables(sweep, todo, meter)) as tables:
+            for part, table in tables:
+                write_arrow(part, table)
+                checksums.add(part)
+                self.written += 1
+        self.speed = (
+            f"; {meter.rate:,.1f} samples/s with {self._scorer.facts.provider}, idle {meter.idle:.1%}"
         )
-        lower = BatchBudget(self._budget.tokens // 2, self._budget.image_rows // 2)
-        budget_memory(self._run, self._engine).remember(lower)
-
-
-@dataclass(frozen=True)
-class _Sweep:
-    """A pass over the pool: its parts and their schema, how a shard is encoded and its scores are written."""
-
-    parts: Mapping[Path, range]
-    schema: pa.Schema
-    encode: Callable[[range], EncodedShard]
-    table: Callable[[range, ShardScores], pa.Table]
+        self._idle = round(meter.idle, 4)
+        self._splits += meter.splits
+        if meter.splits:
+            self._progress.note(
+                f"{meter.splits:,} batches did not fit in memory and were halved; lower budgets than "
+                f"--token-budget {self._budget.tokens} --image-budget {self._budget.image_rows} save the "
+                "vain attempts"
+            )
 
 
 def _examples(run: RunDirectory, pool: Pool, options: ScoreOptions) -> dict[Path, range]:
@@ -322,62 +261,6 @@ def _share(run: RunDirectory, pool: Pool, options: ScoreOptions, folder: Path) -
     }
 
 
-def _exact(run: RunDirectory, family: Family, options: ScoreOptions) -> Callable[[], Engine] | None:
-    """Return what opens the engine in float32; None if scoring is in float32 anyway."""
-    if run.need("export").options.get("precision", "float32") == "float32":
-        return None
-    return partial(open_engine, run, family, options.device, options.threads, precision="float32")
-
-
 def _summary(counts: dict[str, Any]) -> str:
     aside = counts["samples"] - counts["scored"]
     return f"{counts['scored']:,} samples scored, {aside:,} set aside"
-
-
-class _Meter:
-    """Reports progress with the speed of this process, finished parts of earlier ones left out."""
-
-    def __init__(self, progress: Progress, work: Work, finished: int) -> None:
-        self._progress = progress
-        self._work = work
-        self._finished = finished
-        self._samples = self._tokens = 0
-        self._shard = self._readings = self._read = 0
-        self._started = time.monotonic()
-
-    @property
-    def rate(self) -> float:
-        """Samples per second."""
-        return self._samples / self._seconds
-
-    @property
-    def idle(self) -> float:
-        """Share of the time in which the device waited for work."""
-        return max(0.0, 1 - self._work.busy_seconds / self._seconds)
-
-    @property
-    def _seconds(self) -> float:
-        return max(time.monotonic() - self._started, 1e-9)
-
-    def begin(self, samples: int, readings: int) -> None:
-        """Begin a shard: a sample counts as done when its share of the readings is."""
-        self._shard, self._readings, self._read = samples, readings, 0
-
-    def count(self, readings: int, tokens: int) -> None:
-        """Add readings and tokens that are done."""
-        self._read += readings
-        self._tokens += tokens
-        self._report(self._samples + self._shard * self._read // self._readings)
-
-    def end(self) -> None:
-        """End a shard."""
-        self._samples += self._shard
-        self._report(self._samples)
-
-    def _report(self, samples: int) -> None:
-        speed: dict[str, float | str] = {
-            "samples/s": samples / self._seconds,
-            "tokens/s": self._tokens / self._seconds,
-            "idle": f"{self.idle:.0%}",
-        }
-        self._progress.update(self._finished + samples, **speed)
