@@ -13,7 +13,17 @@ import pytest
 import mllm_selector
 
 PACKAGE = Path(mllm_selector.__file__).parent
-HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "onnx", "onnxscript", "onnxruntime"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "peft",
+    "accelerate",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "ray",
+}
 
 # Each part may import from those that stand below it.
 LAYERS = [

@@ -63,7 +63,8 @@ _EXAMPLES = {
     "score": """\
         mllm-selector score --device cuda --run-dir run
         mllm-selector score --shard 2/8 --run-dir run
-        mllm-selector score --merge --run-dir run""",
+        mllm-selector score --merge --run-dir run
+        mllm-selector score --ray auto --ray-gpus 1 --run-dir run""",
     "pick": """\
         mllm-selector pick --budget 5% --run-dir run --out subset-5.json
         mllm-selector pick --budget 20000 --groups source --within k-center \\

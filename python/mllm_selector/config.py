@@ -249,14 +249,47 @@ class ScoreOptions(StageOptions):
     merge: bool = option(
         False, help="Score nothing; put together what the processes with --shard scored.", matters=False
     )
+    ray: str | None = option(
+        None,
+        help="Score on a Ray cluster: HOST:PORT of its head, auto for the one that this machine is in, or "
+        "local to start one on this machine alone.",
+        metavar="ADDRESS",
+        matters=False,
+    )
+    ray_gpus: float | None = option(
+        None,
+        help="GPUs of each scorer on Ray, also a share of one; default 1 where there are GPUs. Without a GPU "
+        "a scorer takes --threads CPUs, by default 1.",
+        metavar="X",
+        matters=False,
+    )
+    ray_scorers: int | None = option(
+        None,
+        help="Most scorers on Ray at a time; default as many as the cluster holds.",
+        metavar="N",
+        matters=False,
+    )
 
     def check(self) -> None:
         """Check the scoring options."""
         if self.shard is not None and self.merge:
             msg = "--shard and --merge: give one; --merge comes when all shards are done"
             raise UsageError(msg)
-        for name in ("embedding_size", "max_tokens", "shard_size", "workers", "threads"):
+        if self.shard is not None and self.ray is not None:
+            msg = "--shard and --ray: give one; Ray shares the parts out by itself"
+            raise UsageError(msg)
+        if self.ray is None and (self.ray_gpus is not None or self.ray_scorers is not None):
+            msg = "--ray-gpus and --ray-scorers need --ray ADDRESS, such as --ray auto"
+            raise UsageError(msg)
+        if self.ray is not None and "://" in self.ray:
+            msg = (
+                f"--ray: {self.ray} is no HOST:PORT; run this command on a node of the cluster (with 'ray "
+                "job submit', for one), where the run directory is"
+            )
+            raise UsageError(msg)
+        for name in ("embedding_size", "max_tokens", "shard_size", "workers", "threads", "ray_scorers"):
             self.at_least(name, 1)
+        self.at_least("ray_gpus", 0)
         self.at_least("seed", 0)
 
 

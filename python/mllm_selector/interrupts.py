@@ -58,20 +58,27 @@ def stoppable() -> Iterator[None]:
     """
     hear, tell = os.pipe()
     os.set_blocking(tell, False)
-    before = {signum: signal.signal(signum, _raise) for signum in _STOPS}
+    came: list[int] = []
+
+    def stop(signum: int, frame: types.FrameType | None) -> NoReturn:
+        came.append(signum)
+        raise Stopped(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in _STOPS}
     wakeup = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(hear,), daemon=True, name="stop").start()
     try:
         yield
+    except KeyboardInterrupt as error:
+        # Ray puts a bare one in the place of what a handler raises while it waits.
+        if isinstance(error, Stopped) or not came:
+            raise
+        raise Stopped(came[-1]) from error
     finally:
         signal.set_wakeup_fd(wakeup)
         os.close(tell)
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _raise(signum: int, frame: types.FrameType | None) -> NoReturn:
-    raise Stopped(signum)
 
 
 def _watch(hear: int) -> None:

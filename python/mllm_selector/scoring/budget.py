@@ -136,6 +136,7 @@ class BudgetMemory:
     def __init__(self, device: str, model: str) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.path = cache / "mllm-selector" / "batches.json"
+        self.device = device
         self._key = hashlib.sha256(json.dumps([device, model]).encode()).hexdigest()
 
     def recall(self) -> BatchBudget | None:

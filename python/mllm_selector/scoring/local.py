@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +18,13 @@ from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.loading import ahead
 from mllm_selector.scoring.meter import Meter
-from mllm_selector.scoring.sweeps import Opened, PartScorer, Sweep
+from mllm_selector.scoring.sweeps import Facts, Opened, PartScorer, Sweep
 
-__all__ = ["LocalScorer"]
+__all__ = ["LocalScorer", "Scorers"]
 
 
-class LocalScorer:
-    """Scores the parts of a run in this process; writes nothing.
+class Scorers(Protocol):
+    """What scores the pool, wherever that is.
 
     Attributes
     ----------
@@ -31,39 +32,56 @@ class LocalScorer:
         What is known before the first part.
     """
 
-    def __init__(self, run: RunDirectory, options: ScoreOptions, note: Callable[[str], None]) -> None:
-        self._opened = Opened(run, options, note)
-        self.facts = self._opened.facts
+    facts: Facts
 
     def best_budget(self) -> BatchBudget:
         """Measure how much is best computed together."""
-        return self._opened.best_budget()
 
     def drawn_embeddings(self, budget: BatchBudget) -> NDArray[np.float32]:
         """Score drawn samples for their embeddings."""
-        return self._opened.drawn_embeddings(budget)
 
     def tables(
         self, sweep: Sweep, parts: Mapping[Path, range], meter: Meter
     ) -> Generator[tuple[Path, pa.Table]]:
-        """Score parts; one is encoded while the one before it is computed.
+        """Score parts.
 
         Parameters
         ----------
         sweep : Sweep
             What is scored.
         parts : mapping of Path to range
-            The parts, and their rows of the pool.
+            The parts, and their rows of the pool. Nothing is written.
         meter : Meter
             Is told how it goes.
 
         Yields
         ------
         part : Path
-            In the order given.
+            In any order.
         table : pyarrow.Table
             What the part is to hold.
         """
+
+
+class LocalScorer:
+    """One scorer, in this process; see `Scorers`."""
+
+    def __init__(self, run: RunDirectory, options: ScoreOptions, note: Callable[[str], None]) -> None:
+        self._opened = Opened(run, options, note)
+        self.facts = self._opened.facts
+
+    def best_budget(self) -> BatchBudget:
+        """See `Scorers.best_budget`."""
+        return self._opened.best_budget()
+
+    def drawn_embeddings(self, budget: BatchBudget) -> NDArray[np.float32]:
+        """See `Scorers.drawn_embeddings`."""
+        return self._opened.drawn_embeddings(budget)
+
+    def tables(
+        self, sweep: Sweep, parts: Mapping[Path, range], meter: Meter
+    ) -> Generator[tuple[Path, pa.Table]]:
+        """See `Scorers.tables`; a part is encoded while the one before it is computed."""
         # Pillow only warns of pictures up to twice its limit; here they are as unreadable as larger ones.
         with (
             warnings.catch_warnings(),

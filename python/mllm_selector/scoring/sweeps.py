@@ -1,4 +1,4 @@
-"""Sweeps over the pool, and what scores their parts."""
+"""Sweeps over the pool, and what scores their parts, in this process or on another machine."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ class Facts:
     ----------
     embedding_size : int
         Width of the model's embeddings.
-    provider : str
-        What computes.
+    provider, device : str
+        What computes, and on what.
     image_backend : str
         What prepares images.
     """
 
     embedding_size: int
     provider: str
+    device: str
     image_backend: str
 
 
@@ -77,7 +78,8 @@ class Opened:
     @property
     def facts(self) -> Facts:
         """What is known now."""
-        return Facts(self.engine.embedding_size, self.engine.provider, self.family.image_backend)
+        device = budget_memory(self.run, self.engine).device
+        return Facts(self.engine.embedding_size, self.engine.provider, device, self.family.image_backend)
 
     def best_budget(self) -> BatchBudget:
         """See `mllm_selector.scoring.budget.best_budget`."""
@@ -89,7 +91,7 @@ class Opened:
 
 
 class Sweep(Protocol):
-    """A pass over the pool."""
+    """A pass over the pool. It is small, and can be sent to other machines."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -141,7 +143,7 @@ class FirstSweep:
 class ExampleSweep:
     """Each sample once more, after its nearest other sample; see `Sweep`.
 
-    What it needs of the first sweep is read for each part, so that memory need not hold all of it.
+    What it needs of the first sweep is read for each part, so that no machine has to hold all of it.
     """
 
     schema: pa.Schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.budget import settle_budget
-from mllm_selector.scoring.local import LocalScorer
+from mllm_selector.scoring.local import LocalScorer, Scorers
 from mllm_selector.scoring.merging import CHECKSUMS, DONE, gather_parts, held_shard
 from mllm_selector.scoring.meter import Meter
 from mllm_selector.scoring.neighbours import find_examples
+from mllm_selector.scoring.on_ray import ray_scorers
 from mllm_selector.scoring.parts import (
     check_origin,
     check_scored,
@@ -53,7 +54,7 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     options : ScoreOptions
         Metrics, embeddings, device, batch size, limits. With ``shard`` only a share of the parts is scored,
         into a folder of its own; with ``merge`` these folders are put together, and nothing is scored but the
-        second sweep.
+        second sweep. With ``ray`` the parts are scored on a cluster, and written here.
     progress : Progress
         What is reported to, with samples and tokens per second.
 
@@ -65,19 +66,20 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         ``rescored`` (readings that needed float32 for a finite score), ``parts``, ``resumed`` (parts that an
         earlier run had finished), ``embedding_size``, ``embedded_whole`` (with ``--embedding image``, samples
         without images), ``provider``, ``image_backend``, ``token_budget``, ``image_budget``, ``idle_share``
-        (of the device's time in this process) and ``halved_batches`` (those that did not fit in its memory).
+        (of the devices' time since this command began) and ``halved_batches`` (those that did not fit in
+        their memory).
         After ``merge``, ``shards`` has what differs between processes.
 
     Raises
     ------
     UsageError
-        If embeddings are to be projected to more numbers than they have.
+        If embeddings are to be projected to more numbers than they have, or there is no Ray cluster.
     ScoreError
         If the device cannot be used, or more than half of the pool cannot be scored; the parts are kept.
     RunDirectoryError
         If the scores folder holds parts of another run.
     MissingPackageError
-        If a package of the ``[cpu]`` or ``[gpu]`` extra is missing.
+        If a package of the ``[cpu]``, ``[gpu]`` or ``[ray]`` extra is missing.
     """
     run.need("export")
     if options.merge:
@@ -100,12 +102,13 @@ def _score(
     run: RunDirectory, options: ScoreOptions, progress: Progress, folder: Path, checksums: Checksums
 ) -> dict[str, Any]:
     """Score this process's share of the parts into a folder."""
-    scoring = _Scoring(run, options, progress)
-    parts = _share(run, scoring.pool, options, folder)
-    scoring.first_sweep(parts, checksums)
-    examples = _examples(run, scoring.pool, options) if options.shard is None else {}
-    if examples:
-        scoring.example_sweep(examples)
+    with _scorers(run, options, progress) as scorers:
+        scoring = _Scoring(run, options, progress, scorers)
+        parts = _share(run, scoring.pool, options, folder)
+        scoring.first_sweep(parts, checksums)
+        examples = _examples(run, scoring.pool, options) if options.shard is None else {}
+        if examples:
+            scoring.example_sweep(examples)
     counts = count_parts(list(parts), list(examples))
     if options.shard is None:
         check_scored(list(parts), counts)
@@ -135,7 +138,8 @@ def _merge(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict
         raise RunDirectoryError(msg)
     examples = _examples(run, pool, options)
     if examples:
-        _Scoring(run, options, progress).example_sweep(examples)
+        with _scorers(run, options, progress) as scorers:
+            _Scoring(run, options, progress, scorers).example_sweep(examples)
     counts = count_parts(list(parts), list(examples))
     check_scored(list(parts), counts)
     progress.finish(_summary(counts))
@@ -146,6 +150,12 @@ def _merge(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict
         "embedding_size": schema.field("embedding").type.list_size,
         "shards": shards,
     }
+
+
+def _scorers(run: RunDirectory, options: ScoreOptions, progress: Progress) -> AbstractContextManager[Scorers]:
+    if options.ray is not None:
+        return ray_scorers(run, options, progress.note)
+    return nullcontext(LocalScorer(run, options, progress.note))
 
 
 class _Scoring:
@@ -161,12 +171,13 @@ class _Scoring:
         What the summary says of the last sweep's speed.
     """
 
-    def __init__(self, run: RunDirectory, options: ScoreOptions, progress: Progress) -> None:
-        self._run, self._options, self._progress = run, options, progress
-        self._scorer = LocalScorer(run, options, progress.note)
+    def __init__(
+        self, run: RunDirectory, options: ScoreOptions, progress: Progress, scorers: Scorers
+    ) -> None:
+        self._run, self._options, self._progress, self._scorers = run, options, progress, scorers
         self.pool = Pool.of(run)
-        self._size = options.embedding_size or self._scorer.facts.embedding_size
-        self._budget = settle_budget(run, options, self._scorer.best_budget)
+        self._size = options.embedding_size or scorers.facts.embedding_size
+        self._budget = settle_budget(run, options, scorers.best_budget)
         self._metadata = part_metadata(run.stages["score"].key, self._budget)
         self.written = self._splits = 0
         self.speed = ""
@@ -174,12 +185,12 @@ class _Scoring:
 
     def first_sweep(self, parts: Mapping[Path, range], checksums: Checksums) -> None:
         """Score samples as they are, and in the forms that need nothing of other samples."""
-        options, scorer, budget = self._options, self._scorer, self._budget
+        options, scorers, budget = self._options, self._scorers, self._budget
         metrics = options.metrics.of(first_variants(options.metrics))
         schema = score_schema(self._size, metrics, self._metadata)
         check_origin(self._run.shards.glob("*/part-*.arrow"), schema)
-        width = scorer.facts.embedding_size
-        projection = settle_projection(self._run, width, options, lambda: scorer.drawn_embeddings(budget))
+        width = scorers.facts.embedding_size
+        projection = settle_projection(self._run, width, options, lambda: scorers.drawn_embeddings(budget))
         self._sweep(FirstSweep(schema, budget, projection), parts, checksums)
 
     def example_sweep(self, parts: Mapping[Path, range]) -> None:
@@ -206,8 +217,8 @@ class _Scoring:
         return {
             "embedding_size": self._size,
             **whole,
-            "provider": self._scorer.facts.provider,
-            "image_backend": self._scorer.facts.image_backend,
+            "provider": self._scorers.facts.provider,
+            "image_backend": self._scorers.facts.image_backend,
             "token_budget": self._budget.tokens,
             "image_budget": self._budget.image_rows,
             "idle_share": self._idle,
@@ -223,13 +234,13 @@ class _Scoring:
         if not todo:
             return
         meter = Meter(self._progress, finished)
-        with closing(self._scorer.tables(sweep, todo, meter)) as tables:
+        with closing(self._scorers.tables(sweep, todo, meter)) as tables:
             for part, table in tables:
                 write_arrow(part, table)
                 checksums.add(part)
                 self.written += 1
         self.speed = (
-            f"; {meter.rate:,.1f} samples/s with {self._scorer.facts.provider}, idle {meter.idle:.1%}"
+            f"; {meter.rate:,.1f} samples/s with {self._scorers.facts.provider}, idle {meter.idle:.1%}"
         )
         self._idle = round(meter.idle, 4)
         self._splits += meter.splits

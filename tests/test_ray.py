@@ -1,0 +1,257 @@
+"""Scoring on a real Ray cluster of two nodes: the bytes of one process, whatever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from mllm_selector import cli
+from mllm_selector.checksums import Checksums
+from mllm_selector.errors import ScoreError, UsageError
+from mllm_selector.interrupts import GRACE
+from mllm_selector.scoring import on_ray
+from model_fixtures import clip_llama, picture
+from score_fixtures import many
+
+pytest_plugins = ["score_fixtures"]
+
+SAMPLES, SHARD = 480, 20
+PARTS = SAMPLES // SHARD
+OPTIONS = ["--device", "cpu", "--shard-size", str(SHARD), "--threads", "1"]
+# Both sweeps, a projection that is fitted to the pool, a reading without images.
+EVERYTHING = ["--metrics", "visnec,miwv", "--embedding-size", "8", "--projection", "pca"]
+STORE = 80_000_000
+"""Bytes of each node's object store; Ray takes no smaller ones."""
+
+WITHOUT_TORCH = """
+import importlib.util, sys
+HIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "peft", "accelerate"}
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in HIDDEN else find_spec(name, package)
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hide())
+"""
+"""Nodes of a cluster need no more than the extras `[cpu]` and `[ray]`, and start sooner with these alone."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes with room for one scorer each."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    # A node is taken for dead after a few seconds instead of half a minute, and may take its time to start.
+    config = {
+        "health_check_period_ms": 1000,
+        "health_check_timeout_ms": 5000,
+        "health_check_failure_threshold": 3,
+    }
+    of_nodes = {
+        "PYTHONPATH": str(site),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "240",
+        "RAY_worker_niceness": "0",  # tests run side by side, and Ray would let others go first
+    }
+    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False, "_system_config": config}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in of_nodes.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args=head)
+        made.add_node(num_cpus=1, object_store_memory=STORE)
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def scorers(node: Any) -> list[psutil.Process]:
+    """Processes of a node that hold a scorer."""
+    (raylet,) = node.all_processes["raylet"]
+    children = psutil.Process(raylet.process.pid).children()
+    return [child for child in children if "MapWorker" in " ".join(child.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directories before scoring (``ready``), and after scoring by one process (``whole``, ``all``)."""
+    folder = tmp_path_factory.mktemp("ray")
+    images = folder / "images"
+    images.mkdir()
+    for index in range(30):
+        picture(index).save(images / f"{index}.png")
+    draw = np.random.default_rng(0)
+    records = [
+        {
+            "id": str(index),
+            "image": f"{draw.integers(30)}.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\n" + "how many ? " * int(draw.integers(1, 40))},
+                {"from": "gpt", "value": "red " * int(draw.integers(1, 30))},
+            ],
+        }
+        for index in range(SAMPLES)
+    ]
+    (folder / "pool.json").write_text(json.dumps(records))
+    ready = folder / "ready"
+    run("ingest", str(folder / "pool.json"), "--images", str(images), at=ready)
+    run("seed", "--seed-model", str(clip_llama(folder / "model")), at=ready)
+    run("export", at=ready)
+    for name, options in {"whole": [], "all": EVERYTHING}.items():
+        shutil.copytree(ready, folder / name)
+        run("score", *OPTIONS, *options, at=folder / name)
+    return folder
+
+
+@pytest.fixture
+def ready(exported: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exported / "ready", tmp_path / "run")
+
+
+def run(*arguments: str, at: Path) -> None:
+    assert cli.main([*arguments, "--run-dir", str(at), "--quiet"]) == 0
+
+
+def start(at: Path, cluster: Cluster) -> subprocess.Popen[str]:
+    """Start a driver in a process of its own."""
+    command = [sys.executable, "-m", "mllm_selector", "score", *OPTIONS, "--ray", cluster.address]
+    return subprocess.Popen([*command, "--run-dir", str(at), "--quiet"], stderr=subprocess.PIPE, text=True)
+
+
+def written(folder: Path) -> list[Path]:
+    return sorted((folder / "scores").glob("part-*.arrow"))
+
+
+def wait_for(what: Callable[[], Any], driver: subprocess.Popen[str]) -> Any:
+    """Wait until something is so, while the driver runs."""
+    while not (found := what()):
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.01)
+    return found
+
+
+def scores(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "scores").iterdir())}
+
+
+def counts(folder: Path) -> dict[str, Any]:
+    record = json.loads((folder / "manifest.json").read_text())["stages"]["score"]
+    assert record["state"] == "done"
+    return {name: value for name, value in record["counts"].items() if name not in ("idle_share", "resumed")}
+
+
+def check_equal(folder: Path, whole: Path) -> None:
+    assert scores(folder) == scores(whole)
+    assert counts(folder) == counts(whole)
+    sums = [Checksums(each / "checksums.b3") for each in (folder, whole)]
+    assert [
+        each.damages([folder_ / "scores"]) for each, folder_ in zip(sums, (folder, whole), strict=True)
+    ] == [
+        [],
+        [],
+    ]
+    lines = [
+        {line for line in (each / "checksums.b3").read_text().splitlines() if "  scores/" in line}
+        for each in (folder, whole)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_cluster_gives_the_bytes_of_one_process(exported: Path, ready: Path, cluster: Cluster) -> None:
+    run("score", *OPTIONS, *EVERYTHING, "--ray", cluster.address, at=ready)
+    check_equal(ready, exported / "all")
+    projections = [(folder / "projection.arrow").read_bytes() for folder in (ready, exported / "all")]
+    assert projections[0] == projections[1]
+
+
+def test_a_driver_dies_and_another_is_stopped(exported: Path, ready: Path, cluster: Cluster) -> None:
+    driver = start(ready, cluster)
+    wait_for(lambda: written(ready), driver)
+    driver.kill()
+    driver.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in written(ready)}
+    assert 0 < len(kept) < PARTS - 4
+    driver = start(ready, cluster)
+    wait_for(lambda: len(written(ready)) > len(kept), driver)
+    driver.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    _, said = driver.communicate()
+    assert time.monotonic() - started < GRACE + 1
+    assert driver.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on where it stopped" in said
+    assert len(written(ready)) < PARTS
+    run("score", *OPTIONS, at=ready)  # without Ray
+    check_equal(ready, exported / "whole")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_part_is_not_begun_for_ever(cluster: Cluster) -> None:
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        tries = ray.remote(on_ray._Tries).options(num_cpus=0).remote()
+        assert ray.get([tries.begin.remote(part) for part in (3, 3, 2, 3, 3)]) == [1, 2, 1, 3, 4]
+        worker = on_ray._Worker(None, None, "", tries)
+        (told,) = worker(pa.table({"part": [3], "start": [60], "stop": [80]})).to_pylist()
+    finally:
+        ray.shutdown()
+    assert told["failure"] == "ScoreError"
+    assert "rows 60 to 79 of the pool were begun 4 times" in told["text"]
+
+
+def test_errors_on_other_machines_are_told_as_here(make_run: Any, score_run: Any, cluster: Cluster) -> None:
+    folder = make_run(many(5))
+    (folder / "onnx" / "scorer.onnx").write_bytes(b"no graph")
+    with pytest.raises(ScoreError, match=r"(?s)scorer\.onnx cannot be loaded .* \(on .+\)$"):
+        score_run(folder, ray=cluster.address)
+    with pytest.raises(UsageError, match=r"a scorer needs 1 GPU of one node, .* at most 0;"):
+        score_run(folder, ray=cluster.address, ray_gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--ray", "auto", "--shard", "1/2"], "--shard and --ray: give one"),
+        (["--ray-gpus", "1"], "--ray-gpus and --ray-scorers need --ray ADDRESS"),
+        (["--ray", "ray://head:10001"], "--ray: ray://head:10001 is no HOST:PORT"),
+        (["--ray", "auto", "--ray-scorers", "0"], "--ray-scorers: 0 is too small"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["score", *given, "--run-dir", str(tmp_path / "run"), "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_worker_and_a_node_die(exported: Path, ready: Path, cluster: Cluster) -> None:
+    (node,) = cluster.worker_nodes
+    driver = start(ready, cluster)
+    wait_for(lambda: written(ready), driver)
+    (victim,) = wait_for(lambda: scorers(cluster.head_node), driver)
+    victim.kill()
+    done = len(written(ready))
+    # Two scorers have four parts in hand each, and more are waiting: those of the killed one are lost.
+    assert 0 < done <= PARTS - 10
+    # Now the other one works alone, until its node goes as well; what is left is the restarted one.
+    wait_for(lambda: len(written(ready)) > done, driver)
+    assert scorers(node)
+    cluster.remove_node(node, allow_graceful=False)
+    assert len(written(ready)) <= PARTS - 4
+    _, said = driver.communicate()
+    assert driver.returncode == 0, said
+    check_equal(ready, exported / "whole")
