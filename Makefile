@@ -70,7 +70,8 @@ fuzz:  ## Fuzz ingest and pool reading, FUZZ_SECONDS each; needs a C++ compiler
 	    fuzz/corpus/$$target rust/core/tests/hostile/$$target; \
 	done
 
-bench: $(VENV)/built  ## Compare selection and pools with what users run today; see benches/README.md
+bench: $(VENV)/built  ## Time the kernels, and compare selection and pools with what users run today; see benches/README.md
+	cargo bench -p mllm-selector-core --locked --bench kernels
 	$(UV) --group bench
 	$(BIN)/python benches/selection/run.py
 	$(BIN)/python benches/pools/run.py
