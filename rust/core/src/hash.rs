@@ -7,8 +7,9 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// How much is read and hashed at once: what a processor's own cache holds.
-const PIECE: usize = 1 << 20;
+/// How much is read and hashed at once. Two of these stand on a worker's stack: a process that has used up its
+/// memory can still take the checksum of what it has finished.
+const PIECE: usize = 128 << 10;
 
 /// Returns the BLAKE3 hash of a file's content in hexadecimal.
 ///
@@ -24,12 +25,14 @@ pub fn hash_file(path: &Path) -> Result<String> {
 /// Hashes a piece while the next one is read.
 fn hash_all(file: &mut File) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
-    let (mut piece, mut next) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut length = read_some(file, &mut piece)?;
+    let mut pieces = [[0; PIECE]; 2];
+    let [piece, next] = &mut pieces;
+    let (mut piece, mut next) = (piece, next);
+    let mut length = read_some(file, piece)?;
     while length > 0 {
         let (_, read) = rayon::join(
             || hasher.update_rayon(&piece[..length]),
-            || read_some(file, &mut next),
+            || read_some(file, next),
         );
         length = read?;
         mem::swap(&mut piece, &mut next);
