@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import cases
-import hostile
 import pytest
 from harness import Bench
 
@@ -36,14 +35,6 @@ def test_the_clock_does_not_matter(bench: Bench) -> None:
 
 def test_two_processes_do_not_meet(bench: Bench) -> None:
     assert check(cases.two(bench, ["score"])) == 1
-
-
-def test_little_memory_halves_batches(bench: Bench) -> None:
-    assert check(cases.little_memory(bench, [200])) == 1
-
-
-def test_stages_that_hold_a_model_take_a_quarter_of_the_pool(bench: Bench) -> None:
-    assert check(hostile.large_pictures(bench, 64)) == 1
 
 
 # A main thread that waits in C for a lock that it holds itself: Python's handlers never get to run.
