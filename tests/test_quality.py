@@ -173,6 +173,84 @@ def test_readings_are_those_of_single_samples_without_padding() -> None:
         assert hits[row] == right
 
 
+@pytest.mark.parametrize("positions", ["all", "answer", "image"])
+def test_an_embedding_is_the_mean_of_the_states_it_names(positions: str) -> None:
+    torch.manual_seed(3)
+    decoder, samples = model.Decoder(shape=model.Shape(width=32, layers=1)), data()
+    told = model.embed(decoder, samples, positions)
+    assert told.shape == (len(samples), 32)
+    for row in range(len(samples)):
+        length = int((samples.text[row] != world.PAD).sum())
+        with torch.no_grad():
+            states = decoder(samples.features[row][None, None], samples.text[row, :length][None, None])[0, 0]
+        image, words = states[: world.CELLS], states[world.CELLS :]
+        taken = {
+            "all": states, "image": image, "answer": words[samples.is_answer[row, :length]]
+        }[positions]  # fmt: skip
+        mean = torch.nn.functional.normalize(taken.mean(0), dim=0).numpy()
+        assert np.abs(told[row].astype(np.float32) - mean).max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> runner.World:
+    prepared = runner.Prepared(SMALL, tmp_path_factory.mktemp("cache"), "cpu")
+    return prepared.world(0, "skewed", 0.05)
+
+
+def test_the_groups_of_a_weight_exponent_are_those_of_the_default(small_world: runner.World) -> None:
+    scores = small_world.scores()
+    labels = small_world._clusters(scores["embedding"])
+    of_means = small_world._by_clusters(scores["nll"], labels, grid.Scoring(), 100)
+    assert of_means.tolist() == small_world.select("grouped", 25).tolist()
+    assert of_means.tolist() != small_world.select("mean ** 2", 25).tolist()
+
+
+def test_necessity_of_a_sample_of_a_cluster_reads_no_other_scores(small_world: runner.World) -> None:
+    necessity, labels = small_world.scores()["nll"], small_world._cheap_clusters
+    of_each = grid.SCORINGS["3 a cluster"]
+    chosen = small_world._by_clusters(necessity, labels, of_each, 100)
+    told = []
+    for row in range(len(necessity)):
+        changed = necessity.copy()
+        changed[row] += 1000
+        told.append(small_world._by_clusters(changed, labels, of_each, 100).tolist() != chosen.tolist())
+    # A score of another cluster's size changes what is chosen, unless it is not read.
+    assert 0 < sum(told) <= 3 * len(set(labels.tolist()))
+
+
+@pytest.mark.parametrize("method", list(grid.SCORINGS))
+def test_every_scoring_keeps_to_the_budget(small_world: runner.World, method: str) -> None:
+    rows = small_world.select(method, 25)
+    assert len(np.unique(rows)) == 100
+    assert rows.tolist() == small_world.select(method, 25).tolist()
+
+
+def test_seed_models_that_differ_have_files_of_their_own(small_world: runner.World) -> None:
+    seeds = {(scoring.seed_size, scoring.small) for scoring in (grid.Scoring(), *grid.SCORINGS.values())}
+    for size, small in seeds:
+        small_world.scores(grid.Scoring(seed_size=size, small=small))
+    assert len(list(small_world.prepared.cache.glob("*seed.pt"))) == len(seeds)
+    assert len(small_world.seed_rows(2)) == 2 * len(small_world.seed_rows())
+    assert small_world.seed_model(grid.Scoring(small=True)).shape == runner.SMALL
+
+
+def test_the_cost_of_a_selection_is_that_of_its_passes() -> None:
+    target, small = model.Shape(), runner.SMALL
+    for shape in (target, small):
+        decoder = model.Decoder(shape=shape)
+        tables_of_words = decoder.words.numel() + decoder.places.numel()
+        vectors = sum(value.numel() for value in decoder.parameters() if value.shape[1] == 1)
+        count = sum(value.numel() for value in decoder.parameters())
+        assert shape.products == count - tables_of_words - vectors
+    assert pytest.approx(small.products / target.products, abs=5e-4) == grid.SMALL_COST
+    # 12 x 2.5 % of the pool for the seed model, a third of the pool for the scores; four epochs.
+    assert grid.with_cost(5, "grouped") == pytest.approx(5 + (30 + 100 / 3) / 4, abs=0.05)
+    assert grid.with_cost(15, "14 a cluster") == pytest.approx(15 + (30 + 9.94 / 3) / 4, abs=0.05)
+    assert {case.budget for case in grid.planned(["compute"])} == {
+        grid.with_cost(budget, "grouped") for budget in (5, 15)
+    }
+
+
 def small_cases() -> list[Case]:
     case = Case(draw=0, budget=25.0)
     return [replace(case, method=method) for method in ("random", "grouped", "4 a cluster")] + [
