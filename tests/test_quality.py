@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benches" / "quality"))
 
 import grid
 import model
+import nlvr
 import run as runner
 import tables
 import world
@@ -296,7 +299,7 @@ def test_tables_are_made_of_records(tmp_path: Path) -> None:
     assert told is not None
     assert told.mean == pytest.approx(20)
     assert told.half_width == pytest.approx(4.3027 * 10 / np.sqrt(3), rel=1e-4)
-    text = tables.text(results, 6, "key")
+    text = tables.text(results, tables.Results({}, nlvr.MIX), 6, "key")
     assert "| grouped | 70.0 +- 24.8 (3) | +20.0 +- 24.8 (3) |" in text
     assert "is not told apart from random" in text
     assert "plan `noise`" in text
@@ -309,3 +312,98 @@ def test_every_plan_names_methods_that_there_are() -> None:
     tuned = {case.draw for case in grid.planned(["tune"])}
     reported = {case.draw for case in grid.planned([name for name in grid.PLANS if name != "tune"])}
     assert not tuned & reported
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped part of NLVR, every other statement moved to a split to test on."""
+    folder = tmp_path_factory.mktemp("nlvr")
+    shipped = resources.files("mllm_selector.demo") / "data" / "nlvr" / "dev"
+    lines = (shipped / "dev.json").read_text().splitlines()
+    images = {image.name: image for image in (shipped / "images").iterdir()}
+    for name, own in (("dev", lines[::2]), ("test", lines[1::2])):
+        (folder / name / "images").mkdir(parents=True)
+        (folder / name / f"{name}.json").write_text("".join(f"{line}\n" for line in own))
+        for line in own:
+            for order in range(6):
+                image = images.get(f"dev-{json.loads(line)['identifier']}-{order}.png")
+                if image is not None:
+                    moved = folder / name / "images" / image.name.replace("dev", name)
+                    moved.write_bytes(image.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> nlvr.NlvrPrepared:
+    settings = nlvr.NlvrSettings(
+        pool=200,
+        test=5,
+        captions=64,
+        caption_epochs=1,
+        seed_share=0.1,
+        seed_epochs=1,
+        epochs=1,
+        encoder_epochs=1,
+    )
+    return nlvr.NlvrPrepared(settings, tmp_path_factory.mktemp("cache"), "cpu", corpus)
+
+
+RGB = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
+
+
+def test_patches_of_a_picture_show_what_the_corpus_says(prepared: nlvr.NlvrPrepared) -> None:
+    split = prepared.splits["dev"]
+    for statement in split.statements[:40]:
+        for order, image in statement.images.items():
+            boxes = nlvr.picture(split.corpus / image).astype(int)
+            for place, box in enumerate(nlvr.ORDERS[order]):
+                counts = nlvr.patch_counts(statement, box)
+                assert counts.sum() == len(statement.boxes[box])
+                for row, column, kind in np.argwhere(counts):
+                    patch = boxes[place][:, row * 33 : row * 33 + 33, column * 33 : column * 33 + 33]
+                    colour = np.array(RGB[nlvr._KINDS[kind][0]])[:, None, None]
+                    assert (np.abs(patch - colour) < 30).all(0).any()
+
+
+def test_a_caption_tells_the_items_of_one_box(prepared: nlvr.NlvrPrepared) -> None:
+    for statement in prepared.splits["dev"].statements[:40]:
+        for order in statement.images:
+            for place, name in enumerate(("left", "middle", "right")):
+                said = nlvr.caption(statement, order, place)
+                assert said[0] == name
+                items = statement.boxes[nlvr.ORDERS[order][place]]
+                kinds = list(zip(said[1::4], said[2::4], said[3::4], said[4::4], strict=True))
+                assert sum(int(count) for count, *_ in kinds) == len(items)
+                assert {tuple(kind) for _, *kind in kinds} == {
+                    (item.size, item.colour, item.shape) for item in items
+                }
+
+
+def test_the_real_pool_and_its_test_set_are_of_different_splits(prepared: nlvr.NlvrPrepared) -> None:
+    of = prepared.world(0, "nlvr", 0.0)
+    data, families = of.test
+    assert len(of.pool) == len(of.data) == 200
+    assert np.bincount(families).tolist() == [5] * len(nlvr.FAMILIES)
+    names = {number: word for word, number in prepared.words.items()}
+    statement = nlvr.FAMILIES.index("nlvr-statement")
+    for text, marks in zip(of.pool.text[of.pool.family == statement],
+                           of.pool.is_answer[of.pool.family == statement], strict=True):  # fmt: skip
+        assert [names[number] for number in text[marks]] in (["true", "<end>"], ["false", "<end>"])
+    turns = of.pool.family == nlvr.FAMILIES.index("nlvr-two-turn")
+    assert ((of.pool.text[turns] == world.ANSWER).sum(1) == 2).all()
+    assert ((of.pool.text[~turns] == world.ANSWER).sum(1) == 1).all()
+    assert data.features.shape == (30, nlvr.CELLS, model.FEATURES)
+    assert prepared.splits["dev"].images[0] not in prepared.splits["test"].images
+
+
+def test_the_real_pool_is_trained_on_and_told(prepared: nlvr.NlvrPrepared, tmp_path: Path) -> None:
+    records = Records(tmp_path / "nlvr.jsonl")
+    todo = [case for case in nlvr.cases() if case.draw == 0 and case.budget in (15, 100)]
+    list(runner.run_cases(prepared, todo, records))
+    rows = records.of(prepared.settings.key)
+    assert set(rows) == set(todo)
+    assert all(len(row["accuracy"]) == len(row["families"]) == len(nlvr.FAMILIES) for row in rows.values())
+    majority = prepared.world(0, "nlvr", 0.0).by_majority()
+    assert majority[nlvr.FAMILIES.index("nlvr-statement")] in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    text = tables.text(tables.Results({Case(draw=0): {}}), tables.Results(rows, nlvr.MIX), 0, "key")
+    assert "| nlvr-statement | 13% |" in text
