@@ -433,6 +433,10 @@ def main() -> None:
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
     parser.add_argument("--nlvr", type=Path, required=True, metavar="DIR", help="The corpus.")
+    parser.add_argument(
+        "--draws", nargs="+", type=int, default=DRAWS, metavar="N",
+        help="Only these: processes may share a records file.",
+    )  # fmt: skip
     parser.add_argument("--records", type=Path, default=HERE / "nlvr.jsonl")
     parser.add_argument("--cache", type=Path, default=Path("quality-cache"), metavar="DIR")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -442,12 +446,12 @@ def main() -> None:
     settings = NlvrSettings()
     prepared = NlvrPrepared(settings, given.cache / settings.key, given.device, given.nlvr)
     records = Records(given.records)
-    for draw in DRAWS:
+    for draw in given.draws:
         case = Case(draw=draw, mix="nlvr", wrong=0.0, method="majority", budget=100)
         if case not in records.of(settings.key):
             accuracy = prepared.world(draw, "nlvr", 0.0).by_majority()
             records.add(settings.key, case, accuracy=[round(value, 4) for value in accuracy])
-    for line in run_cases(prepared, cases(), records):
+    for line in run_cases(prepared, [case for case in cases() if case.draw in given.draws], records):
         print(line, flush=True)
 
 

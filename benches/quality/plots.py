@@ -32,7 +32,10 @@ def gains(by_budget: Mapping[float, Sequence[tuple[str, Estimate | None]]]) -> s
     def x(value: float) -> float:
         return left + width * (value - low) / max(high - low, 1e-9)
 
-    parts = [_line(x(0), 10, x(0), 20 + step * len(names), "#999")]
+    parts = []
+    for tick in range(math.ceil(low / 10) * 10, math.floor(high) + 1, 10):
+        parts.append(_line(x(tick), 10, x(tick), 20 + step * len(names), "#999" if tick == 0 else "#ddd"))
+        parts.append(_text(x(tick), 34 + step * len(names), f"{tick:+d}" if tick else "0", "middle"))
     for row, name in enumerate(names):
         parts.append(_text(left - 8, 28 + step * row, name, "end"))
     for number, (budget, entries) in enumerate(by_budget.items()):
@@ -44,10 +47,10 @@ def gains(by_budget: Mapping[float, Sequence[tuple[str, Estimate | None]]]) -> s
             half = value.half_width or 0
             parts.append(_line(x(value.mean - half), y, x(value.mean + half), y, colour))
             parts.append(f'<circle cx="{x(value.mean):.1f}" cy="{y}" r="3.5" fill="{colour}"/>')
-        parts.append(_text(left + 80 * number, 44 + step * len(names), f"{budget:g} %", "start", colour))
-    caption = f"{low:+.1f} to {high:+.1f} points of macro accuracy against random; the line is 0"
-    parts.append(_text(left, 62 + step * len(names), caption, "start"))
-    return _svg(640, 72 + step * len(names), parts)
+        parts.append(_text(left + 80 * number, 56 + step * len(names), f"{budget:g} %", "start", colour))
+    caption = "points of macro accuracy against random, and the 95 % interval"
+    parts.append(_text(left, 74 + step * len(names), caption, "start"))
+    return _svg(640, 84 + step * len(names), parts)
 
 
 def curves(by_method: Mapping[str, Points]) -> str:

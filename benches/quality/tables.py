@@ -24,6 +24,7 @@ __all__ = ["Results", "main"]
 
 POOL = np.array(world.MIXES["skewed"])
 BASE = Case(draw=0)
+REAL = {"mix": "nlvr", "wrong": 0.0}
 ENOUGH = 3  # draws below which nothing is said
 
 
@@ -115,7 +116,7 @@ def _against_random(
     """Table of methods: macro accuracy and the difference to random at each budget; what is in them."""
     head = ["method"]
     for budget in budgets:
-        head += [f"{budget:g} %: macro", "to random", "to random, by the pool's mix"]
+        head += [f"{budget:g} %: macro", "to random", "to random, by the pool's mix", "to grouped"]
     if notes:
         head += [f"wrong answers in it, {budget:g} %" for budget in budgets]
         head += [f"near-duplicates, {budgets[0]:g} %"]
@@ -130,6 +131,7 @@ def _against_random(
                 _plain(results.mean(**of)),
                 "" if is_random else _signed(results.gain(of, random)),
                 "" if is_random else _signed(results.gain(of, random, results.mix)),
+                "" if method == "grouped" else _signed(results.gain(of, {**of, "method": "grouped"})),
             ]
         if notes:
             wrong = (results.share("wrong", method=method, budget=budget, **fixed) for budget in budgets)
@@ -150,7 +152,7 @@ def _ordered(results: Results, methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=gain, reverse=True)
 
 
-def _verdict(results: Results) -> list[str]:
+def _verdict(results: Results, real: Results) -> list[str]:
     """Say in sentences whether the default does what issue and README claim."""
     lines = []
     for budget in (5, 15):
@@ -184,11 +186,32 @@ def _verdict(results: Results) -> list[str]:
             ("Fewer than three draws", unknown),
         ):
             lines.append(f"  - {what}: {', '.join(names) or 'none'}")
+    for budget in (1, 40, 50):
+        value = results.gain({"method": "grouped", "budget": budget}, {"method": "random", "budget": budget})
+        if value is not None:
+            lines.append(f"- At {budget} % by the default against random: {_signed(value)} points.")
     full = {"method": "random", "budget": 100}
     for budget in (5, 15, 40, 50):
         value = results.gain({"method": "grouped", "budget": budget}, full)
         if value is not None:
             lines.append(f"- {budget} % by the default against the full pool: {_signed(value)} points.")
+    for method in ("grouped", "small, 7 a cluster"):
+        for budget in (5, 15):
+            more = grid.with_cost(budget, method)
+            value = results.gain({"method": method, "budget": budget}, {"method": "random", "budget": more})
+            if value is not None:
+                lines.append(
+                    f"- At equal compute, {budget} % by `{method}` against random at {more:g} %: "
+                    f"{_signed(value)} points."
+                )
+    for budget in (5, 15, 40):
+        value = real.gain(
+            {"method": "grouped", "budget": budget, **REAL}, {"method": "random", "budget": budget, **REAL}
+        )
+        if value is not None:
+            lines.append(
+                f"- On NLVR, a real pool, {budget} % by the default against random: {_signed(value)}."
+            )
     return [*lines, ""]
 
 
@@ -283,7 +306,9 @@ def _trade(results: Results) -> list[str]:
             more = grid.with_cost(budget, method)
             row += [
                 _signed(results.gain(ours, {"method": "random", "budget": budget})),
-                _signed(results.gain(ours, {"method": "grouped", "budget": budget})),
+                ""
+                if method == "grouped"
+                else _signed(results.gain(ours, {"method": "grouped", "budget": budget})),
                 f"{_signed(results.gain(ours, {'method': 'random', 'budget': more}))} ({more:g} %)",
             ]
         rows.append(row)
@@ -297,14 +322,13 @@ def _real(results: Results) -> list[str]:
     """Tables of the NLVR pool: methods, budgets, and each source."""
     if not results.rows:
         return ["Not run.", ""]
-    fixed = {"mix": "nlvr", "wrong": 0.0}
     methods = list(dict.fromkeys(case.method for case in nlvr.cases()))
-    parts = _against_random(results, methods, (5, 15), notes=False, **fixed)
-    full = {"method": "random", "budget": 100, **fixed}
+    parts = _against_random(results, methods, (5, 15), notes=False, **REAL)
+    full = {"method": "random", "budget": 100, **REAL}
     rows = []
     for budget in (5, 15, 40, 100):
-        random = {"method": "random", "budget": budget, **fixed}
-        ours = {"method": "grouped", "budget": budget, **fixed}
+        random = {"method": "random", "budget": budget, **REAL}
+        ours = {"method": "grouped", "budget": budget, **REAL}
         rows.append(
             [
                 f"{budget} %",
@@ -320,12 +344,9 @@ def _real(results: Results) -> list[str]:
         [
             family,
             f"{share:.0%}",
-            *(
-                _plain(results.mean(only, method=method, budget=budget, **fixed))
-                for method, budget in columns
-            ),
+            *(_plain(results.mean(only, method=method, budget=budget, **REAL)) for method, budget in columns),
             _plain(results.mean(only, **full)),
-            _plain(results.mean(only, method="majority", budget=100, **fixed)),
+            _plain(results.mean(only, method="majority", budget=100, **REAL)),
         ]
         for family, share, only in zip(nlvr.FAMILIES, results.mix, np.eye(len(results.mix)), strict=True)
     ]
@@ -354,7 +375,7 @@ def text(results: Results, real: Results, records: int, settings: str) -> str:
         "",
         "## What comes out",
         "",
-        *_verdict(results),
+        *_verdict(results, real),
         "![gain over random](gain.svg)",
         "",
         "## Methods at 5 and 15 %: skewed pool, 5 % wrong answers, 20 % near-duplicates",
