@@ -54,9 +54,8 @@ def stoppable() -> Iterator[None]:
     """Raise `Stopped` in the block on Ctrl-C and SIGTERM, and end the process if it has not stopped in time.
 
     Python runs a signal's handler between two of its own instructions, but the thread may be inside a library
-    for longer than that. So another thread hears of the signal too, through the socket that
-    the interpreter writes to as soon as it comes. A second signal ends the process at once. To be called by the
-    main thread.
+    for longer than that. So another thread hears of the signal too, through the socket that the interpreter
+    writes to as soon as it comes. A second signal ends the process at once. To be called by the main thread.
     """
     hear, tell = socket.socketpair()  # Windows cannot wait for a pipe
     tell.setblocking(False)
