@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benches" / "quality"))
 
 import grid
 import model
+import nlvr
 import run as runner
 import tables
 import world
@@ -173,6 +176,84 @@ def test_readings_are_those_of_single_samples_without_padding() -> None:
         assert hits[row] == right
 
 
+@pytest.mark.parametrize("positions", ["all", "answer", "image"])
+def test_an_embedding_is_the_mean_of_the_states_it_names(positions: str) -> None:
+    torch.manual_seed(3)
+    decoder, samples = model.Decoder(shape=model.Shape(width=32, layers=1)), data()
+    told = model.embed(decoder, samples, positions)
+    assert told.shape == (len(samples), 32)
+    for row in range(len(samples)):
+        length = int((samples.text[row] != world.PAD).sum())
+        with torch.no_grad():
+            states = decoder(samples.features[row][None, None], samples.text[row, :length][None, None])[0, 0]
+        image, words = states[: world.CELLS], states[world.CELLS :]
+        taken = {
+            "all": states, "image": image, "answer": words[samples.is_answer[row, :length]]
+        }[positions]  # fmt: skip
+        mean = torch.nn.functional.normalize(taken.mean(0), dim=0).numpy()
+        assert np.abs(told[row].astype(np.float32) - mean).max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> runner.World:
+    prepared = runner.Prepared(SMALL, tmp_path_factory.mktemp("cache"), "cpu")
+    return prepared.world(0, "skewed", 0.05)
+
+
+def test_the_groups_of_a_weight_exponent_are_those_of_the_default(small_world: runner.World) -> None:
+    scores = small_world.scores()
+    labels = small_world._clusters(scores["embedding"])
+    of_means = small_world._by_clusters(scores["nll"], labels, grid.Scoring(), 100)
+    assert of_means.tolist() == small_world.select("grouped", 25).tolist()
+    assert of_means.tolist() != small_world.select("mean ** 2", 25).tolist()
+
+
+def test_necessity_of_a_sample_of_a_cluster_reads_no_other_scores(small_world: runner.World) -> None:
+    necessity, labels = small_world.scores()["nll"], small_world._cheap_clusters
+    of_each = grid.SCORINGS["3 a cluster"]
+    chosen = small_world._by_clusters(necessity, labels, of_each, 100)
+    told = []
+    for row in range(len(necessity)):
+        changed = necessity.copy()
+        changed[row] += 1000
+        told.append(small_world._by_clusters(changed, labels, of_each, 100).tolist() != chosen.tolist())
+    # A score of another cluster's size changes what is chosen, unless it is not read.
+    assert 0 < sum(told) <= 3 * len(set(labels.tolist()))
+
+
+@pytest.mark.parametrize("method", list(grid.SCORINGS))
+def test_every_scoring_keeps_to_the_budget(small_world: runner.World, method: str) -> None:
+    rows = small_world.select(method, 25)
+    assert len(np.unique(rows)) == 100
+    assert rows.tolist() == small_world.select(method, 25).tolist()
+
+
+def test_seed_models_that_differ_have_files_of_their_own(small_world: runner.World) -> None:
+    seeds = {(scoring.seed_size, scoring.small) for scoring in (grid.Scoring(), *grid.SCORINGS.values())}
+    for size, small in seeds:
+        small_world.scores(grid.Scoring(seed_size=size, small=small))
+    assert len(list(small_world.prepared.cache.glob("*seed.pt"))) == len(seeds)
+    assert len(small_world.seed_rows(2)) == 2 * len(small_world.seed_rows())
+    assert small_world.seed_model(grid.Scoring(small=True)).shape == runner.SMALL
+
+
+def test_the_cost_of_a_selection_is_that_of_its_passes() -> None:
+    target, small = model.Shape(), runner.SMALL
+    for shape in (target, small):
+        decoder = model.Decoder(shape=shape)
+        tables_of_words = decoder.words.numel() + decoder.places.numel()
+        vectors = sum(value.numel() for value in decoder.parameters() if value.shape[1] == 1)
+        count = sum(value.numel() for value in decoder.parameters())
+        assert shape.products == count - tables_of_words - vectors
+    assert pytest.approx(small.products / target.products, abs=5e-4) == grid.SMALL_COST
+    # 12 x 2.5 % of the pool for the seed model, a third of the pool for the scores; four epochs.
+    assert grid.with_cost(5, "grouped") == pytest.approx(5 + (30 + 100 / 3) / 4, abs=0.05)
+    assert grid.with_cost(15, "14 a cluster") == pytest.approx(15 + (30 + 9.94 / 3) / 4, abs=0.05)
+    assert {case.budget for case in grid.planned(["compute"])} == {
+        grid.with_cost(budget, "grouped") for budget in (5, 15)
+    }
+
+
 def small_cases() -> list[Case]:
     case = Case(draw=0, budget=25.0)
     return [replace(case, method=method) for method in ("random", "grouped", "4 a cluster")] + [
@@ -218,7 +299,7 @@ def test_tables_are_made_of_records(tmp_path: Path) -> None:
     assert told is not None
     assert told.mean == pytest.approx(20)
     assert told.half_width == pytest.approx(4.3027 * 10 / np.sqrt(3), rel=1e-4)
-    text = tables.text(results, 6, "key")
+    text = tables.text(results, tables.Results({}, nlvr.MIX), 6, "key")
     assert "| grouped | 70.0 +- 24.8 (3) | +20.0 +- 24.8 (3) |" in text
     assert "is not told apart from random" in text
     assert "plan `noise`" in text
@@ -231,3 +312,98 @@ def test_every_plan_names_methods_that_there_are() -> None:
     tuned = {case.draw for case in grid.planned(["tune"])}
     reported = {case.draw for case in grid.planned([name for name in grid.PLANS if name != "tune"])}
     assert not tuned & reported
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped part of NLVR, every other statement moved to a split to test on."""
+    folder = tmp_path_factory.mktemp("nlvr")
+    shipped = resources.files("mllm_selector.demo") / "data" / "nlvr" / "dev"
+    lines = (shipped / "dev.json").read_text().splitlines()
+    images = {image.name: image for image in (shipped / "images").iterdir()}
+    for name, own in (("dev", lines[::2]), ("test", lines[1::2])):
+        (folder / name / "images").mkdir(parents=True)
+        (folder / name / f"{name}.json").write_text("".join(f"{line}\n" for line in own))
+        for line in own:
+            for order in range(6):
+                image = images.get(f"dev-{json.loads(line)['identifier']}-{order}.png")
+                if image is not None:
+                    moved = folder / name / "images" / image.name.replace("dev", name)
+                    moved.write_bytes(image.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> nlvr.NlvrPrepared:
+    settings = nlvr.NlvrSettings(
+        pool=200,
+        test=5,
+        captions=64,
+        caption_epochs=1,
+        seed_share=0.1,
+        seed_epochs=1,
+        epochs=1,
+        encoder_epochs=1,
+    )
+    return nlvr.NlvrPrepared(settings, tmp_path_factory.mktemp("cache"), "cpu", corpus)
+
+
+RGB = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
+
+
+def test_patches_of_a_picture_show_what_the_corpus_says(prepared: nlvr.NlvrPrepared) -> None:
+    split = prepared.splits["dev"]
+    for statement in split.statements[:40]:
+        for order, image in statement.images.items():
+            boxes = nlvr.picture(split.corpus / image).astype(int)
+            for place, box in enumerate(nlvr.ORDERS[order]):
+                counts = nlvr.patch_counts(statement, box)
+                assert counts.sum() == len(statement.boxes[box])
+                for row, column, kind in np.argwhere(counts):
+                    patch = boxes[place][:, row * 33 : row * 33 + 33, column * 33 : column * 33 + 33]
+                    colour = np.array(RGB[nlvr._KINDS[kind][0]])[:, None, None]
+                    assert (np.abs(patch - colour) < 30).all(0).any()
+
+
+def test_a_caption_tells_the_items_of_one_box(prepared: nlvr.NlvrPrepared) -> None:
+    for statement in prepared.splits["dev"].statements[:40]:
+        for order in statement.images:
+            for place, name in enumerate(("left", "middle", "right")):
+                said = nlvr.caption(statement, order, place)
+                assert said[0] == name
+                items = statement.boxes[nlvr.ORDERS[order][place]]
+                kinds = list(zip(said[1::4], said[2::4], said[3::4], said[4::4], strict=True))
+                assert sum(int(count) for count, *_ in kinds) == len(items)
+                assert {tuple(kind) for _, *kind in kinds} == {
+                    (item.size, item.colour, item.shape) for item in items
+                }
+
+
+def test_the_real_pool_and_its_test_set_are_of_different_splits(prepared: nlvr.NlvrPrepared) -> None:
+    of = prepared.world(0, "nlvr", 0.0)
+    data, families = of.test
+    assert len(of.pool) == len(of.data) == 200
+    assert np.bincount(families).tolist() == [5] * len(nlvr.FAMILIES)
+    names = {number: word for word, number in prepared.words.items()}
+    statement = nlvr.FAMILIES.index("nlvr-statement")
+    for text, marks in zip(of.pool.text[of.pool.family == statement],
+                           of.pool.is_answer[of.pool.family == statement], strict=True):  # fmt: skip
+        assert [names[number] for number in text[marks]] in (["true", "<end>"], ["false", "<end>"])
+    turns = of.pool.family == nlvr.FAMILIES.index("nlvr-two-turn")
+    assert ((of.pool.text[turns] == world.ANSWER).sum(1) == 2).all()
+    assert ((of.pool.text[~turns] == world.ANSWER).sum(1) == 1).all()
+    assert data.features.shape == (30, nlvr.CELLS, model.FEATURES)
+    assert prepared.splits["dev"].images[0] not in prepared.splits["test"].images
+
+
+def test_the_real_pool_is_trained_on_and_told(prepared: nlvr.NlvrPrepared, tmp_path: Path) -> None:
+    records = Records(tmp_path / "nlvr.jsonl")
+    todo = [case for case in nlvr.cases() if case.draw == 0 and case.budget in (15, 100)]
+    list(runner.run_cases(prepared, todo, records))
+    rows = records.of(prepared.settings.key)
+    assert set(rows) == set(todo)
+    assert all(len(row["accuracy"]) == len(row["families"]) == len(nlvr.FAMILIES) for row in rows.values())
+    majority = prepared.world(0, "nlvr", 0.0).by_majority()
+    assert majority[nlvr.FAMILIES.index("nlvr-statement")] in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    text = tables.text(tables.Results({Case(draw=0): {}}), tables.Results(rows, nlvr.MIX), 0, "key")
+    assert "| nlvr-statement | 13% |" in text

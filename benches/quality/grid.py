@@ -9,7 +9,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ABLATIONS", "METHODS", "PLANS", "RIVALS", "SAMPLED", "Case", "Records", "planned"]
+__all__ = [
+    "ABLATIONS",
+    "BY_DEFAULT",
+    "CHEAPER",
+    "METHODS",
+    "PLANS",
+    "RIVALS",
+    "SCORINGS",
+    "SCORING_ABLATIONS",
+    "Case",
+    "Records",
+    "Scoring",
+    "cost",
+    "planned",
+    "scored",
+    "scoring_of",
+    "with_cost",
+]
 
 # Keyword arguments of `mllm_selector.pick`. Nothing is tuned; deita's threshold lets it meet the budgets.
 RIVALS: dict[str, dict[str, Any]] = {
@@ -41,16 +58,107 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "400 groups": {"group_count": 400},
     "smoothed, weighted": {"groups": "random", "group_count": 1, "smooth": 30, "within": "weighted"},
 }
-# How many samples of each cluster are scored; clusters are made of embeddings that cost no language model.
-SAMPLED: dict[str, int | None] = {"4 a cluster": 4, "14 a cluster": 14, "all, cheap clusters": None}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Where the necessity and the embeddings come from that a method is given.
+
+    Attributes
+    ----------
+    seed_size : float
+        Size of the seed subset, as a multiple of 2.5 % of the pool.
+    small : bool
+        Whether the seed model has one layer of width 32, instead of the target's three of width 64.
+    metric : str
+        What stands for the necessity: ``nll``, ``upd``, ``visnec`` or ``ifd``.
+    positions : str
+        Of which positions the embedding is the mean: ``all``, ``answer`` or ``image``.
+    cheap : bool
+        Whether clusters are made of embeddings that no language model is run for.
+    of_each : int or None
+        How many samples of each cheap cluster are scored; None for all.
+    power : float
+        What a cluster's mean necessity is raised to in its share.
+    """
+
+    seed_size: float = 1.0
+    small: bool = False
+    metric: str = "nll"
+    positions: str = "all"
+    cheap: bool = False
+    of_each: int | None = None
+    power: float = 1.0
+
+
+BY_DEFAULT = Scoring()
+CHEAPER = {
+    "all, cheap clusters": Scoring(cheap=True),
+    "28 a cluster": Scoring(cheap=True, of_each=28),
+    "14 a cluster": Scoring(cheap=True, of_each=14),
+    "7 a cluster": Scoring(cheap=True, of_each=7),
+    "4 a cluster": Scoring(cheap=True, of_each=4),
+    "3 a cluster": Scoring(cheap=True, of_each=3),
+    "small seed model": Scoring(small=True),
+    "small, all, cheap": Scoring(small=True, cheap=True),
+    "small, 7 a cluster": Scoring(small=True, cheap=True, of_each=7),
+    "small, 3 a cluster": Scoring(small=True, cheap=True, of_each=3),
+}
+"""Selections that cost less than the default: fewer samples scored, a smaller seed model."""
+SCORING_ABLATIONS = {
+    "seed of 1 %": Scoring(seed_size=0.4),
+    "seed of 5 %": Scoring(seed_size=2),
+    "seed of 10 %": Scoring(seed_size=4),
+    "mean ** 0.5": Scoring(power=0.5),
+    "mean ** 2": Scoring(power=2),
+    "necessity upd": Scoring(metric="upd"),
+    "necessity visnec": Scoring(metric="visnec"),
+    "necessity ifd": Scoring(metric="ifd"),
+    "answer embedding": Scoring(positions="answer"),
+    "image embedding": Scoring(positions="image"),
+}
+SCORINGS = {**CHEAPER, **SCORING_ABLATIONS}
+"""Methods that are the package's default but for what it is given."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "families equal": {"method": "stratified", "param": {"share": "equal"}},
     **RIVALS,
     **ABLATIONS,
-    **{name: {"scored_of_each": count} for name, count in SAMPLED.items()},
+    **{name: {} for name in SCORINGS},
 }
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
+
+SEED_PERCENT, SEED_EPOCHS, EPOCHS = 2.5, 12, 4
+# Of 10,000 samples; a few clusters have less than is asked of each.
+_CLUSTERS_PERCENT = 0.71
+SMALL_COST = 0.111
+"""What a pass of the small seed model costs, as a share of one of the target; see `model.Shape.products`."""
+
+
+def scored(scoring: Scoring) -> float:
+    """Return how much of a pool of 10,000 is scored, in percent."""
+    return 100.0 if scoring.of_each is None else min(100.0, scoring.of_each * _CLUSTERS_PERCENT)
+
+
+def scoring_of(method: str) -> Scoring:
+    """Return the scoring that a method has."""
+    return SCORINGS.get(method, BY_DEFAULT)
+
+
+def cost(scoring: Scoring) -> float:
+    """Return what a selection costs, as the percent of the pool on which training takes as long.
+
+    A forward pass counts a third of a pass of a training. Pretraining and the images' features are there
+    already; clustering and picking are left out.
+    """
+    seed = SEED_EPOCHS * SEED_PERCENT * scoring.seed_size
+    return (SMALL_COST if scoring.small else 1) * (seed + scored(scoring) / 3) / EPOCHS
+
+
+def with_cost(budget: float, method: str) -> float:
+    """Return the budget of a random part that takes what choosing and training take, in percent."""
+    return round(budget + cost(scoring_of(method)), 1)
 
 
 @dataclass(frozen=True)
@@ -86,8 +194,10 @@ class Case:
 
 # Draws from 1000 on are for tuning; nothing of them is reported.
 DRAWS = range(5)
+MORE_DRAWS = range(5, 10)
 TUNING_DRAWS = range(1000, 1003)
 FEW = ("random", "grouped", "families equal")
+NEAREST = (*FEW, "stratified", "coincide", "presel", "k-center")
 
 
 def _cases(
@@ -137,7 +247,28 @@ def _ablations() -> list[Case]:
 
 
 def _sampled() -> list[Case]:
-    return _cases(DRAWS, (5, 15), tuple(SAMPLED))
+    return _cases(DRAWS, (5, 15), ("4 a cluster", "14 a cluster", "all, cheap clusters"))
+
+
+def _more() -> list[Case]:
+    """More draws of the default and of what comes near it; ten tell a difference of two points."""
+    return (
+        _cases(MORE_DRAWS, (5, 15), NEAREST)
+        + _cases(MORE_DRAWS, (7.5, 17.5, 20.8, 30.8), ("random",))
+        + _cases((*DRAWS, *MORE_DRAWS), (50,), ("random", "grouped"))
+        + _cases(MORE_DRAWS, (40,), FEW)
+        + _cases(MORE_DRAWS, (100,), ("random",))
+    )
+
+
+def _trade() -> list[Case]:
+    """Cheaper selections, and random draws that get as much more data as each of them costs."""
+    budgets = {with_cost(budget, method) for method in CHEAPER for budget in (5, 15)}
+    return _cases(DRAWS, (5, 15), tuple(CHEAPER)) + _cases(DRAWS, sorted(budgets), ("random",))
+
+
+def _scoring() -> list[Case]:
+    return _cases(DRAWS, (5, 15), tuple(SCORING_ABLATIONS))
 
 
 def _start() -> list[Case]:
@@ -165,6 +296,9 @@ PLANS = {
     "sampled": _sampled,
     "start": _start,
     "steps": _steps,
+    "more": _more,
+    "trade": _trade,
+    "scoring": _scoring,
     "tune": _tune,
 }
 

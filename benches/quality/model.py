@@ -32,7 +32,19 @@ from world import (
     pixels,
 )
 
-__all__ = ["Data", "Decoder", "Encoder", "Readings", "hits", "read", "schedule", "train", "train_encoder"]
+__all__ = [
+    "Data",
+    "Decoder",
+    "Encoder",
+    "Readings",
+    "Shape",
+    "embed",
+    "hits",
+    "read",
+    "schedule",
+    "train",
+    "train_encoder",
+]
 
 FEATURES = 64
 WIDTH = 64
@@ -134,6 +146,33 @@ class Data:
         return len(self.text)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a language model.
+
+    Attributes
+    ----------
+    words : int
+        Its vocabulary.
+    cells : int
+        Positions of an image, in front of the text.
+    text : int
+        Words of the longest sample.
+    width, layers : int
+    """
+
+    words: int = len(VOCABULARY)
+    cells: int = CELLS
+    text: int = TEXT
+    width: int = WIDTH
+    layers: int = LAYERS
+
+    @property
+    def products(self) -> int:
+        """Weights that a token is multiplied with, which is what a pass over it costs."""
+        return (FEATURES + self.width + 12 * self.width * self.layers + self.words) * self.width
+
+
 class Decoder(nn.Module):
     """As many causal transformers as there are runs, all with the same first weights.
 
@@ -141,11 +180,14 @@ class Decoder(nn.Module):
     ----------
     runs : int
         Their number.
+    shape : Shape
+        Their sizes.
     """
 
-    def __init__(self, runs: int = 1) -> None:
+    def __init__(self, runs: int = 1, shape: Shape = Shape()) -> None:
         super().__init__()
-        self.runs = runs
+        self.runs, self.shape = runs, shape
+        width, layers = shape.width, shape.layers
 
         def matrix(rows: int, columns: int, scale: float = 1.0) -> nn.Parameter:
             one = torch.randn(1, rows, columns) * scale / math.sqrt(rows)
@@ -154,43 +196,44 @@ class Decoder(nn.Module):
         def constant(size: int, value: float) -> nn.Parameter:
             return nn.Parameter(torch.full((runs, 1, size), value))
 
-        self.words = matrix(len(VOCABULARY), WIDTH, math.sqrt(len(VOCABULARY)) * 0.02)
-        self.places = matrix(CELLS + TEXT, WIDTH, math.sqrt(CELLS + TEXT) * 0.02)
-        self.project_in = matrix(FEATURES, WIDTH)
-        self.project_out = matrix(WIDTH, WIDTH)
+        self.words = matrix(shape.words, width, math.sqrt(shape.words) * 0.02)
+        self.places = matrix(shape.cells + shape.text, width, math.sqrt(shape.cells + shape.text) * 0.02)
+        self.project_in = matrix(FEATURES, width)
+        self.project_out = matrix(width, width)
         self.layers = nn.ModuleList(
             nn.ParameterDict(
                 {
-                    "norm1": constant(WIDTH, 1.0),
-                    "norm2": constant(WIDTH, 1.0),
-                    "qkv": matrix(WIDTH, 3 * WIDTH),
-                    "mix": matrix(WIDTH, WIDTH, 1 / math.sqrt(2 * LAYERS)),
-                    "up": matrix(WIDTH, 4 * WIDTH),
-                    "up_bias": constant(4 * WIDTH, 0.0),
-                    "down": matrix(4 * WIDTH, WIDTH, 1 / math.sqrt(2 * LAYERS)),
+                    "norm1": constant(width, 1.0),
+                    "norm2": constant(width, 1.0),
+                    "qkv": matrix(width, 3 * width),
+                    "mix": matrix(width, width, 1 / math.sqrt(2 * layers)),
+                    "up": matrix(width, 4 * width),
+                    "up_bias": constant(4 * width, 0.0),
+                    "down": matrix(4 * width, width, 1 / math.sqrt(2 * layers)),
                 }
             )
-            for _ in range(LAYERS)
+            for _ in range(layers)
         )
-        self.norm = constant(WIDTH, 1.0)
-        self.head = matrix(WIDTH, len(VOCABULARY))
+        self.norm = constant(width, 1.0)
+        self.head = matrix(width, shape.words)
 
     def forward(self, features: torch.Tensor | None, text: torch.Tensor) -> torch.Tensor:
         """Return hidden states of all positions after the final norm.
 
         Parameters
         ----------
-        features : torch.Tensor, shape (runs, batch, 9, 64), or None
+        features : torch.Tensor, shape (runs, batch, cells, 64), or None
             Without them the words keep their positions.
         text : torch.Tensor of int64, shape (runs, batch, t)
         """
         runs, _, length = text.shape
+        cells = self.shape.cells
         of_run = torch.arange(runs, device=text.device)[:, None, None]
         # Padding stands behind all words, so no word attends to it.
-        states = self.words[of_run, text] + self.places[:, None, CELLS : CELLS + length]
+        states = self.words[of_run, text] + self.places[:, None, cells : cells + length]
         if features is not None:
             seen = functional.gelu(_product(features.to(self.words.dtype), self.project_in))
-            seen = _product(seen, self.project_out) + self.places[:, None, :CELLS]
+            seen = _product(seen, self.project_out) + self.places[:, None, :cells]
             states = torch.cat([seen, states], dim=2)
         for layer in self.layers:
             states = states + self._attend(_norm(states, layer["norm1"]), layer)
@@ -199,11 +242,11 @@ class Decoder(nn.Module):
         return _norm(states, self.norm)
 
     def _attend(self, states: torch.Tensor, layer: nn.ParameterDict) -> torch.Tensor:
-        runs, batch, length, _ = states.shape
-        parts = _product(states, layer["qkv"]).view(runs * batch, length, 3, HEADS, WIDTH // HEADS)
+        runs, batch, length, width = states.shape
+        parts = _product(states, layer["qkv"]).view(runs * batch, length, 3, HEADS, width // HEADS)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return _product(mixed.transpose(1, 2).reshape(runs, batch, length, WIDTH), layer["mix"])
+        return _product(mixed.transpose(1, 2).reshape(runs, batch, length, width), layer["mix"])
 
     def answers(
         self, features: torch.Tensor | None, text: torch.Tensor, is_answer: torch.Tensor
@@ -222,7 +265,7 @@ class Decoder(nn.Module):
 
     def fork(self, runs: int) -> Decoder:
         """Return so many copies of a model of one run."""
-        copy = Decoder(runs).to(self.words.device)
+        copy = Decoder(runs, self.shape).to(self.words.device)
         copy.load_state_dict({name: value.repeat(runs, 1, 1) for name, value in self.state_dict().items()})
         return copy
 
@@ -233,7 +276,7 @@ def _product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return functional.rms_norm(states, (WIDTH,)) * weight[:, None]
+    return functional.rms_norm(states, states.shape[-1:]) * weight[:, None]
 
 
 def schedule(step: int, steps: int) -> float:
@@ -326,21 +369,57 @@ def _read(
     states, logits = model.answers(features[None], text[None], is_answer[None])
     log_p = logits[0].log_softmax(-1)
     nll = _token_nll(log_p, text)
-    certainty = 1 + (log_p.exp() * log_p).sum(-1) / math.log(len(VOCABULARY))
+    certainty = 1 + (log_p.exp() * log_p).sum(-1) / math.log(model.shape.words)
     upd = nll.sigmoid() * certainty.clamp(min=0)
     _, blind = model.answers(None, text[None], is_answer[None])
     answer, marks = _without_question(text, is_answer)
     _, unasked = model.answers(features[None], answer[None], marks[None])
     wanted = is_answer[:, 1:]
-    is_word = torch.cat([torch.ones_like(text[:, :1]).expand(-1, CELLS), (text != PAD).long()], dim=1)
-    mean = (states[0] * is_word[..., None]).sum(1) / is_word.sum(1, keepdim=True)
     return (
         _mean(nll, wanted),
         _mean(upd, wanted),
         _mean(_token_nll(blind[0].log_softmax(-1), text), wanted),
         _mean(_token_nll(unasked[0].log_softmax(-1), answer), marks[:, 1:]),
-        functional.normalize(mean, dim=1),
+        _mean_state(states[0], _taken(model, text, is_answer, "all")),
     )
+
+
+@torch.no_grad()
+def embed(model: Decoder, data: Data, positions: str) -> NDArray[np.float16]:
+    """Return the mean of the last hidden states over some positions, normalised.
+
+    Parameters
+    ----------
+    model : Decoder
+        Of one run.
+    data : Data
+        The samples.
+    positions : str
+        ``image``, ``answer``, or ``all`` but padding.
+
+    Returns
+    -------
+    ndarray of float16, shape (n, width)
+    """
+    parts = []
+    for rows in torch.arange(len(data), device=data.text.device).split(ROWS_AT_ONCE):
+        text = data.text[rows]
+        states = model(data.features[rows][None], text[None])[0]
+        parts.append(_mean_state(states, _taken(model, text, data.is_answer[rows], positions)))
+    return torch.cat(parts).cpu().numpy().astype(np.float16)
+
+
+def _taken(model: Decoder, text: torch.Tensor, is_answer: torch.Tensor, positions: str) -> torch.Tensor:
+    """Say which positions are meant, of the image and of the text."""
+    image = torch.full((len(text), model.shape.cells), positions != "answer", device=text.device)
+    words = {"all": text != PAD, "answer": is_answer, "image": torch.zeros_like(is_answer)}[positions]
+    return torch.cat([image, words], dim=1)
+
+
+def _mean_state(states: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+    weights = taken.long()
+    mean = (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    return functional.normalize(mean, dim=1)
 
 
 def _without_question(text: torch.Tensor, is_answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

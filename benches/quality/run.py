@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,16 +36,29 @@ from numpy.typing import NDArray
 import grid
 import model
 import world
-from grid import Case, Records
+from grid import Case, Records, Scoring
 from mllm_selector import kmeans, pick
 from mllm_selector.errors import UsageError
+from mllm_selector.sampling import CLUSTER_ITERATIONS
 
-__all__ = ["SIZES", "Prepared", "Settings", "World", "main", "run_cases"]
+__all__ = [
+    "HERE",
+    "SIZES",
+    "Prepared",
+    "Settings",
+    "World",
+    "epochs",
+    "kept",
+    "kept_array",
+    "main",
+    "run_cases",
+]
 
 HERE = Path(__file__).parent
 CAPTION_DRAW = 10**6
 # Streams of random numbers under one draw.
 _SEED_ROWS, _SEED_ORDER, _ORDER, _POOL_PIXELS, _TEST_PIXELS, _CAPTION_ORDER, _SCORED = range(100, 107)
+SMALL = model.Shape(width=32, layers=1)
 
 
 @dataclass(frozen=True)
@@ -56,9 +70,9 @@ class Settings:
     captions: int = 24_000
     caption_epochs: int = 2
     encoder_scenes: int = 16_000
-    seed_share: float = 0.025
-    seed_epochs: int = 12
-    epochs: int = 4
+    seed_share: float = grid.SEED_PERCENT / 100
+    seed_epochs: int = grid.SEED_EPOCHS
+    epochs: int = grid.EPOCHS
     width: int = model.WIDTH
 
     @property
@@ -96,19 +110,26 @@ class Prepared:
             return model.train_encoder(scenes, CAPTION_DRAW).state_dict()
 
         encoder = model.Encoder()
-        encoder.load_state_dict(_kept(self.cache / "encoder.pt", make))
+        encoder.load_state_dict(kept(self.cache / "encoder.pt", make))
         return encoder.eval()
 
     @cached_property
     def pretrained(self) -> model.Decoder:
         """The language model after captions."""
+        return self._after_captions("pretrained.pt", model.Shape())
 
+    @cached_property
+    def small(self) -> model.Decoder:
+        """A smaller one, as a seed model."""
+        return self._after_captions("small.pt", SMALL)
+
+    def _after_captions(self, name: str, shape: model.Shape) -> model.Decoder:
         def make() -> dict[str, torch.Tensor]:
             samples = world.captions(CAPTION_DRAW + 1, self.settings.captions)
             data = model.Data.of(samples, self.encoder.encode(samples.cells, [CAPTION_DRAW + 1]), self.device)
             torch.manual_seed(CAPTION_DRAW)
-            decoder = model.Decoder().to(self.device)
-            order = _epochs(
+            decoder = model.Decoder(shape=shape).to(self.device)
+            order = epochs(
                 np.arange(len(samples)),
                 self.settings.caption_epochs * len(samples),
                 [CAPTION_DRAW, _CAPTION_ORDER],
@@ -116,8 +137,8 @@ class Prepared:
             model.train(decoder, data, order[None])
             return decoder.state_dict()
 
-        decoder = model.Decoder().to(self.device)
-        decoder.load_state_dict(_kept(self.cache / "pretrained.pt", make))
+        decoder = model.Decoder(shape=shape).to(self.device)
+        decoder.load_state_dict(kept(self.cache / name, make))
         return decoder
 
     def world(self, draw: int, mix: str, wrong: float) -> World:
@@ -127,12 +148,23 @@ class Prepared:
 
 @dataclass(frozen=True)
 class World:
-    """A pool, its seed model and scores, and a test set."""
+    """A pool, its seed model and scores, and a test set.
+
+    Attributes
+    ----------
+    prepared : Prepared
+    draw : int
+    mix : str
+    wrong : float
+    families : tuple of str
+        What the pool asks for.
+    """
 
     prepared: Prepared
     draw: int
     mix: str
     wrong: float
+    families: ClassVar[tuple[str, ...]] = world.FAMILIES
 
     @cached_property
     def pool(self) -> world.Samples:
@@ -143,7 +175,7 @@ class World:
     def data(self) -> model.Data:
         """The pool as the model takes it; pools that differ in wrong answers share their images."""
         path = self.prepared.cache / f"pool-{self.draw}-{self.mix}.npy"
-        features = _kept_array(
+        features = kept_array(
             path, lambda: self.prepared.encoder.encode(self.pool.cells, [self.draw, _POOL_PIXELS])
         )
         return model.Data.of(self.pool, features, self.prepared.device)
@@ -153,40 +185,38 @@ class World:
         """The test set and the family of each of its samples."""
         samples = world.draw_test(self.draw, self.prepared.settings.test)
         path = self.prepared.cache / f"test-{self.draw}.npy"
-        features = _kept_array(
+        features = kept_array(
             path, lambda: self.prepared.encoder.encode(samples.cells, [self.draw, _TEST_PIXELS])
         )
         return model.Data.of(samples, features, self.prepared.device), samples.family
 
-    @cached_property
-    def seed_rows(self) -> NDArray[np.int64]:
-        """The seed subset."""
-        count = round(self.prepared.settings.seed_share * len(self.pool))
+    def seed_rows(self, size: float = 1.0) -> NDArray[np.int64]:
+        """Return a seed subset, so many times as large as the settings say."""
+        count = round(self.prepared.settings.seed_share * size * len(self.pool))
         rng = np.random.default_rng([self.draw, _SEED_ROWS])
         return np.sort(rng.choice(len(self.pool), size=count, replace=False))
 
-    @cached_property
-    def seed_model(self) -> model.Decoder:
-        """The pretrained model after the seed subset."""
+    def seed_model(self, scoring: Scoring = grid.BY_DEFAULT) -> model.Decoder:
+        """Return a pretrained model after the seed subset."""
+        first = self.prepared.small if scoring.small else self.prepared.pretrained
 
         def make() -> dict[str, torch.Tensor]:
-            tuned = self.prepared.pretrained.fork(1)
-            seen = self.prepared.settings.seed_epochs * len(self.seed_rows)
-            order = _epochs(self.seed_rows, seen, [self.draw, _SEED_ORDER])
+            tuned = first.fork(1)
+            rows = self.seed_rows(scoring.seed_size)
+            order = epochs(rows, self.prepared.settings.seed_epochs * len(rows), [self.draw, _SEED_ORDER])
             model.train(tuned, self.data, order[None])
             return tuned.state_dict()
 
-        tuned = self.prepared.pretrained.fork(1)
-        tuned.load_state_dict(_kept(self._own("seed.pt"), make))
+        tuned = first.fork(1)
+        tuned.load_state_dict(kept(self._own(f"{_seed_name(scoring)}seed.pt"), make))
         return tuned
 
-    @cached_property
-    def scores(self) -> dict[str, NDArray[Any]]:
-        """What the seed model says of the pool: nll, upd, visnec, ifd, embedding."""
-        path = self._own("scores.npz")
+    def scores(self, scoring: Scoring = grid.BY_DEFAULT) -> dict[str, NDArray[Any]]:
+        """Return what a seed model says of the pool: nll, upd, visnec, ifd, embedding."""
+        path = self._own(f"{_seed_name(scoring)}scores.npz")
         if not path.exists():
             with _whole(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **vars(model.read(self.seed_model, self.data)))
+                np.savez(file, **vars(model.read(self.seed_model(scoring), self.data)))
         with np.load(path) as file:
             return dict(file)
 
@@ -201,34 +231,51 @@ class World:
         count = round(budget / 100 * len(self.pool))
         if count == len(self.pool):
             return np.arange(count)
-        given = grid.METHODS[method]
-        if "scored_of_each" in given:
-            return self._by_samples(given["scored_of_each"], count)
-        scores = self.scores
+        scoring = grid.scoring_of(method)
+        scores = self.scores(scoring)
+        necessity, embedding = scores[scoring.metric], scores["embedding"]
+        if scoring.positions != "all":
+            embedding = model.embed(self.seed_model(scoring), self.data, scoring.positions)
+        if scoring.cheap:
+            return self._by_clusters(necessity, self._cheap_clusters, scoring, count)
+        if scoring.power != 1:
+            return self._by_clusters(necessity, self._clusters(embedding), scoring, count)
         return pick(
-            scores["nll"],
-            scores["embedding"],
+            necessity,
+            embedding,
             budget=count,
             columns={name: scores[name] for name in ("upd", "visnec", "ifd")},
-            sources=np.array(world.FAMILIES)[self.pool.family],
-            seed_rows=self.seed_rows,
+            sources=np.array(self.families)[self.pool.family],
+            seed_rows=self.seed_rows(scoring.seed_size),
             seed=self.draw,
             threads=torch.get_num_threads(),
-            **given,
+            **grid.METHODS[method],
         )
 
-    def _by_samples(self, scored_of_each: int | None, count: int) -> NDArray[np.int64]:
+    def _by_clusters(
+        self, necessity: NDArray[np.float32], labels: NDArray[np.int64], scoring: Scoring, count: int
+    ) -> NDArray[np.int64]:
         """Choose as the default does, with the mean necessity of some samples for that of their cluster."""
-        labels = self._cheap_clusters
-        necessity = self.scores["nll"]
         means = np.zeros(labels.max() + 1, np.float32)
         for cluster in range(len(means)):
             members = np.flatnonzero(labels == cluster)
-            if scored_of_each is not None:
+            if scoring.of_each is not None:
                 rng = np.random.default_rng([self.draw, _SCORED, cluster])
-                members = rng.permutation(members)[:scored_of_each]
+                members = rng.permutation(members)[: scoring.of_each]
             means[cluster] = necessity[members].mean() if len(members) else 0
-        return pick(means[labels], budget=count, groups=labels, seed=self.draw)
+        return pick(means[labels] ** scoring.power, budget=count, groups=labels, seed=self.draw)
+
+    def _clusters(self, embedding: NDArray[np.float16]) -> NDArray[np.int64]:
+        """Return the clusters that the default makes."""
+        told = kmeans(
+            embedding,
+            math.isqrt(len(embedding) // 2),
+            metric="cosine",
+            seed=self.draw,
+            max_iterations=CLUSTER_ITERATIONS,
+            tolerance=1e-4,
+        )
+        return told.labels.astype(np.int64)
 
     @cached_property
     def _cheap_clusters(self) -> NDArray[np.int64]:
@@ -245,7 +292,7 @@ class World:
     def describe(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Say what a selection holds: shares of wrong answers, near-duplicates, hints and families."""
         pool = self.pool
-        counts = np.bincount(pool.family[rows], minlength=len(world.FAMILIES))
+        counts = np.bincount(pool.family[rows], minlength=len(self.families))
         return {
             "wrong": round(float(pool.is_wrong[rows].mean()), 4),
             "copies": round(float((pool.original[rows] >= 0).mean()), 4),
@@ -255,6 +302,12 @@ class World:
 
     def _own(self, name: str) -> Path:
         return self.prepared.cache / f"{self.draw}-{self.mix}-{self.wrong:g}-{name}"
+
+
+def _seed_name(scoring: Scoring) -> str:
+    """Return the start of the cached files of a seed model; nothing for that of the default."""
+    size = "" if scoring.seed_size == 1 else f"{scoring.seed_size:g}-"
+    return f"{'small-' if scoring.small else ''}{size}"
 
 
 @lru_cache(maxsize=1)
@@ -281,16 +334,16 @@ def run_cases(prepared: Prepared, todo: list[Case], records: Records, at_once: i
             if not chosen:
                 continue
             seen = round((15 if length == "steps" else budget) / 100 * len(of.pool)) * settings.epochs
-            orders = np.stack([_epochs(rows, seen, [draw, _ORDER]) for rows in chosen.values()])
+            orders = np.stack([epochs(rows, seen, [draw, _ORDER]) for rows in chosen.values()])
             began = time.monotonic()
-            first = prepared.pretrained if start == "pretrained" else of.seed_model
+            first = prepared.pretrained if start == "pretrained" else of.seed_model()
             tuned = first.fork(len(chosen))
             model.train(tuned, of.data, orders)
             test, families = of.test
             right = model.hits(tuned, test)
             seconds = (time.monotonic() - began) / len(chosen)
             for (case, rows), hits in zip(chosen.items(), right, strict=True):
-                accuracy = [float(hits[families == f].mean()) for f in range(len(world.FAMILIES))]
+                accuracy = [float(hits[families == f].mean()) for f in range(len(of.families))]
                 records.add(
                     settings.key,
                     case,
@@ -312,10 +365,10 @@ def _together(case: Case) -> tuple[Any, ...]:
     return case.draw, case.mix, case.wrong, case.budget, case.length, case.start
 
 
-def _epochs(rows: NDArray[np.int64], seen: int, seed: list[int]) -> NDArray[np.int64]:
+def epochs(rows: NDArray[np.int64], seen: int, seed: list[int]) -> NDArray[np.int64]:
     """Lay rows out in the order in which they are seen: each epoch shuffled anew, the last one cut off."""
-    epochs = -(-seen // len(rows))
-    order = [rows[np.random.default_rng([*seed, epoch]).permutation(len(rows))] for epoch in range(epochs)]
+    passes = -(-seen // len(rows))
+    order = [rows[np.random.default_rng([*seed, number]).permutation(len(rows))] for number in range(passes)]
     return np.concatenate(order)[:seen]
 
 
@@ -337,7 +390,7 @@ class _whole:  # noqa: N801 - used like a function
             self._temporary.unlink(missing_ok=True)
 
 
-def _kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Load weights, after making them if need be."""
     if not path.exists():
         with _whole(path) as temporary:
@@ -346,7 +399,7 @@ def _kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, 
     return weights
 
 
-def _kept_array(path: Path, make: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
+def kept_array(path: Path, make: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
     """Load an array, after making it if need be."""
     if not path.exists():
         with _whole(path) as temporary, temporary.open("wb") as file:

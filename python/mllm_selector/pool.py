@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -99,8 +98,9 @@ class ImageRange:
         OSError
             If the file cannot be read or ends before the image does.
         """
-        with self.file.open("rb") as file:
-            content = os.pread(file.fileno(), self.length, self.offset)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            content = file.read(self.length)
         if len(content) < self.length:
             msg = f"{self.file} ends inside the image {self.name}; it has changed since it was ingested"
             raise OSError(msg)
