@@ -21,7 +21,7 @@ def main(run: Path, out: Path) -> None:
         for sample in pool.rows(Selection.load(run).rows):
             if not all(isinstance(image, Path) for image in sample.images):
                 sys.exit(
-                    f"{sample.id}: its images are inside the pool's files; write them into a folder first"
+                    f"{sample.id}: its images are in the pool or a store; write them into a folder first"
                 )
             record = {
                 "messages": [{"role": role, "content": content} for role, content in sample.messages],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mllm_selector import cli
 from mllm_selector.config import ScoreOptions
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import score
-from model_fixtures import done, export_once, picture, write_pool
+from model_fixtures import clip_llama, done, export_once, picture, write_pool
 
 Sample = tuple[list[tuple[str, str]], list[str | bytes]]
 PICTURES = 12
@@ -105,6 +107,41 @@ def score_run(images: Path) -> Callable[..., dict[str, Any]]:
             return score.run(held, ScoreOptions(**given), progress or SilentProgress())
 
     return run
+
+
+def exported_run(
+    folder: Path, samples: int, pictures: int, words: tuple[int, int], engine: str = "onnx"
+) -> Path:
+    """Make a pool of one image a sample and, by the command line, a run directory of it before scoring.
+
+    Questions and answers have fewer than so many `words`. The folder gets ``images``, ``pool.json``,
+    ``model`` and the run directory ``ready``.
+    """
+    images = folder / "images"
+    images.mkdir()
+    for index in range(pictures):
+        picture(index).save(images / f"{index}.png")
+    draw = np.random.default_rng(0)
+    records = [
+        {
+            "id": str(index),
+            "image": f"{draw.integers(pictures)}.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\n" + "how many ? " * int(draw.integers(1, words[0]))},
+                {"from": "gpt", "value": "red " * int(draw.integers(1, words[1]))},
+            ],
+        }
+        for index in range(samples)
+    ]
+    (folder / "pool.json").write_text(json.dumps(records))
+    ready = folder / "ready"
+    for command in (
+        ["ingest", folder / "pool.json", "--images", images],
+        ["seed", "--seed-model", clip_llama(folder / "model")],
+        ["export", "--engine", engine],
+    ):
+        assert cli.main([*map(str, command), "--run-dir", str(ready), "--quiet"]) == 0
+    return ready
 
 
 def parts(folder: Path) -> dict[str, bytes]:

@@ -48,7 +48,7 @@ LAYERS = [
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"options"},
-    {"metrics", "values"},
+    {"metrics", "stores", "values"},
     {"errors", "_internal"},
 ]
 

@@ -291,9 +291,9 @@ def test_a_pool_that_is_mostly_bad_shows_why(tmp_path):
         run_ingest(json.dumps(records).encode(), "llava-json", tmp_path, renames_duplicates=False)
     lines = str(caught.value).splitlines()
     assert "7 of 9 records were rejected, more than half" in lines[0]
-    assert lines[1] == "  no-conversations: 4 records, e.g. record 4 (id '5'): the list of turns is missing"
-    assert lines[2] == "  duplicate-id: 2 records, e.g. record 2 (id '1'): an earlier sample has the id '1'"
-    assert lines[3] == "  not-an-object: 1 records, e.g. record 8: the record is a string, not an object"
+    assert lines[1] == "  no-conversations: 4, e.g. record 4 (id '5'): the list of turns is missing"
+    assert lines[2] == "  duplicate-id: 2, e.g. record 2 (id '1'): an earlier sample has the id '1'"
+    assert lines[3] == "  not-an-object: 1, e.g. record 8: the record is a string, not an object"
     assert str(tmp_path / "rejected.jsonl") in lines[4]
     assert len(list((tmp_path / "rejected.jsonl").open())) == 7
     assert not (tmp_path / "pool.arrow").exists()

@@ -110,6 +110,23 @@ def test_a_lack_of_memory_in_rust_ends_the_process_with_a_message(backtrace: str
     assert ended.stderr.startswith("mllm-selector: out of memory, ")
 
 
+NO_THREAD = """
+import sys, threading
+from mllm_selector.cli import main
+threading.stack_size(1 << 46)  # more than a process can have
+sys.exit(main(["doctor"]))
+"""
+
+
+def test_a_thread_that_the_system_refuses_ends_the_command_with_a_message() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", NO_THREAD], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("mllm-selector: the system refuses another thread, ")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_the_limit_is_felt() -> None:
     """A process that asks for as much as the limit does not get it."""
     ended = run_limited([sys.executable, "-c", f"bytearray({QUARTER})"])

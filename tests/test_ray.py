@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -24,8 +23,8 @@ from mllm_selector.checksums import Checksums
 from mllm_selector.errors import ScoreError, UsageError
 from mllm_selector.interrupts import GRACE
 from mllm_selector.scoring import on_ray
-from model_fixtures import clip_llama, picture
-from score_fixtures import many
+from score_fixtures import exported_run, many
+from store_fixtures import serving
 
 pytest_plugins = ["score_fixtures"]
 
@@ -91,27 +90,7 @@ def scorers(node: Any) -> list[psutil.Process]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directories before scoring (``ready``), and after scoring by one process (``whole``, ``all``)."""
     folder = tmp_path_factory.mktemp("ray")
-    images = folder / "images"
-    images.mkdir()
-    for index in range(30):
-        picture(index).save(images / f"{index}.png")
-    draw = np.random.default_rng(0)
-    records = [
-        {
-            "id": str(index),
-            "image": f"{draw.integers(30)}.png",
-            "conversations": [
-                {"from": "human", "value": "<image>\n" + "how many ? " * int(draw.integers(1, 40))},
-                {"from": "gpt", "value": "red " * int(draw.integers(1, 30))},
-            ],
-        }
-        for index in range(SAMPLES)
-    ]
-    (folder / "pool.json").write_text(json.dumps(records))
-    ready = folder / "ready"
-    run("ingest", str(folder / "pool.json"), "--images", str(images), at=ready)
-    run("seed", "--seed-model", str(clip_llama(folder / "model")), at=ready)
-    run("export", at=ready)
+    ready = exported_run(folder, SAMPLES, pictures=30, words=(40, 30))
     for name, options in {"whole": [], "all": EVERYTHING}.items():
         shutil.copytree(ready, folder / name)
         run("score", *OPTIONS, *options, at=folder / name)
@@ -177,6 +156,14 @@ def test_a_cluster_gives_the_bytes_of_one_process(exported: Path, ready: Path, c
     check_equal(ready, exported / "all")
     projections = [(folder / "projection.arrow").read_bytes() for folder in (ready, exported / "all")]
     assert projections[0] == projections[1]
+
+
+def test_workers_fetch_images_by_their_url(exported: Path, ready: Path, cluster: Cluster) -> None:
+    with serving(exported / "images") as web:
+        run("ingest", str(exported / "pool.json"), "--images", web.url, at=ready)  # which was done before
+        run("score", *OPTIONS, "--ray", cluster.address, at=ready)
+        assert web.asked >= 30
+    check_equal(ready, exported / "whole")
 
 
 def test_a_driver_dies_and_another_is_stopped(exported: Path, ready: Path, cluster: Cluster) -> None:

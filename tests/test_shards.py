@@ -8,14 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mllm_selector import cli
 from mllm_selector.config import Shard
 from mllm_selector.errors import UsageError
 from mllm_selector.locking import RunLock
-from model_fixtures import clip_llama, picture
+from score_fixtures import exported_run
 
 SAMPLES = 60
 OPTIONS = ["--device", "cpu", "--shard-size", "10", "--threads", "1"]
@@ -25,28 +24,7 @@ OPTIONS = ["--device", "cpu", "--shard-size", "10", "--threads", "1"]
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory before scoring, and one that a single process has scored: ``ready`` and ``whole``."""
     folder = tmp_path_factory.mktemp("shards")
-    images = folder / "images"
-    images.mkdir()
-    for index in range(7):
-        picture(index).save(images / f"{index}.png")
-    draw = np.random.default_rng(0)
-    records = [
-        {
-            "id": str(index),
-            "image": f"{draw.integers(7)}.png",
-            "conversations": [
-                {"from": "human", "value": "<image>\n" + "how many ? " * int(draw.integers(1, 9))},
-                {"from": "gpt", "value": "red " * int(draw.integers(1, 5))},
-            ],
-        }
-        for index in range(SAMPLES)
-    ]
-    (folder / "pool.json").write_text(json.dumps(records))
-    model = clip_llama(folder / "model")
-    ready = folder / "ready"
-    run("ingest", str(folder / "pool.json"), "--images", str(images), at=ready)
-    run("seed", "--seed-model", str(model), at=ready)
-    run("export", "--engine", "torch", at=ready)
+    ready = exported_run(folder, SAMPLES, pictures=7, words=(9, 5), engine="torch")
     shutil.copytree(ready, folder / "whole")
     run("score", *OPTIONS, at=folder / "whole")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from format_fixtures import (
 from mllm_selector import formats
 from mllm_selector.errors import PoolError, UsageError
 from mllm_selector.families.images import load_image
+from mllm_selector.formats import parquet
 from mllm_selector.pipeline import build_options, run_stages
 from mllm_selector.pool import ImageRange, Pool
 from mllm_selector.rundir import RunDirectory
@@ -405,6 +407,35 @@ def test_threads_do_not_change_a_byte(tmp_path):
         run = ingested(tmp_path / str(threads), path, threads=threads)
         written.append((run / "pool.arrow").read_bytes())
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("ahead_bytes", [0, 1500, 1 << 20], ids=["none", "some", "all"])
+def test_row_groups_come_in_order_however_many_are_decoded_ahead(tmp_path, monkeypatch, ahead_bytes):
+    path = tmp_path / "a.parquet"
+    texts = [[str(row) * (row % 97) for row in range(first, first + 50)] for first in range(0, 500, 50)]
+    with pq.ParquetWriter(path, pa.schema([("text", pa.string())])) as writer:
+        for group, part in enumerate(texts):
+            short = part if group % 3 else [text[:1] for text in part]
+            writer.write_table(pa.table({"text": short}), row_group_size=50)
+    sizes = [pq.ParquetFile(path).metadata.row_group(group).total_byte_size for group in range(10)]
+    assert min(sizes) <= 1500 < max(sizes)
+    monkeypatch.setattr(parquet, "AHEAD_BYTES", ahead_bytes)
+    whole = pq.read_table(path)["text"].to_pylist()
+    for wanted in (None, np.array([3, 170, 171, 499])):
+        batches = list(parquet.Parquet().open(path).batches(None, wanted))
+        rows = [first + at for first, batch in batches for at in range(len(batch))]
+        assert rows == sorted(set(rows))
+        assert set(rows) >= set(range(500) if wanted is None else wanted.tolist())
+        got = [text for _, batch in batches for text in batch["text"].to_pylist()]
+        assert got == [whole[row] for row in rows]
+
+
+def test_reading_that_is_given_up_leaves_no_thread(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", table(range(300)), rows=10)
+    batches = parquet.Parquet().open(path).batches(None, None)
+    assert next(batches)[0] == 0
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
 def test_a_changed_file_is_not_copied_from(tmp_path):

@@ -36,6 +36,7 @@ from mllm_selector.errors import (
     PoolError,
     RunDirectoryError,
     ScoreError,
+    StoreError,
     UsageError,
 )
 from mllm_selector.neighbours import Neighbours, facility_location, near_duplicates, nearest_neighbours
@@ -54,6 +55,7 @@ __all__ = [
     "RunDirectoryError",
     "ScoreError",
     "Selection",
+    "StoreError",
     "UsageError",
     "__version__",
     "facility_location",

@@ -70,6 +70,7 @@ def ingest(
     rejected: PathLike[str],
     *,
     images: PathLike[str] | None = None,
+    store: object | None = None,
     check_images: str = "header",
     max_image_pixels: int = 89_478_485,
     source: str | None = None,

@@ -19,6 +19,7 @@ from mllm_selector.config import (
     AutoCount,
     Columns,
     Files,
+    ImageFolder,
     Limits,
     Metrics,
     SeedOptions,
@@ -214,7 +215,7 @@ def _add_compare(commands: Any) -> None:
     )
     held_out.complete = shtab.FILE  # type: ignore[attr-defined]
     group.add_argument(
-        "--held-out-images", type=Path, metavar="DIR", help="Folder that their image paths are relative to."
+        "--held-out-images", metavar="DIR", help="Folder that their image paths are relative to, or its URL."
     )
     group.add_argument(
         "--method",
@@ -339,14 +340,14 @@ def _add_options(
 
 def _complete_paths(action: argparse.Action) -> None:
     """Let shells complete a path where one is asked for."""
-    if action.type is Path:
+    if action.type is Path or action.metavar == "DIR":
         action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
 
 
 def _plain_type(hint: Any) -> Any:
     """Return what argparse converts a text with: ``int`` for ``int | None``."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
-    return str if kinds[0] in (Amount, AutoCount, Metrics, Shard) else kinds[0]
+    return str if kinds[0] in (Amount, AutoCount, ImageFolder, Metrics, Shard) else kinds[0]
 
 
 def _add_common(command: argparse.ArgumentParser, *, needs_run: bool = True) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -145,7 +146,9 @@ def make_folder(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Flush a file, or a folder's entries, so that what was renamed in it survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32" and path.is_dir():
+        return  # Windows flushes no folders; NTFS has a journal of its entries
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

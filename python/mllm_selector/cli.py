@@ -32,6 +32,10 @@ __all__ = ["main"]
 _NO_MEMORY = (
     "mllm-selector: out of memory; what is finished is kept, the same command goes on where it stopped"
 )
+_NO_THREAD = (
+    "mllm-selector: the system refuses another thread, for lack of memory or by a limit of processes "
+    "(ulimit -u, pids.max); what is finished is kept, the same command goes on where it stopped"
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -62,6 +66,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except MemoryError:
         print(_NO_MEMORY, file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        print(_NO_THREAD, file=sys.stderr)
         return 1
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -12,7 +12,18 @@ from pathlib import Path
 from mllm_selector.errors import UsageError
 from mllm_selector.metrics import METRICS, NLL, Metrics
 from mllm_selector.options import StageOptions, cli_name, option
-from mllm_selector.values import Amount, AutoCount, Columns, Files, Input, Inputs, Limits, Settings, Shard
+from mllm_selector.values import (
+    Amount,
+    AutoCount,
+    Columns,
+    Files,
+    ImageFolder,
+    Input,
+    Inputs,
+    Limits,
+    Settings,
+    Shard,
+)
 
 __all__ = [
     "Amount",
@@ -20,6 +31,7 @@ __all__ = [
     "Columns",
     "ExportOptions",
     "Files",
+    "ImageFolder",
     "IngestOptions",
     "Input",
     "Inputs",
@@ -48,8 +60,12 @@ class IngestOptions(StageOptions):
         metavar="POOL",
         matters=False,
     )
-    images: Path | None = option(
-        None, help="Folder that the image paths of the pool are relative to.", metavar="DIR", matters=False
+    images: ImageFolder | None = option(
+        None,
+        help="Folder that the image paths of the pool are relative to, or its URL, such as "
+        "s3://bucket/images.",
+        metavar="DIR",
+        matters=False,
     )
     check_images: str = option(
         "header",
@@ -235,7 +251,10 @@ class ScoreOptions(StageOptions):
         2048, help="Pool rows per score file, the unit that a killed run does not repeat.", metavar="N"
     )
     workers: int = option(
-        2, help="Threads that load and prepare images ahead of the device.", metavar="N", matters=False
+        2,
+        help="Threads that load and prepare images ahead of the device; at least 16 if they come from a URL.",
+        metavar="N",
+        matters=False,
     )
     threads: int | None = option(
         None, help="CPU threads for computing; default all.", metavar="N", matters=False

@@ -14,6 +14,7 @@ __all__ = [
     "RunDirectoryError",
     "SampleError",
     "ScoreError",
+    "StoreError",
     "UsageError",
     "WriteError",
 ]
@@ -62,6 +63,10 @@ class DeviceMemoryError(Exception):
 
 class ScoreError(MllmSelectorError):
     """Scoring that cannot go on."""
+
+
+class StoreError(MllmSelectorError):
+    """A store of images that could not be asked, several times: it says nothing of the images."""
 
 
 class RunDirectoryError(MllmSelectorError):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import threading
 import time
 import types
@@ -53,11 +54,11 @@ def stoppable() -> Iterator[None]:
     """Raise `Stopped` in the block on Ctrl-C and SIGTERM, and end the process if it has not stopped in time.
 
     Python runs a signal's handler between two of its own instructions, but the thread may be inside a library
-    for longer than that. So another thread hears of the signal too, through the pipe that the interpreter
+    for longer than that. So another thread hears of the signal too, through the socket that the interpreter
     writes to as soon as it comes. A second signal ends the process at once. To be called by the main thread.
     """
-    hear, tell = os.pipe()
-    os.set_blocking(tell, False)
+    hear, tell = socket.socketpair()  # Windows cannot wait for a pipe
+    tell.setblocking(False)
     came: list[int] = []
 
     def stop(signum: int, frame: types.FrameType | None) -> NoReturn:
@@ -65,7 +66,7 @@ def stoppable() -> Iterator[None]:
         raise Stopped(signum)
 
     before = {signum: signal.signal(signum, stop) for signum in _STOPS}
-    wakeup = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(hear,), daemon=True, name="stop").start()
     try:
         yield
@@ -76,16 +77,16 @@ def stoppable() -> Iterator[None]:
         raise Stopped(came[-1]) from error
     finally:
         signal.set_wakeup_fd(wakeup)
-        os.close(tell)
+        tell.close()
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
-def _watch(hear: int) -> None:
+def _watch(hear: socket.socket) -> None:
     """Wait for a stop; give the main thread its time, which may include the end of the interpreter."""
     signum = _next_stop(hear)
     if signum is None:
-        os.close(hear)
+        hear.close()
         return
     deadline = time.monotonic() + GRACE
     if select.select([hear], [], [], GRACE)[0] and _next_stop(hear) is None:
@@ -94,9 +95,9 @@ def _watch(hear: int) -> None:
     os._exit(128 + signum)
 
 
-def _next_stop(hear: int) -> int | None:
+def _next_stop(hear: socket.socket) -> int | None:
     """Return the next signal to stop; None if the block has ended."""
-    while heard := os.read(hear, 1):
+    while heard := hear.recv(1):
         if heard[0] in _STOPS:
             return heard[0]
     return None

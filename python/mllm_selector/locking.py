@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import shlex
 import socket
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from portalocker import AlreadyLocked, LockException, LockFlags, lock
+
 from mllm_selector.errors import RunDirectoryError
 
-__all__ = ["RunLock"]
+__all__ = ["RunLock", "locked"]
+
+_ALONE = LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING
+_SHARED = LockFlags.SHARED | LockFlags.NON_BLOCKING
 
 
 class RunLock:
-    """An exclusive `flock` on a file that says who holds it.
+    """An exclusive lock (`flock` on POSIX) on a file that says who holds it.
 
     The kernel releases it when its holder dies, so a killed run leaves no stale lock.
 
@@ -42,17 +48,13 @@ class RunLock:
         """
         file = self.path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, _ALONE)
             if not self.path.exists() or self.path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                raise BlockingIOError  # its holder removed it between our open and our lock
-        except BlockingIOError:
+                raise AlreadyLocked  # its holder removed it between our open and our lock
+        except AlreadyLocked:
             file.close()
             msg = f"{self.path.parent} is in use by {self.holder()}; wait for it, or use another --run-dir"
             raise RunDirectoryError(msg) from None
-        except OSError as error:
-            file.close()
-            msg = f"{self.path} cannot be locked ({error}); use a --run-dir on a file system with locks"
-            raise RunDirectoryError(msg) from error
         file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": now, "command": _command()}
@@ -66,12 +68,12 @@ class RunLock:
         Raises
         ------
         RunDirectoryError
-            If another process has taken it.
+            If another process has taken it, or the file system has no locks.
         """
         file = self.path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(file, _SHARED)
+        except AlreadyLocked:
             file.close()
             msg = f"{self.path.parent} is in use by {self.holder()}; wait for it, or use another --run-dir"
             raise RunDirectoryError(msg) from None
@@ -92,10 +94,10 @@ class RunLock:
         """Say whether some process holds the lock, without taking or writing it."""
         try:
             with self.path.open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _lock(file, _SHARED)
         except FileNotFoundError:
             return False
-        except BlockingIOError:
+        except AlreadyLocked:
             return True
         return False
 
@@ -108,6 +110,32 @@ class RunLock:
             return f"{who}{_age(started)} as '{owner['command']}'"
         except (OSError, ValueError, KeyError, TypeError):
             return "process unknown"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a lock and hold it; the kernel releases it when its holder dies.
+
+    Raises
+    ------
+    RunDirectoryError
+        If the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        _lock(file, LockFlags.EXCLUSIVE)
+        yield
+
+
+def _lock(file: IO[str], flags: LockFlags) -> None:
+    try:
+        lock(file, flags)
+    except AlreadyLocked:
+        raise
+    except LockException as error:
+        file.close()
+        msg = f"{file.name} cannot be locked ({error}); use a --run-dir on a file system with locks"
+        raise RunDirectoryError(msg) from error
 
 
 def _age(started: datetime) -> str:

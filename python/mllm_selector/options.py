@@ -12,7 +12,17 @@ from typing import Any
 
 from mllm_selector.errors import UsageError
 from mllm_selector.metrics import Metrics
-from mllm_selector.values import Amount, AutoCount, Columns, Files, Inputs, Limits, Settings, Shard
+from mllm_selector.values import (
+    Amount,
+    AutoCount,
+    Columns,
+    Files,
+    ImageFolder,
+    Inputs,
+    Limits,
+    Settings,
+    Shard,
+)
 
 __all__ = ["StageOptions", "cli_name", "option"]
 
@@ -127,6 +137,8 @@ def _converted(shown: str, value: Any, hint: Any) -> Any:
     if kind is Files and isinstance(value, Files | str | Path | list | tuple):
         files = Files.parse(value, shown)
         return files if files.paths else None
+    if kind is ImageFolder and isinstance(value, str | Path | ImageFolder):
+        return ImageFolder.parse(value, shown)
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     if kind is float and type(value) is int:
@@ -140,6 +152,7 @@ def _converted(shown: str, value: Any, hint: Any) -> Any:
         Metrics: "list of names",
         Settings: "mapping of names to values",
         Files: "list of paths",
+        ImageFolder: "path or URL",
         AutoCount: "whole number or auto",
         Shard: "text such as 2/8",
     }
@@ -150,6 +163,8 @@ def _converted(shown: str, value: Any, hint: Any) -> Any:
 def _as_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.absolute())  # a later command may run in another folder
+    if isinstance(value, ImageFolder):
+        return value.url or _as_json(value.path)
     if isinstance(value, Inputs):
         return [{"path": str(entry.path.absolute()), "source": entry.source} for entry in value.inputs]
     if isinstance(value, Columns):

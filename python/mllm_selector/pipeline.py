@@ -19,6 +19,7 @@ from typing import Any
 from mllm_selector import families, formats, methods
 from mllm_selector.checksums import Damage
 from mllm_selector.config import (
+    ImageFolder,
     IngestOptions,
     Inputs,
     PickOptions,
@@ -42,6 +43,7 @@ from mllm_selector.rundir import (
 )
 from mllm_selector.selection import Selection
 from mllm_selector.stages import score
+from mllm_selector.stores import ImageStore
 from mllm_selector.workflow import STAGES
 
 __all__ = ["build_options", "checked", "outlook", "run_stages", "select"]
@@ -158,7 +160,7 @@ def select(
     model : str or Path, optional
         Pretrained model to tune: a directory or a hub id. Give either this or ``seed_model``.
     images : str or Path, optional
-        Folder that the image paths of the pool are relative to.
+        Folder that the image paths of the pool are relative to, or its URL, such as ``s3://bucket/images``.
     out : str or Path, optional
         Also write the subset here, in the format of the pool.
     progress : Progress, optional
@@ -259,17 +261,21 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
             if not path.is_file():
                 msg = f"pool: {path} does not exist; name a file, several, or a folder of them"
                 raise UsageError(msg)
-        if of_ingest.images is not None and not of_ingest.images.is_dir():
-            msg = (
-                f"--images: {of_ingest.images} is not a folder; name the one that image paths are relative to"
-            )
-            raise UsageError(msg)
+        _check_images(of_ingest.images or ImageFolder())
     if isinstance(of_seed, SeedOptions):
         chosen = of_seed.seed_model or of_seed.model
         if chosen is None:
             msg = "--model is missing: name a pretrained model to tune, or a tuned one with --seed-model"
             raise UsageError(msg)
         families.check(str(chosen))
+
+
+def _check_images(images: ImageFolder) -> None:
+    if images.url is not None:
+        ImageStore(images.url).open()
+    elif images.path is not None and not images.path.is_dir():
+        msg = f"--images: {images.path} is not a folder; name the one that image paths are relative to"
+        raise UsageError(msg)
 
 
 def _check_budget(run: RunDirectory, options: StageOptions) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -15,11 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mllm_selector import _internal
-from mllm_selector.config import Inputs
+from mllm_selector.config import ImageFolder, Inputs
 from mllm_selector.errors import PoolError, RunDirectoryError, UsageError
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.stores import ImageStore
 
-__all__ = ["POOL_SCHEMA", "POOL_VERSION", "ImageRange", "Pool", "PoolImage", "Sample"]
+__all__ = ["POOL_SCHEMA", "POOL_VERSION", "ImageRange", "Pool", "PoolImage", "Sample", "StoredImage"]
 
 POOL_VERSION = "2"
 
@@ -98,16 +98,40 @@ class ImageRange:
         OSError
             If the file cannot be read or ends before the image does.
         """
-        with self.file.open("rb") as file:
-            content = os.pread(file.fileno(), self.length, self.offset)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            content = file.read(self.length)
         if len(content) < self.length:
             msg = f"{self.file} ends inside the image {self.name}; it has changed since it was ingested"
             raise OSError(msg)
         return content
 
 
-PoolImage: TypeAlias = Path | bytes | ImageRange
-"""An image file, an encoded image, or where one stands in a larger file."""
+@dataclass(frozen=True)
+class StoredImage:
+    """An encoded image in a store.
+
+    Attributes
+    ----------
+    store : ImageStore
+        The images folder.
+    path : str
+        Where it is in the folder.
+    """
+
+    store: ImageStore
+    path: str
+
+    def read(self, most: int | None = None) -> bytes:
+        """Return the encoded image, or so many bytes of its beginning; see `ImageStore.read`."""
+        return self.store.read(self.path, most)
+
+    def __str__(self) -> str:
+        return f"{self.store.url}/{self.path}"
+
+
+PoolImage: TypeAlias = Path | bytes | ImageRange | StoredImage
+"""An image file, an encoded image, or where one stands in a larger file or in a store."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +148,7 @@ class Sample:
         The data set that it came from.
     messages : tuple of (str, str)
         Role (``system``, ``user`` or ``assistant``) and content of each turn, ``<image>`` marks included.
-    images : tuple of Path, bytes or ImageRange
+    images : tuple of Path, bytes, ImageRange or StoredImage
         In the order of the marks; encoded bytes where the pool carries the images itself.
     """
 
@@ -146,7 +170,7 @@ class Pool:
     ----------
     path : Path
         The file.
-    images : Path or None
+    images : Path, ImageStore or None
         Folder that the image paths are relative to, if known.
 
     Examples
@@ -159,7 +183,11 @@ class Pool:
     """
 
     def __init__(
-        self, file: _internal.PoolFile, path: Path, images: Path | None, inputs: Sequence[Path] | None
+        self,
+        file: _internal.PoolFile,
+        path: Path,
+        images: Path | ImageStore | None,
+        inputs: Sequence[Path] | None,
     ) -> None:
         self.path = path
         self.images = images
@@ -168,7 +196,10 @@ class Pool:
 
     @classmethod
     def open(
-        cls, path: str | Path, images: str | Path | None = None, inputs: Sequence[Path] | None = None
+        cls,
+        path: str | Path,
+        images: str | Path | ImageFolder | None = None,
+        inputs: Sequence[Path] | None = None,
     ) -> Self:
         """Map a pool file.
 
@@ -176,8 +207,9 @@ class Pool:
         ----------
         path : str or Path
             The ``pool.arrow`` that ingest wrote.
-        images : str or Path, optional
-            Folder that its image paths are relative to; without it, samples carry the relative paths.
+        images : str, Path or ImageFolder, optional
+            Folder that its image paths are relative to, or its URL; without it, samples carry the relative
+            paths.
         inputs : sequence of Path, optional
             Where the pool's inputs lie now, in its order; by default where they lay when it was made.
 
@@ -194,7 +226,9 @@ class Pool:
         except FileNotFoundError:
             msg = f"{path} is missing; run the stage that writes it again"
             raise RunDirectoryError(msg) from None
-        return cls(file, path, None if images is None else Path(images), inputs)
+        folder = ImageFolder() if images is None else ImageFolder.parse(images)
+        place = folder.path if folder.url is None else ImageStore(folder.url)
+        return cls(file, path, place, inputs)
 
     @classmethod
     def of(cls, run: RunDirectory | str | Path) -> Self:
@@ -398,6 +432,8 @@ class Pool:
             return content
         if place is not None:
             return ImageRange(self._input(file), *place, path or "image")
+        if isinstance(self.images, ImageStore):
+            return StoredImage(self.images, str(PurePosixPath(path or "")))
         relative = Path(path or "")
         return relative if self.images is None else self.images / relative
 

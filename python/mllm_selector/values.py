@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 from mllm_selector.errors import UsageError
 
@@ -243,6 +245,60 @@ class Input:
 
     def __str__(self) -> str:
         return str(self.path) if self.source is None else f"{self.source}={self.path}"
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Where image paths start: a folder of this machine, or one elsewhere.
+
+    Attributes
+    ----------
+    path : Path or None
+        The folder of this machine.
+    url : str or None
+        The address of the one elsewhere.
+
+    Examples
+    --------
+    >>> str(ImageFolder.parse("s3://bucket/images?region=eu-central-1"))
+    's3://bucket/images?region=eu-central-1'
+    >>> str(ImageFolder.parse("file:///data/images"))
+    '/data/images'
+    """
+
+    path: Path | None = None
+    url: str | None = None
+
+    @classmethod
+    def parse(cls, given: str | Path | ImageFolder, name: str = "images") -> Self:
+        """Read a path or a URL; one of the scheme ``file`` is a path.
+
+        Raises
+        ------
+        UsageError
+            If a URL holds a secret, which would be written into the run directory.
+        """
+        if isinstance(given, ImageFolder):
+            return cls(given.path, given.url)
+        if isinstance(given, Path) or "://" not in given:
+            return cls(path=Path(given))
+        if given.startswith("file://"):
+            return cls(path=Path(unquote(urlsplit(given).path)))
+        if _SECRET.search(given):
+            msg = (
+                f"{name}: {given.partition('://')[0]}://...: an address with a password or key would be "
+                "written into the run directory; leave it out, and give it where the store's own tools look, "
+                "such as in the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+            raise UsageError(msg)
+        return cls(url=given)
+
+    def __str__(self) -> str:
+        return self.url or str(self.path)
+
+
+# A password before a host, or a parameter that is named like one.
+_SECRET = re.compile(r"://[^/@?]*:[^/@?]*@|[?&][^=&]*(secret|key|token|password)[^=&]*=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

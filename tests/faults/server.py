@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -104,6 +105,7 @@ def run(request: dict[str, Any]) -> int:
         folder, action, call, error, kinds = request["fault"]
         shim.fault_arm(folder.encode(), action, ctypes.c_long(call), error, kinds)
     if "memory" in request:
+        faulthandler.enable()  # a native library may take a refusal badly: the log says where
         status = Path("/proc/self/status").read_text()
         held = int(status.partition("VmData:")[2].split()[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (held + request["memory"],) * 2)

@@ -77,7 +77,7 @@ class CompareOptions:
         Folder for everything that the comparison computes.
     held_out : tuple of Path
         Samples to judge the trained models on, in any format of a pool.
-    held_out_images : Path, optional
+    held_out_images : str or Path, optional
         Folder that their image paths are relative to.
     methods : tuple of MethodChoice
         The methods; ``random`` is always compared too.
@@ -96,7 +96,7 @@ class CompareOptions:
     run: Path
     run_dir: Path
     held_out: tuple[Path, ...]
-    held_out_images: Path | None = None
+    held_out_images: str | Path | None = None
     methods: tuple[MethodChoice, ...] = (MethodChoice("grouped", {"method": "grouped"}),)
     budgets: tuple[Amount, ...] = (Amount.parse("5%"), Amount.parse("15%"), Amount.parse("100%"))
     seeds: int = 5

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from mllm_selector.errors import SampleError
-from mllm_selector.pool import ImageRange, PoolImage
+from mllm_selector.errors import SampleError, StoreError
+from mllm_selector.pool import ImageRange, PoolImage, StoredImage
 
 __all__ = ["MAX_ASPECT", "MAX_PIXELS", "Size", "image_size", "load_image"]
 
@@ -23,14 +23,17 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT = 200
 """Narrower images are refused: brought to a fixed shorter side, they would fill the memory."""
 
+HEAD_BYTES = 1 << 16
+"""So much of an image in a store is fetched for its size; few have longer headers."""
+
 
 def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
     """Open an image as an RGB picture, upright (EXIF orientation applied, as transformers does).
 
     Parameters
     ----------
-    image : Path, bytes or ImageRange
-        A file, the encoded image itself, or where it stands in a larger file.
+    image : Path, bytes, ImageRange or StoredImage
+        A file, the encoded image itself, or where it stands in a larger file or in a store.
     name : str, optional
         What the image is called in the error; by default its path or size.
 
@@ -39,6 +42,8 @@ def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
     SampleError
         ``image-unreadable`` if it is missing, no image, cut off, larger than `MAX_PIXELS` or narrower
         than `MAX_ASPECT`.
+    StoreError
+        If its store cannot be asked.
     """
     with _opened(image, name) as file:
         return ImageOps.exif_transpose(file).convert("RGB")
@@ -51,7 +56,17 @@ def image_size(image: PoolImage, name: str | None = None) -> Size:
     ------
     SampleError
         As `load_image`, but for damage after the header.
+    StoreError
+        If its store cannot be asked.
     """
+    if isinstance(image, StoredImage):
+        # Whatever the beginning alone leads to is judged again by the whole image.
+        with suppress(FileNotFoundError, SampleError):
+            return _size(image.read(HEAD_BYTES), name)
+    return _size(image, name)
+
+
+def _size(image: PoolImage, name: str | None) -> Size:
     with _opened(image, name) as file:
         if file.format == "TIFF":  # whose size is already upright, but for some orientations and versions
             return ImageOps.exif_transpose(file).size
@@ -72,7 +87,7 @@ def _opened(image: PoolImage, name: str | None) -> Iterator[Image.Image]:
         if isinstance(image, Path) and image.exists() and not image.is_file():
             msg = "it is no regular file"  # a FIFO would be waited for, a device has no end
             raise ValueError(msg)
-        content = image.read() if isinstance(image, ImageRange) else image
+        content = image.read() if isinstance(image, ImageRange | StoredImage) else image
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             width, height = file.size
             if width * height > MAX_PIXELS:
@@ -82,8 +97,11 @@ def _opened(image: PoolImage, name: str | None) -> Iterator[Image.Image]:
                 msg = f"{width} x {height} pixels are narrower than 1:{MAX_ASPECT}"
                 raise ValueError(msg)
             yield file
-    except MemoryError:  # says nothing of the image
+    except (MemoryError, StoreError):  # say nothing of the image
         raise
+    except UnidentifiedImageError as error:  # whose own text ends in an address or a path
+        msg = f"image-unreadable: {name or _name(image)}: cannot identify image file"
+        raise SampleError(msg) from error
     # Pillow's decoders raise whatever the damage leads them to (OSError, ValueError, SyntaxError,
     # struct.error, IndexError, DecompressionBombError ...); all mean the same here.
     except Exception as error:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +30,13 @@ from mllm_selector.formats.tables import (
 __all__ = ["Parquet"]
 
 GROUP_BYTES = 256 << 20
-"""A row group is ended when it takes so much in memory, however few its rows."""
+"""While writing, a row group is ended when it takes so much in memory, however few its rows."""
+
+AT_ONCE = 2
+"""Row groups that are decoded at once: reading is as slow as decoding on one core, and the rest needs one."""
+
+AHEAD_BYTES = 32 << 20
+"""A row group that takes more when decoded is not decoded ahead but batch by batch."""
 
 
 class Parquet(RowFormat):
@@ -44,7 +54,7 @@ class Parquet(RowFormat):
         file = _parquet(path)
 
         def batches(columns: list[str] | None, wanted: Rows | None) -> Batches:
-            return _batches(file, columns, wanted)
+            return _batches(path, file.metadata, columns, wanted)
 
         return RowFile(path, file.schema_arrow, file.metadata.num_rows, batches)
 
@@ -62,23 +72,57 @@ class Parquet(RowFormat):
             groups.flush()
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def _parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     # Buffered reading: a row group may be larger than the memory.
-    return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    return pq.ParquetFile(path, metadata=metadata, buffer_size=1 << 20, pre_buffer=False)
 
 
-def _batches(file: pq.ParquetFile, columns: list[str] | None, wanted: Rows | None) -> Batches:
-    metadata = file.metadata
-    ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
-    start = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if wanted is None or np.searchsorted(wanted, start) < np.searchsorted(wanted, ends[group]):
-            first = start
-            for batch in file.iter_batches(_batch_rows(metadata.row_group(group)), [group], columns):
+def _batches(
+    path: Path, metadata: pq.FileMetaData, columns: list[str] | None, wanted: Rows | None
+) -> Batches:
+    """Yield batches in order; small row groups are decoded ahead, `AT_ONCE` of them."""
+    own = threading.local()
+
+    def decoded(group: int) -> Iterator[pa.RecordBatch]:
+        if not hasattr(own, "file"):  # one for each thread: readers are not made to be shared
+            own.file = _parquet(path, metadata)
+        rows = _batch_rows(metadata.row_group(group))
+        batches: Iterator[pa.RecordBatch] = own.file.iter_batches(rows, [group], columns, use_threads=False)
+        return batches
+
+    def whole(group: int) -> list[pa.RecordBatch]:
+        return list(decoded(group))
+
+    threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="decode")
+    waiting = _groups(metadata, wanted)
+    window: deque[tuple[int, int, Future[list[pa.RecordBatch]] | None]] = deque()
+
+    def look_ahead(count: int) -> None:
+        for first, group in islice(waiting, count):
+            is_small = metadata.row_group(group).total_byte_size <= AHEAD_BYTES
+            ahead = threads.submit(whole, group) if is_small else None
+            window.append((first, group, ahead))
+
+    try:
+        look_ahead(AT_ONCE)
+        while window:
+            first, group, ahead = window.popleft()
+            look_ahead(1)
+            for batch in decoded(group) if ahead is None else ahead.result():
                 yield first, batch
                 first += len(batch)
-        start += rows
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _groups(metadata: pq.FileMetaData, wanted: Rows | None) -> Iterator[tuple[int, int]]:
+    """Yield the row groups that hold a wanted row, each with the number of its first row."""
+    first = 0
+    for group in range(metadata.num_row_groups):
+        last = first + metadata.row_group(group).num_rows
+        if wanted is None or np.searchsorted(wanted, first) < np.searchsorted(wanted, last):
+            yield first, group
+        first = last
 
 
 def _batch_rows(group: pq.RowGroupMetaData) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector import _internal
-from mllm_selector.config import IngestOptions
+from mllm_selector.config import ImageFolder, IngestOptions
+from mllm_selector.stores import ImageStore
 
 __all__ = ["read_pool"]
 
@@ -40,6 +41,7 @@ def read_pool(
         Opens an input as rows, see `mllm_selector.formats.tables.RowFormat.stream`; else Rust opens it.
     """
     hashes: dict[str, Any] = {}
+    images = options.images or ImageFolder()
 
     def hashed(pool: str, inputs: list[str]) -> None:
         hashes.update(pool_hash=pool, input_hashes=inputs)
@@ -49,7 +51,8 @@ def read_pool(
         name,
         out,
         rejected,
-        images=options.images,
+        images=images.path,
+        store=None if images.url is None else ImageStore(images.url),
         check_images=options.check_images,
         max_image_pixels=options.max_image_pixels,
         source=options.source,

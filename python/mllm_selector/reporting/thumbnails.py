@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from mllm_selector.pool import ImageRange, PoolImage
+from mllm_selector.errors import StoreError
+from mllm_selector.pool import ImageRange, PoolImage, StoredImage
 
 __all__ = ["Thumbnail", "Thumbnails"]
 
@@ -51,6 +52,8 @@ class Thumbnails:
             return LEFT_OUT
         try:
             small = _shrink(image, self._longest_side)
+        except StoreError:  # says nothing of the image
+            raise
         except FileNotFoundError:
             return "image file not found"
         except Exception as error:
@@ -69,7 +72,7 @@ def _shrink(source: PoolImage, longest_side: int) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns of large images; they are refused below, by size.
         warnings.simplefilter("ignore")
-        content = source.read() if isinstance(source, ImageRange) else source
+        content = source.read() if isinstance(source, ImageRange | StoredImage) else source
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             if image.width * image.height > MOST_PIXELS:
                 msg = f"{image.width} x {image.height} pixels"

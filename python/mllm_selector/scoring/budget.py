@@ -7,14 +7,12 @@ written: an interrupted run and all processes that share a run compute the same 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import DeviceMemoryError, PoolError, SampleError
 from mllm_selector.families.base import Arrays, Family
 from mllm_selector.families.images import load_image
+from mllm_selector.locking import locked
 from mllm_selector.pool import Pool
 from mllm_selector.resources import gpu_name, processor_name
 from mllm_selector.rundir import RunDirectory
@@ -32,7 +31,7 @@ from mllm_selector.scoring.batching import BatchBudget, length_batches, scorer_b
 from mllm_selector.scoring.parts import BATCHES, KEY
 from mllm_selector.scoring.shards import EncodedShard, encode_shard
 
-__all__ = ["BudgetMemory", "best_budget", "budget_memory", "find_budget", "locked", "settle_budget"]
+__all__ = ["BudgetMemory", "best_budget", "budget_memory", "find_budget", "settle_budget"]
 
 DEFAULT = BatchBudget(tokens=4096, image_rows=4096)
 """For pools that are too small to measure on."""
@@ -269,12 +268,3 @@ def _seconds(compute: Callable[[], Any]) -> float:
         compute()
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel releases when its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

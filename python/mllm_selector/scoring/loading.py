@@ -12,6 +12,7 @@ from mllm_selector.families.base import Arrays, Family
 from mllm_selector.families.images import load_image
 from mllm_selector.pool import Pool
 from mllm_selector.scoring.shards import ImageRef, image_name
+from mllm_selector.stores import REQUESTS, ImageStore
 
 __all__ = ["ImageLoader", "ahead"]
 
@@ -35,12 +36,14 @@ class ImageLoader:
     pool : Pool
         Has the images.
     workers : int
-        Number of threads.
+        Number of threads; with images in a store at least `REQUESTS`, since most wait for its answers.
     """
 
     def __init__(self, family: Family, pool: Pool, workers: int) -> None:
         self._family = family
         self._pool = pool
+        if isinstance(pool.images, ImageStore):
+            workers = max(workers, REQUESTS)
         self._ahead = 2 * workers + IMAGES_AHEAD
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="images")
 

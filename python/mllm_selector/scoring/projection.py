@@ -16,10 +16,10 @@ from mllm_selector.config import ScoreOptions
 from mllm_selector.engine import Engine
 from mllm_selector.errors import MissingPackageError, ScoreError, UsageError
 from mllm_selector.families.base import Family
+from mllm_selector.locking import locked
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
-from mllm_selector.scoring.budget import locked
 from mllm_selector.scoring.scorer import ShardScorer, Wanted
 from mllm_selector.scoring.shards import encode_shard
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +17,9 @@ from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Encoded, Family
 from mllm_selector.families.images import Size, image_size
 from mllm_selector.metrics import Answer, Variant
-from mllm_selector.pool import ImageRange, Pool, PoolImage
+from mllm_selector.pool import ImageRange, Pool, PoolImage, StoredImage
 from mllm_selector.scoring.readings import read_as
+from mllm_selector.stores import REQUESTS, ImageStore
 
 __all__ = ["EncodedShard", "ImageRef", "Item", "ShardScores", "encode_shard", "image_name"]
 
@@ -132,13 +136,19 @@ def encode_shard(
     """
     limit = min(options.max_tokens, family.max_positions or options.max_tokens)
     shard = EncodedShard()
-    sizes: dict[str | bytes, Size] = {}
+    sizes: dict[str | bytes, Size | SampleError] = {}
+    if isinstance(pool.images, ImageStore) and not family.one_size:
+        shown = [*rows, *(examples[row] for row in rows if row in examples)] if examples else rows
+        sizes = _sizes_in_store(pool, shown)
 
     def size_of(image: PoolImage) -> Size:
         content = _content(image)
         if content not in sizes:
-            sizes[content] = image_size(image, image_name(pool, image))
-        return sizes[content]
+            sizes[content] = _size(pool, image)
+        size = sizes[content]
+        if isinstance(size, SampleError):
+            raise size
+        return size
 
     for row in rows:
         sample = pool.sample(row)
@@ -155,11 +165,28 @@ def encode_shard(
                     break
                 continue
             shard.samples[item] = encoded
-            shown = zip(reading.images, encoded.image_tokens, reading.places, strict=True)
+            uses = zip(reading.images, encoded.image_tokens, reading.places, strict=True)
             shard.images[item] = tuple(
-                ImageRef(_content(image), tokens, *place) for image, tokens, place in shown
+                ImageRef(_content(image), tokens, *place) for image, tokens, place in uses
             )
     return shard
+
+
+def _sizes_in_store(pool: Pool, rows: Iterable[int]) -> dict[str | bytes, Size | SampleError]:
+    """Return the sizes of all images of some rows; the store is asked for many at a time."""
+    images = {_content(image): image for row in rows for image in pool.sample(row).images}
+    threads = ThreadPoolExecutor(REQUESTS, thread_name_prefix="sizes")
+    try:
+        return dict(zip(images, threads.map(partial(_size, pool), images.values()), strict=True))
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _size(pool: Pool, image: PoolImage) -> Size | SampleError:
+    try:
+        return image_size(image, image_name(pool, image))
+    except SampleError as error:
+        return error
 
 
 def _check(encoded: Encoded, limit: int) -> None:
@@ -175,7 +202,9 @@ def image_name(pool: Pool, image: PoolImage) -> str | None:
     """Name an image as the pool does, so that parts do not depend on where images and inputs are."""
     if isinstance(image, ImageRange):
         return image.name
-    if isinstance(image, bytes) or pool.images is None or not image.is_relative_to(pool.images):
+    if isinstance(image, StoredImage):
+        return image.path
+    if isinstance(image, bytes) or not isinstance(pool.images, Path) or not image.is_relative_to(pool.images):
         return None
     return str(image.relative_to(pool.images))
 

@@ -1,6 +1,6 @@
 //! Files that are either whole under their name or not there.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 #[cfg(target_os = "linux")]
@@ -50,9 +50,7 @@ impl WholeFile {
             .map_err(|source| self.error(source))?;
         self.committed = true;
         // The rename itself survives a power cut only once the folder is on the disk.
-        File::open(folder_of(&self.path))
-            .and_then(|folder| folder.sync_all())
-            .map_err(|source| self.error(source))?;
+        sync_folder(folder_of(&self.path)).map_err(|source| self.error(source))?;
         Ok(self.writer.get_ref().hasher.finalize())
     }
 }
@@ -136,18 +134,67 @@ fn begin_write_back(file: &File, part: Range<u64>) {
 #[cfg(not(target_os = "linux"))]
 fn begin_write_back(_: &File, _: Range<u64>) {}
 
+/// Reads at a position; fewer bytes than asked for where the file ends. The file's cursor has no meaning after it.
+#[cfg(unix)]
+pub(crate) fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, into, at)
+}
+
+#[cfg(windows)]
+pub(crate) fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, into, at)
+}
+
+/// Fills `into` from a position; an end of the file before that is an error.
+pub(crate) fn read_exact_at(file: &File, mut into: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match read_at(file, into, at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                into = &mut into[read..];
+                at += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Opens a file without a name beside `path`: it takes disk only as long as it is open.
 pub(crate) fn unnamed(path: &Path) -> Result<File> {
     let name = format!(".mllm-selector.{}.tmp", std::process::id());
     let temporary = folder_of(path).join(name);
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&temporary)
-        .and_then(|file| fs::remove_file(&temporary).map(|()| file))
-        .map_err(|source| Error::io("create", temporary, source))
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    nameless(&mut options, &temporary).map_err(|source| Error::io("create", temporary, source))
+}
+
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Windows flushes no folders; NTFS has a journal of its entries.
+#[cfg(windows)]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(unix)]
+fn nameless(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.open(path)?;
+    fs::remove_file(path)?;
+    Ok(file)
+}
+
+/// Windows removes the file when it is closed, however the process ends.
+#[cfg(windows)]
+fn nameless(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    use std::os::windows::fs::OpenOptionsExt;
+
+    const FILE_FLAG_DELETE_ON_CLOSE: u32 = 0x0400_0000;
+    options.custom_flags(FILE_FLAG_DELETE_ON_CLOSE).open(path)
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
@@ -14,7 +13,7 @@ use arrow_array::{UInt32Array, UInt64Array};
 use arrow_schema::DataType;
 
 use crate::compression::{Compression, Encoder, TextFile};
-use crate::files::unnamed;
+use crate::files::{read_exact_at, unnamed};
 use crate::ingest::{FORMAT_KEY, Format, Framing, POOL_VERSION, VERSION_KEY};
 use crate::pool::ArrowFile;
 use crate::{Error, Observer, Result};
@@ -303,12 +302,10 @@ impl<'a> Records<'a> {
         let mut at = offset;
         while at < end {
             let piece = &mut buffer[..(end - at).min(PIECE as u64) as usize];
-            self.file
-                .read_exact_at(piece, at)
-                .map_err(|source| match source.kind() {
-                    ErrorKind::UnexpectedEof => outside(self.path, place),
-                    _ => Error::io("read", self.path, source),
-                })?;
+            read_exact_at(&self.file, piece, at).map_err(|source| match source.kind() {
+                ErrorKind::UnexpectedEof => outside(self.path, place),
+                _ => Error::io("read", self.path, source),
+            })?;
             let is_first = at == offset;
             at += piece.len() as u64;
             if let Some((first, last)) = ends

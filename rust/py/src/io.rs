@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use mllm_selector_core as core;
 use mllm_selector_core::Compression;
-use mllm_selector_core::ingest::{CheckImages, Format, IngestOptions, Input, Summary};
+use mllm_selector_core::ingest::{CheckImages, Format, Images, IngestOptions, Input, Summary};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call::{detached, observed};
 use crate::rows;
+use crate::store::Store;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hash_file, module)?)?;
@@ -47,7 +48,7 @@ fn compression_suffix(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<&'static 
 
 #[pyfunction]
 #[pyo3(signature = (
-    inputs, pool_format, out, rejected, *, images=None, check_images="header",
+    inputs, pool_format, out, rejected, *, images=None, store=None, check_images="header",
     max_image_pixels=89_478_485, source=None, columns=None, turns_alternate=true, inserts_marks=None,
     renames_duplicates=true, strict=false, threads=None, progress=None, rows=None, hashed=None
 ))]
@@ -60,6 +61,7 @@ fn ingest<'py>(
     out: PathBuf,
     rejected: PathBuf,
     images: Option<PathBuf>,
+    store: Option<Py<PyAny>>,
     check_images: &str,
     max_image_pixels: u64,
     source: Option<String>,
@@ -78,8 +80,11 @@ fn ingest<'py>(
         .into_iter()
         .map(|(path, source)| Input { path, source })
         .collect();
-    // What `rows` raises keeps its class: the core only learns that it is to stop.
-    let raised = Mutex::new(None);
+    // What `rows` and `store` raise keeps its class: the core only learns that it is to stop.
+    let raised = Arc::new(Mutex::new(None));
+    let store = store
+        .map(|store| Store::new(py, store, Arc::clone(&raised)))
+        .transpose()?;
     let outcome = observed(py, progress.as_ref(), |observer| {
         let format = match rows {
             // A program knows few formats, and for as long as it runs.
@@ -87,7 +92,10 @@ fn ingest<'py>(
             None => Format::from_name(&name)?,
         };
         let options = IngestOptions {
-            images,
+            images: match store {
+                Some(store) => Some(Images::Store(Arc::new(store))),
+                None => images.map(Images::Folder),
+            },
             check_images: CheckImages::from_name(&check_images)?,
             max_image_pixels,
             source,
@@ -110,10 +118,11 @@ fn ingest<'py>(
         };
         core::ingest::ingest_rows(&options, open, observer)
     });
-    match raised
-        .into_inner()
+    let raised = raised
+        .lock()
         .expect("nothing panics while it is held")
-    {
+        .take();
+    match raised {
         Some(error) => Err(error),
         None => {
             let summary = outcome?;

@@ -11,6 +11,7 @@ mod pool;
 mod rows;
 mod sample;
 mod select;
+mod store;
 
 use pyo3::prelude::*;
 

@@ -43,6 +43,9 @@ fn given(block: *mut u8, size: usize) -> *mut u8 {
     block
 }
 
+/// The standard error stream, which the C library of Windows numbers too but does not name.
+const STDERR: i32 = 2;
+
 #[cold]
 fn end(size: usize) -> ! {
     let mut digits = [0; 20];
@@ -52,7 +55,7 @@ fn end(size: usize) -> ! {
         b" bytes more were refused; what is finished is kept, the same command goes on where it stopped\n",
     ] {
         // SAFETY: the pointer and the length are those of a slice.
-        unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+        unsafe { libc::write(STDERR, text.as_ptr().cast(), text.len() as _) };
     }
     // SAFETY: has no preconditions.
     unsafe { libc::abort() }

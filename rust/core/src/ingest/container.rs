@@ -3,7 +3,7 @@
 use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
@@ -48,6 +48,7 @@ pub(super) trait Block: Send {
 }
 
 /// What all records of one input share.
+#[derive(Clone)]
 pub(super) struct Context<'a> {
     pub(super) path: &'a Path,
     /// The input's path as messages show it.
@@ -59,6 +60,9 @@ pub(super) struct Context<'a> {
     pub(super) rules: Rules,
     pub(super) schema: SchemaRef,
     pub(super) images: &'a ImageChecks,
+    /// Where the paths of images go in place of being checked.
+    pub(super) wanted: Option<&'a Mutex<Vec<String>>>,
+    pub(super) observer: &'a Observer,
     /// The source that the user gave to this input; it goes before the records' own.
     pub(super) input_source: Option<&'a str>,
     /// The source of records that name none.

@@ -1,15 +1,23 @@
 //! The checks of a record's images, wherever they are.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::container::Context;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::container::{Block, Context, Parsed};
 use super::header::{self, Fault, Header, Rules};
 use super::images::{ImageFolder, ImageKey, Memo};
 use super::picture::Picture;
 use super::record::Refusal;
 use super::reject::{Reason, Rejection, shown};
 use super::{CheckImages, IngestOptions};
-use crate::Result;
+use crate::{Error, Result};
+
+/// Images that a store is asked for side by side: what it takes is the time until an answer comes.
+const REQUESTS: usize = 32;
 
 /// What all records of a pool share for the checks of their images.
 pub(super) struct ImageChecks {
@@ -17,6 +25,8 @@ pub(super) struct ImageChecks {
     rules: Option<Rules>,
     /// Carried images that have been decoded; reading a header is cheaper than looking it up here.
     decoded: Memo<Option<Arc<Fault>>>,
+    /// Threads that wait for the answers of a store, where the images are in one.
+    requests: Option<ThreadPool>,
 }
 
 impl ImageChecks {
@@ -26,12 +36,47 @@ impl ImageChecks {
             decode: options.check_images == CheckImages::Decode,
         };
         let rules = (options.check_images != CheckImages::None).then_some(rules);
-        let open = |folder| ImageFolder::open(folder, rules);
+        let open = |images| ImageFolder::open(images, rules);
+        let folder = options.images.as_ref().map(open).transpose()?;
+        let requests = || {
+            let threads = ThreadPoolBuilder::new().num_threads(REQUESTS).build();
+            threads.map_err(|error| {
+                Error::Argument(format!("--images: cannot start threads for it: {error}"))
+            })
+        };
+        let is_remote = folder.as_ref().is_some_and(ImageFolder::is_remote);
         Ok(Self {
-            folder: options.images.as_deref().map(open).transpose()?,
+            folder,
             rules,
             decoded: Memo::new(),
+            requests: is_remote.then(requests).transpose()?,
         })
+    }
+
+    /// Parses and checks a block; a store is asked for all of its images first, many at a time.
+    pub(super) fn parse(&self, block: &dyn Block, context: &Context<'_>) -> Result<Parsed> {
+        if let (Some(folder), Some(requests)) = (&self.folder, &self.requests) {
+            let wanted = Mutex::default();
+            let looking = Context {
+                wanted: Some(&wanted),
+                ..context.clone()
+            };
+            // What is wrong with the block itself is found again below.
+            let _ = block.parse(&looking);
+            let mut paths = wanted.into_inner().unwrap_or_else(PoisonError::into_inner);
+            paths.sort_unstable();
+            paths.dedup();
+            let look = |path: &String| {
+                context.observer.check()?;
+                match folder.resolve(Cow::Borrowed(path)) {
+                    Err(Refusal::Failed(error)) => Err(error),
+                    // Kept by the folder until the block is parsed.
+                    _ => Ok(()),
+                }
+            };
+            requests.install(|| paths.par_iter().try_for_each(look))?;
+        }
+        block.parse(context)
     }
 
     /// Returns the image as it goes into the pool.
@@ -43,7 +88,14 @@ impl ImageChecks {
         let key = || picture.key(context.file);
         let (fault, name) = match &picture {
             Picture::Path(path, _) => {
-                if path.starts_with("http://") || path.starts_with("https://") {
+                if let Some(wanted) = context.wanted {
+                    let mut wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
+                    wanted.push(path.clone().into_owned());
+                    return Ok(picture);
+                }
+                let is_web = path.starts_with("http://") || path.starts_with("https://");
+                let is_inside = |folder: &ImageFolder| folder.inside(path).is_some();
+                if is_web && !self.folder.as_ref().is_some_and(is_inside) {
                     let detail = format!(
                         "image '{}' is a web address; download it into the images folder and name the file",
                         shown(path)
@@ -88,7 +140,10 @@ impl ImageChecks {
         let rules = self.rules.as_ref()?;
         let find = || check(rules).err().map(Arc::new);
         if rules.decode {
-            self.decoded.get_or_insert(key(), find)
+            let Ok(fault) = self
+                .decoded
+                .get_or_insert(key(), || Ok::<_, Infallible>(find()));
+            fault
         } else {
             find()
         }

@@ -1,19 +1,19 @@
-//! Whether the image paths of a pool name files inside the images folder, and what is in these.
+//! Whether the image paths of a pool name images of the images folder, and what is in these.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs;
-use std::hash::{BuildHasher, RandomState};
-use std::io;
-use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::path::{Component, Path};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::hashed::{FixedSet, HashedMap};
+use super::Images;
+use super::hashed::HashedMap;
 use super::header::{self, Fault, Rules};
 use super::image_checks::reason;
+use super::local::LocalFolder;
+use super::record::Refusal;
 use super::reject::{Reason, Rejection, shown};
-use crate::{Error, Result};
+use super::store::ImageStore;
+use crate::Result;
 
 /// A path as 128 bits of its BLAKE3 hash: a pool of 10^7 images would not fit into memory as text.
 pub(super) type ImageKey = [u8; 16];
@@ -25,8 +25,9 @@ pub(super) fn key(content: impl AsRef<[u8]>) -> [u8; 16] {
     key
 }
 
+/// Where a path leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Inside,
     /// Inside once the backslashes are read as separators.
     InsideWithSlashes,
@@ -37,62 +38,61 @@ enum Verdict {
     Faulty,
 }
 
+/// Where the images are.
+enum Place {
+    Local(LocalFolder),
+    Store(Arc<dyn ImageStore>),
+}
+
 /// The images folder, with what has been found out about it.
 pub(super) struct ImageFolder {
-    root: PathBuf,
-    /// `root` without symbolic links.
-    real: PathBuf,
+    place: Place,
     /// Paths that had to be examined one by one, or whose files were looked into.
     files: Memo<Verdict>,
-    folders: RwLock<HashMap<String, Arc<Folder>>>,
     rules: Option<Rules>,
     faults: Mutex<HashMap<ImageKey, Fault>>,
 }
 
 impl ImageFolder {
     /// Opens the folder; `rules` says how its files are looked at, if they are.
-    pub(super) fn open(root: &Path, rules: Option<Rules>) -> Result<Self> {
-        let wrong = |what: &str| {
-            let root = root.display();
-            Error::Argument(format!(
-                "--images: {root} {what}; name the folder that the image paths start from"
-            ))
+    pub(super) fn open(images: &Images, rules: Option<Rules>) -> Result<Self> {
+        let place = match images {
+            Images::Folder(root) => Place::Local(LocalFolder::open(root)?),
+            Images::Store(store) => Place::Store(Arc::clone(store)),
         };
-        if !root.exists() {
-            return Err(wrong("does not exist"));
-        }
-        if !root.is_dir() {
-            return Err(wrong("is not a folder"));
-        }
-        let real = root
-            .canonicalize()
-            .map_err(|source| Error::io("open", root, source))?;
         Ok(Self {
-            root: root.to_path_buf(),
-            real,
+            place,
             files: Memo::new(),
-            folders: RwLock::default(),
             rules,
             faults: Mutex::default(),
         })
+    }
+
+    /// Says whether looking at an image takes a request, which others need not wait for.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self.place, Place::Store(_))
     }
 
     /// Returns the path with `/` as the separator, and its key.
     pub(super) fn resolve<'a>(
         &self,
         path: Cow<'a, str>,
-    ) -> std::result::Result<(Cow<'a, str>, ImageKey), Rejection> {
+    ) -> std::result::Result<(Cow<'a, str>, ImageKey), Refusal> {
         let path = match self.inside(&path) {
             Some(relative) => Cow::Owned(relative.to_owned()),
             None => path,
         };
         let path_key = key(path.as_bytes());
-        if self.rules.is_none() && self.is_listed(&path) {
+        if self.rules.is_none()
+            && let Place::Local(folder) = &self.place
+            && folder.lists(&path)
+        {
             return Ok((path, path_key));
         }
         let verdict = self
             .files
-            .get_or_insert(path_key, || self.look_at(&path, path_key));
+            .get_or_insert(path_key, || self.look_at(&path, path_key))
+            .map_err(Refusal::Failed)?;
         let (reason, what) = match verdict {
             Verdict::Inside => return Ok((path, path_key)),
             Verdict::InsideWithSlashes => {
@@ -106,117 +106,62 @@ impl ImageFolder {
             Verdict::Faulty => {
                 let fault = self.faults()[&path_key];
                 let detail = format!("image '{}' {fault}", shown(&path));
-                return Err(Rejection::new(reason(fault), None, detail));
+                return Err(Rejection::new(reason(fault), None, detail).into());
             }
         };
         let detail = format!("image '{}' {what} the images folder", shown(&path));
-        Err(Rejection::new(reason, None, detail))
+        Err(Rejection::new(reason, None, detail).into())
     }
 
-    /// Says whether the listing of its folder holds a file; if not, it may still be there.
-    fn is_listed(&self, path: &str) -> bool {
-        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let found = self.folder(folder);
-        found.verdict == Verdict::Inside && found.lists(name, || self.root.join(folder))
-    }
-
-    fn folder(&self, path: &str) -> Arc<Folder> {
-        let known = self.folders.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(folder) = known.get(path) {
-            return Arc::clone(folder);
+    /// Strips the folder from an absolute path, or address, that lies in it.
+    pub(super) fn inside<'a>(&self, path: &'a str) -> Option<&'a str> {
+        match &self.place {
+            Place::Local(folder) => folder.inside(path),
+            Place::Store(store) => path.strip_prefix(store.url())?.strip_prefix('/'),
         }
-        drop(known);
-        let folder = Arc::new(Folder::new(self.examine_folder(Path::new(path))));
-        let mut known = self.folders.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(known.entry(path.to_owned()).or_insert(folder))
     }
 
-    /// Finds the file and checks what is in it.
-    fn look_at(&self, path: &str, path_key: ImageKey) -> Verdict {
-        let verdict = match self.is_listed(path) {
-            true => Verdict::Inside,
-            false => self.examine(path),
+    /// Finds the image and checks what is in it.
+    fn look_at(&self, path: &str, path_key: ImageKey) -> Result<Verdict> {
+        match self.examine(path, path_key)? {
+            Verdict::Missing if path.contains('\\') => {
+                match self.examine(&with_slashes(path), path_key)? {
+                    Verdict::Inside => Ok(Verdict::InsideWithSlashes),
+                    verdict => Ok(verdict),
+                }
+            }
+            verdict => Ok(verdict),
+        }
+    }
+
+    fn examine(&self, path: &str, path_key: ImageKey) -> Result<Verdict> {
+        let found = match &self.place {
+            Place::Local(folder) => match folder.examine(path) {
+                Verdict::Inside => self
+                    .rules
+                    .map(|rules| header::check_file(&folder.path(path), &rules)),
+                verdict => return Ok(verdict),
+            },
+            Place::Store(_) if is_outside(path) => return Ok(Verdict::Outside),
+            Place::Store(store) => {
+                // All of the image or nothing: a part of it would take as many requests.
+                let most = if self.rules.is_some() { None } else { Some(0) };
+                let Some(content) = store.read(path, most)? else {
+                    return Ok(Verdict::Missing);
+                };
+                self.rules
+                    .map(|rules| header::check_bytes(&content, &rules))
+            }
         };
-        let file = match verdict {
-            Verdict::Inside => self.root.join(path),
-            Verdict::InsideWithSlashes => self.root.join(with_slashes(path)),
-            _ => return verdict,
-        };
-        let Some(Err(fault)) = self.rules.map(|rules| header::check_file(&file, &rules)) else {
-            return verdict;
+        let Some(Err(fault)) = found else {
+            return Ok(Verdict::Inside);
         };
         self.faults().insert(path_key, fault);
-        Verdict::Faulty
+        Ok(Verdict::Faulty)
     }
 
     fn faults(&self) -> MutexGuard<'_, HashMap<ImageKey, Fault>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Strips the folder from an absolute path that lies in it.
-    fn inside<'a>(&self, path: &'a str) -> Option<&'a str> {
-        if !path.starts_with('/') {
-            return None;
-        }
-        let relative = [&self.root, &self.real]
-            .into_iter()
-            .find_map(|root| Path::new(path).strip_prefix(root).ok())?;
-        relative.to_str()
-    }
-
-    fn examine(&self, path: &str) -> Verdict {
-        match self.examine_as_given(Path::new(path)) {
-            Verdict::Missing if path.contains('\\') => {
-                match self.examine_as_given(Path::new(&with_slashes(path))) {
-                    Verdict::Inside => Verdict::InsideWithSlashes,
-                    verdict => verdict,
-                }
-            }
-            verdict => verdict,
-        }
-    }
-
-    fn examine_as_given(&self, path: &Path) -> Verdict {
-        if path.is_absolute() || climbs_out(path) {
-            return Verdict::Outside;
-        }
-        let folder = path.parent().unwrap_or(Path::new(""));
-        match self.folder(&folder.to_string_lossy()).verdict {
-            Verdict::Inside => {}
-            verdict => return verdict,
-        }
-        let full = self.root.join(path);
-        // Nothing is opened, so that a FIFO or device cannot hold the check up.
-        let Ok(metadata) = fs::symlink_metadata(&full) else {
-            return Verdict::Missing;
-        };
-        if metadata.is_file() {
-            return Verdict::Inside;
-        }
-        if metadata.is_symlink() {
-            return self.examine_link(&full);
-        }
-        Verdict::NotAFile
-    }
-
-    fn examine_folder(&self, folder: &Path) -> Verdict {
-        if folder.is_absolute() || climbs_out(folder) {
-            return Verdict::Outside;
-        }
-        match self.root.join(folder).canonicalize() {
-            Ok(real) if real.starts_with(&self.real) => Verdict::Inside,
-            Ok(_) => Verdict::Outside,
-            Err(_) => Verdict::Missing,
-        }
-    }
-
-    fn examine_link(&self, link: &Path) -> Verdict {
-        match link.canonicalize() {
-            Ok(real) if !real.starts_with(&self.real) => Verdict::Outside,
-            Ok(real) if real.is_file() => Verdict::Inside,
-            Ok(_) => Verdict::NotAFile,
-            Err(_) => Verdict::Missing,
-        }
     }
 }
 
@@ -224,8 +169,14 @@ fn with_slashes(path: &str) -> String {
     path.replace('\\', "/")
 }
 
+/// Says whether a path is an address of its own, absolute, or leads above where it starts.
+fn is_outside(path: &str) -> bool {
+    let as_path = Path::new(path);
+    path.contains("://") || as_path.is_absolute() || climbs_out(as_path)
+}
+
 /// Says whether `..` leads above where the path starts.
-fn climbs_out(path: &Path) -> bool {
+pub(super) fn climbs_out(path: &Path) -> bool {
     let mut depth = 0_usize;
     for component in path.components() {
         match component {
@@ -238,61 +189,6 @@ fn climbs_out(path: &Path) -> bool {
     false
 }
 
-/// A folder below the images folder, listed once it has been asked for often: a look into a listing costs a
-/// small part of a call of the system for every file.
-struct Folder {
-    verdict: Verdict,
-    asked: AtomicU32,
-    /// One thread lists it, while the others go on without.
-    is_being_listed: AtomicBool,
-    /// Hashes of the names of its regular files; None if they cannot be listed.
-    names: OnceLock<Option<FixedSet>>,
-    hasher: RandomState,
-}
-
-/// So often is a folder asked for before it is listed.
-const ASKED: u32 = 64;
-/// Names of larger folders would take too much memory.
-const MOST_NAMES: usize = 1 << 22;
-
-impl Folder {
-    fn new(verdict: Verdict) -> Self {
-        Self {
-            verdict,
-            asked: AtomicU32::new(0),
-            is_being_listed: AtomicBool::new(false),
-            names: OnceLock::new(),
-            hasher: RandomState::new(),
-        }
-    }
-
-    fn lists(&self, name: &str, path: impl FnOnce() -> PathBuf) -> bool {
-        let names = match self.names.get() {
-            Some(names) => names,
-            None if self.asked.fetch_add(1, Ordering::Relaxed) < ASKED => return false,
-            None if self.is_being_listed.swap(true, Ordering::Relaxed) => return false,
-            None => self.names.get_or_init(|| self.list(&path()).ok().flatten()),
-        };
-        let hash = self.hasher.hash_one(name.as_bytes());
-        names.as_ref().is_some_and(|names| names.contains(hash))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Option<FixedSet>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(path)? {
-            let entry = entry?;
-            // Links and whatever the file system does not tell about are examined one by one.
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                names.push(self.hasher.hash_one(entry.file_name().as_encoded_bytes()));
-            }
-            if names.len() > MOST_NAMES {
-                return Ok(None);
-            }
-        }
-        Ok(Some(FixedSet::of(&names)))
-    }
-}
-
 /// A map that several threads fill; the value of a key is the same whoever finds it.
 pub(super) struct Memo<V>(Vec<Mutex<HashedMap<ImageKey, V>>>);
 
@@ -301,24 +197,47 @@ impl<V: Clone> Memo<V> {
         Self((0..64).map(|_| Mutex::default()).collect())
     }
 
-    pub(super) fn get_or_insert(&self, key: ImageKey, find: impl FnOnce() -> V) -> V {
+    /// # Errors
+    ///
+    /// That of `find`; nothing is kept of it.
+    pub(super) fn get_or_insert<E>(
+        &self,
+        key: ImageKey,
+        find: impl FnOnce() -> std::result::Result<V, E>,
+    ) -> std::result::Result<V, E> {
         let shard = &self.0[usize::from(key[0]) % self.0.len()];
         let lock = || shard.lock().unwrap_or_else(PoisonError::into_inner);
         let known = lock().get(&key).cloned();
         // Looked up without the lock: a slow file system must not hold the other threads up.
-        known.unwrap_or_else(|| {
-            let value = find();
-            lock().insert(key, value.clone());
-            value
-        })
+        known.map_or_else(
+            || {
+                let value = find()?;
+                lock().insert(key, value.clone());
+                Ok(value)
+            },
+            Ok,
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use super::super::local::ASKED;
     use super::*;
+    use crate::Error;
+
+    /// The path as the pool has it, or why the image is rejected.
+    fn resolved(folder: &ImageFolder, path: &str) -> std::result::Result<String, Rejection> {
+        match folder.resolve(Cow::Borrowed(path)) {
+            Ok((path, _)) => Ok(path.into_owned()),
+            Err(Refusal::Rejected(rejection)) => Err(rejection),
+            Err(other) => panic!("{path}: {other:?}"),
+        }
+    }
 
     fn folder() -> (tempfile::TempDir, ImageFolder) {
         let temporary = tempfile::tempdir().unwrap();
@@ -335,7 +254,7 @@ mod tests {
         symlink("a/b/y.png", images.join("in.png")).unwrap();
         symlink("a", images.join("folder.png")).unwrap();
         symlink("nowhere", images.join("dangling.png")).unwrap();
-        let folder = ImageFolder::open(&images, None).unwrap();
+        let folder = ImageFolder::open(&Images::Folder(images), None).unwrap();
         (temporary, folder)
     }
 
@@ -370,12 +289,8 @@ mod tests {
         ] {
             // Again and again: later answers come from a cache, then from the folder's listing.
             for _ in 0..=ASKED + 1 {
-                let found = folder.resolve(Cow::Borrowed(path));
-                let found = found
-                    .as_ref()
-                    .map(|(path, _)| path.as_ref())
-                    .map_err(|error| error.reason);
-                assert_eq!(found, expected, "{path:?}");
+                let found = resolved(&folder, path).map_err(|error| error.reason);
+                assert_eq!(found.as_deref(), expected.as_ref().copied(), "{path:?}");
             }
         }
     }
@@ -387,7 +302,8 @@ mod tests {
             max_pixels: 1000,
             decode: false,
         };
-        let folder = ImageFolder::open(temporary.path(), Some(rules)).unwrap();
+        let folder =
+            ImageFolder::open(&Images::Folder(temporary.path().into()), Some(rules)).unwrap();
         fs::create_dir(temporary.path().join("a")).unwrap();
         fs::write(temporary.path().join("a/empty.png"), "").unwrap();
         fs::write(temporary.path().join("page.jpg"), "<html></html>").unwrap();
@@ -404,10 +320,88 @@ mod tests {
             ),
         ] {
             for _ in 0..2 {
-                let found = folder.resolve(Cow::Borrowed(path)).unwrap_err();
+                let found = resolved(&folder, path).unwrap_err();
                 assert_eq!((found.reason, found.detail.as_str()), (reason, detail));
                 // The second answer comes from the first look.
                 fs::write(temporary.path().join(with_slashes(path)), b"GIF89a").unwrap();
+            }
+        }
+    }
+
+    /// Images by name; the store is out of reach while there are none.
+    #[derive(Debug, Default)]
+    struct Shelf {
+        images: Mutex<HashMap<&'static str, Vec<u8>>>,
+        asked: AtomicUsize,
+    }
+
+    impl ImageStore for Shelf {
+        fn url(&self) -> &str {
+            "s3://bucket/images"
+        }
+
+        fn read(&self, path: &str, most: Option<usize>) -> Result<Option<Vec<u8>>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let images = self.images.lock().unwrap();
+            if images.is_empty() {
+                return Err(Error::Argument("no connection".into()));
+            }
+            let found = images.get(path);
+            Ok(found.map(|found| found[..found.len().min(most.unwrap_or(usize::MAX))].to_vec()))
+        }
+    }
+
+    #[test]
+    fn images_of_a_store_are_judged_alike() {
+        let whole =
+            b"BM\x1e\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x01\0\x01\0\x01\0\x18\0\xff\xff\xff\0";
+        let shelf = Arc::new(Shelf::default());
+        let open = |max_pixels: Option<u64>| {
+            let rules = max_pixels.map(|max_pixels| Rules {
+                max_pixels,
+                decode: false,
+            });
+            ImageFolder::open(&Images::Store(Arc::<Shelf>::clone(&shelf)), rules).unwrap()
+        };
+        let (looking, asking) = (open(Some(1000)), open(None));
+        let failed = looking.resolve(Cow::Borrowed("x.bmp"));
+        assert!(matches!(failed, Err(Refusal::Failed(Error::Argument(_)))));
+        shelf.images.lock().unwrap().extend([
+            ("x.bmp", whole.to_vec()),
+            ("a/b/y.bmp", whole.to_vec()),
+            ("empty.bmp", Vec::new()),
+            ("cut.bmp", whole[..29].to_vec()),
+        ]);
+        for (path, expected) in [
+            ("x.bmp", Ok("x.bmp")),
+            ("a\\b\\y.bmp", Ok("a/b/y.bmp")),
+            ("s3://bucket/images/a/b/y.bmp", Ok("a/b/y.bmp")),
+            ("empty.bmp", Err(Reason::ImageEmpty)),
+            ("cut.bmp", Err(Reason::ImageCutOff)),
+            ("nothing.bmp", Err(Reason::ImageMissing)),
+            ("a\\nothing.bmp", Err(Reason::ImageMissing)),
+            ("/x.bmp", Err(Reason::ImageOutside)),
+            ("../images/x.bmp", Err(Reason::ImageOutside)),
+            ("a/../../x.bmp", Err(Reason::ImageOutside)),
+            ("..\\x.bmp", Err(Reason::ImageOutside)),
+            ("s3://bucket/images/../x.bmp", Err(Reason::ImageOutside)),
+            ("s3://bucket/images2/x.bmp", Err(Reason::ImageOutside)),
+            ("https://host/x.bmp", Err(Reason::ImageOutside)),
+        ] {
+            let before = shelf.asked.load(Ordering::Relaxed);
+            for _ in 0..2 {
+                let found = resolved(&looking, path).map_err(|error| error.reason);
+                assert_eq!(found.as_deref(), expected.as_ref().copied(), "{path:?}");
+            }
+            let asked = shelf.asked.load(Ordering::Relaxed) - before;
+            assert!(asked <= 1 + usize::from(path.contains('\\')), "{path:?}");
+            // Without a look into it, an image is whatever has its name.
+            let found = resolved(&asking, path).map_err(|error| error.reason);
+            match expected {
+                Err(Reason::ImageEmpty | Reason::ImageCutOff) => {
+                    assert_eq!(found.as_deref(), Ok(path))
+                }
+                _ => assert_eq!(found.as_deref(), expected.as_ref().copied(), "{path:?}"),
             }
         }
     }

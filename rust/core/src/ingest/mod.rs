@@ -3,7 +3,7 @@
 //! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
 //! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`], [`cells`] and [`fields`]). The blocks are
 //! parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is checked against the
-//! rules ([`record`], [`turns`], [`images`], [`image_checks`], [`header`]) and becomes columns ([`rows`],
+//! rules ([`record`], [`turns`], [`images`], [`local`], [`store`], [`image_checks`], [`header`]) and becomes columns ([`rows`],
 //! [`table`]); these are written in order ([`sink`]), on a thread beside the one that reads. Memory is bounded
 //! by the blocks in flight, 16 bytes an id and an image, and the listings of the image folders.
 //!
@@ -22,6 +22,7 @@ mod header;
 mod image_checks;
 mod images;
 mod json;
+mod local;
 mod picture;
 mod read;
 mod recognise;
@@ -33,6 +34,7 @@ mod shard;
 mod sink;
 mod special;
 mod split;
+mod store;
 mod table;
 mod tar;
 mod text;
@@ -60,6 +62,7 @@ pub use self::arrow::RowStream;
 pub use self::format::{Dialect, Format, Framing};
 pub use self::recognise::recognise;
 pub use self::reject::Reason;
+pub use self::store::ImageStore;
 
 /// Version of the pool file's schema.
 pub(crate) const POOL_VERSION: &str = "2";
@@ -77,6 +80,15 @@ pub struct Input {
     pub path: PathBuf,
     /// The source of all of its samples, whatever the records say.
     pub source: Option<String>,
+}
+
+/// What image paths are relative to.
+#[derive(Debug, Clone)]
+pub enum Images {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// A folder elsewhere.
+    Store(Arc<dyn ImageStore>),
 }
 
 /// How closely images are looked at, each once however many samples show it.
@@ -111,8 +123,8 @@ pub struct IngestOptions {
     pub inputs: Vec<Input>,
     /// How the records stand in each of them.
     pub format: Format,
-    /// Folder that image paths are relative to; may be missing if no record names an image.
-    pub images: Option<PathBuf>,
+    /// What image paths are relative to; may be missing if no record names an image.
+    pub images: Option<Images>,
     /// How closely each image is looked at.
     pub check_images: CheckImages,
     /// Images of more pixels are set aside.
@@ -270,6 +282,8 @@ fn ingest_opened(
                     rules,
                     schema: Arc::clone(&schema),
                     images: &images,
+                    wanted: None,
+                    observer,
                     input_source: input.source.as_deref(),
                     source: options.source.as_deref(),
                     stem: container::stem(&input.path),
@@ -282,7 +296,8 @@ fn ingest_opened(
                     let advance = block.advance();
                     let context = Arc::clone(&context);
                     // The receiver is gone only if the writer has failed; then nobody wants the rows.
-                    scope.spawn(move |_| drop(sender.send(block.parse(&context))));
+                    scope
+                        .spawn(move |_| drop(sender.send(context.images.parse(&*block, &context))));
                     if queue.send((receiver, advance)).is_err() {
                         // The writer has failed, and says why.
                         return Err(Error::Interrupted);

@@ -7,6 +7,7 @@ use memchr::memchr_iter;
 use super::picture::Picture;
 use super::reject::{Reason, Rejection, shown};
 use super::turns::{self, Role};
+use crate::Error;
 
 pub(super) const IMAGE_MARK: &str = "<image>";
 
@@ -34,6 +35,8 @@ pub(super) enum Refusal {
     Rejected(Rejection),
     /// It names an image file, but there is no images folder.
     NeedsImages(String),
+    /// It cannot be told whether it keeps the rules.
+    Failed(Error),
 }
 
 impl From<Rejection> for Refusal {

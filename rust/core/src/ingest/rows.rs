@@ -36,7 +36,7 @@ impl<'a> Rows<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] if it names an image file and there is no images folder.
+    /// [`Error::Argument`] if it names an image file and there is no images folder; that of a store of images.
     pub(super) fn add(&mut self, draft: Draft<'_>, place: Place) -> Result<()> {
         let images = self.context.images;
         match draft.check(self.context.rules, |picture| {
@@ -45,6 +45,7 @@ impl<'a> Rows<'a> {
             Ok(sample) => self.push(&sample, place),
             Err(Refusal::Rejected(rejection)) => self.reject(rejection, place),
             Err(Refusal::NeedsImages(path)) => return Err(self.needs_images(place, &path)),
+            Err(Refusal::Failed(error)) => return Err(error),
         }
         Ok(())
     }

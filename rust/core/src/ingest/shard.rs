@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use super::reject::{Reason, Rejection, shown};
 use super::rows::Rows;
 use super::split::{Limits, Place};
 use super::tar::{Member, TarSample, TarScanner};
+use crate::files::read_exact_at;
 use crate::{Error, Observer, Result};
 
 /// The samples of one tar, cut into blocks.
@@ -121,8 +121,7 @@ impl container::Block for Samples {
             };
             text.resize(member.length as usize, 0);
             room.resize(text.len(), 0);
-            self.file
-                .read_exact_at(&mut text, member.offset)
+            read_exact_at(&self.file, &mut text, member.offset)
                 .map_err(|source| Error::io("read", context.shown.as_ref(), source))?;
             let rejection = match read::record(&text, context.names, &mut room) {
                 Ok(draft) => match with_members(draft, sample) {

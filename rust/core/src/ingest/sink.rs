@@ -192,7 +192,7 @@ impl Sink {
             } = &self.examples[reason];
             let id = shown_id(id.as_deref());
             text += &format!(
-                "\n  {}: {count} records, e.g. record {record}{id}: {detail}",
+                "\n  {}: {count}, e.g. record {record}{id}: {detail}",
                 reason.code()
             );
         }

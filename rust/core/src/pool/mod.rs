@@ -5,7 +5,6 @@ pub(crate) mod schema;
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use arrow_ipc::{Block, MetadataVersion, root_as_footer, root_as_message};
 use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 use memmap2::Mmap;
 
+use crate::files::read_exact_at;
 use crate::{Error, Result};
 
 pub use self::rows::{PoolFile, PoolImage, PoolRow};
@@ -328,8 +328,7 @@ impl<'a> Headers<'a> {
             return Ok(&self.data[place]);
         }
         let header = &mut self.buffer[..place.len()];
-        self.file
-            .read_exact_at(header, place.start as u64)
+        read_exact_at(self.file, header, place.start as u64)
             .map_err(|error| format!("it cannot be read ({error})"))?;
         Ok(header)
     }

@@ -10,7 +10,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field};
-use mllm_selector_core::ingest::{Dialect, Format, Framing, IngestOptions, Input, ingest};
+use mllm_selector_core::ingest::{Dialect, Format, Framing, Images, IngestOptions, Input, ingest};
 use mllm_selector_core::pool::{ArrowFile, PoolFile};
 use mllm_selector_core::{Error, Observer};
 use serde::de::IgnoredAny;
@@ -28,7 +28,7 @@ pub(crate) fn ingest_json(bytes: &[u8]) {
     let dialect = DIALECTS[bytes.len() % DIALECTS.len()];
     for framing in [Framing::Array, Framing::Lines] {
         let options = IngestOptions {
-            images: Some(folder.path().to_path_buf()),
+            images: Some(Images::Folder(folder.path().to_path_buf())),
             renames_duplicates: bytes.len().is_multiple_of(2),
             threads: Some(1),
             ..IngestOptions::new(

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::error::ImageError;
 use image::{ImageFormat, ImageReader, Limits};
 
 use super::{Fault, Header, Kind, Result};
+use crate::files;
 
 /// Bytes that the decoder may take for each pixel, and for anything else.
 const BYTES_PER_PIXEL: u64 = 16;
@@ -68,7 +68,7 @@ impl Read for Section<'_> {
         let rest = usize::try_from(self.length.saturating_sub(self.position)).unwrap_or(usize::MAX);
         let room = into.len().min(rest);
         let at = self.offset.saturating_add(self.position);
-        let read = self.file.read_at(&mut into[..room], at)?;
+        let read = files::read_at(self.file, &mut into[..room], at)?;
         self.position += read as u64;
         Ok(read)
     }

@@ -15,7 +15,6 @@ mod webp;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Cursor};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use self::decode::{Section, decode};
@@ -80,12 +79,15 @@ pub(super) fn check_bytes(bytes: &[u8], rules: &Rules) -> Result<Header> {
 
 /// Checks an image file.
 pub(super) fn check_file(path: &Path, rules: &Rules) -> Result<Header> {
+    let mut options = OpenOptions::new();
+    options.read(true);
     // Even a FIFO that took the file's place a moment ago does not hold this up.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-        .map_err(unreadable)?;
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        libc::O_NONBLOCK | libc::O_NOCTTY,
+    );
+    let file = options.open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(Fault::NotAFile);

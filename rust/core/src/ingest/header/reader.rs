@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use crate::files;
 
 /// Where bytes come from.
 pub(super) trait Source {
@@ -11,7 +12,7 @@ pub(super) trait Source {
 
 impl Source for File {
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
-        FileExt::read_at(self, into, at)
+        files::read_at(self, into, at)
     }
 }
 
@@ -24,7 +25,7 @@ pub(super) struct Part<'a> {
 impl Source for Part<'_> {
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
         match self.offset.checked_add(at) {
-            Some(at) => FileExt::read_at(self.file, into, at),
+            Some(at) => files::read_at(self.file, into, at),
             None => Ok(0),
         }
     }
