@@ -436,7 +436,12 @@ def text(results: Results, real: Results, records: int, settings: str) -> str:
         "",
         "There is nothing to re-balance, so an advantage should vanish.",
         "",
-        *_against_random(results, ["random", "grouped"], (5, 15), mix="uniform"),
+        *_against_random(
+            Results(results.rows, np.array(world.MIXES["uniform"])),
+            ["random", "grouped"],
+            (5, 15),
+            mix="uniform",
+        ),
         "## From the weights of the seed model",
         "",
         *_against_random(results, ["random", *grid.FEW[1:]], (5, 15), start="seed"),
