@@ -84,11 +84,13 @@ def test_a_log_file_gets_plain_lines(tiny_pool, tiny_model, tmp_path):
     """Training, scoring and picking: no bars of any library, no terminal codes, every line whole."""
     arguments = [str(tiny_pool.path), "--images", str(tiny_pool.images), "--model", str(tiny_model)]
     arguments += ["--seed-size", "8", "--seed-batch-size", "4", "--engine", "torch", "--budget", "10%"]
+    out = tmp_path / "out.json"
+    arguments += ["--run-dir", str(tmp_path / "run"), "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, "-m", "mllm_selector", "select", *arguments, "--run-dir", str(tmp_path / "run")],
-        capture_output=True,
-        check=True,
+        [sys.executable, "-m", "mllm_selector", "select", *arguments], capture_output=True, check=True
     )
     assert not re.search(rb"[\r\x1b]", done.stdout + done.stderr)
     lines = done.stderr.decode().splitlines()
     assert {"ingest", "seed", "export", "score", "pick", "report"} <= {line.split()[0] for line in lines}
+    assert f"copy    {out}" in done.stdout.decode().splitlines()
+    assert out.read_bytes() == (tmp_path / "run" / "subset.json").read_bytes()

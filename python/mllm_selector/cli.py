@@ -126,11 +126,11 @@ def _run(given: argparse.Namespace) -> int:
     options = pipeline.build_options(_named(given), stages)
     pipeline.run_stages(run_dir, options, _progress(given))
     if "pick" in stages:
-        _tell(Selection.load(run_dir), as_json=hasattr(given, "json"))
+        _tell(Selection.load(run_dir), getattr(given, "out", None), as_json=hasattr(given, "json"))
     return 0
 
 
-def _tell(selection: Selection, *, as_json: bool) -> None:
+def _tell(selection: Selection, out: Path | None = None, *, as_json: bool) -> None:
     summary = selection.summary()
     if as_json:
         print(json.dumps(summary))
@@ -142,6 +142,8 @@ def _tell(selection: Selection, *, as_json: bool) -> None:
         f"{summary['chosen']:,} of {summary['samples']:,} samples chosen; {summary['rejected']:,} set aside"
     )
     print(f"subset  {summary['subset']}")
+    if out is not None:
+        print(f"copy    {out}")
     print(f"report  {summary['report']}")
 
 
