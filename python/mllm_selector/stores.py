@@ -98,7 +98,7 @@ class ImageStore:
         except ImportError as error:
             msg = f"--images {self._given}: {error}; addresses of http need 'mllm-selector[http]'"
             raise MissingPackageError(msg) from error
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        except (pa.ArrowNotImplementedError, ValueError) as error:  # ArrowInvalid is a ValueError
             msg = (
                 f"--images {self._given}: {error}; name a folder of this machine, or a URL that "
                 "pyarrow.fs.FileSystem.from_uri or fsspec takes, such as s3://bucket/images"
