@@ -294,12 +294,15 @@ def test_tables_are_made_of_records(tmp_path: Path) -> None:
                 accuracy=[accuracy] * len(world.FAMILIES), wrong=0.05, copies=0.2, hints=0.05,
                 families=[1 / len(world.FAMILIES)] * len(world.FAMILIES), steps=1,
             )  # fmt: skip
-    results = tables.Results(records.of("key"))
+    tuned = Case(draw=grid.TUNING_DRAWS.start, method="grouped", budget=5)
+    records.add("key", tuned, accuracy=[0.123] * len(world.FAMILIES), wrong=0.05, copies=0.2)
+    results, tuning = (tables.Results(records.of("key"), tuning=tuning) for tuning in (False, True))
     told = results.gain({"method": "grouped", "budget": 5}, {"method": "random", "budget": 5})
     assert told is not None
     assert told.mean == pytest.approx(20)
     assert told.half_width == pytest.approx(4.3027 * 10 / np.sqrt(3), rel=1e-4)
-    text = tables.text(results, tables.Results({}, nlvr.MIX), 6, "key")
+    text = tables.text(results, tuning, tables.Results({}, nlvr.MIX), 6, "key")
+    assert text.index("## Looking for a better default") < text.index("| grouped | 12.3 (1) |")
     assert "| grouped | 70.0 +- 24.8 (3) | +20.0 +- 24.8 (3) |" in text
     assert "is not told apart from random" in text
     assert "plan `noise`" in text
@@ -405,5 +408,6 @@ def test_the_real_pool_is_trained_on_and_told(prepared: nlvr.NlvrPrepared, tmp_p
     assert all(len(row["accuracy"]) == len(row["families"]) == len(nlvr.FAMILIES) for row in rows.values())
     majority = prepared.world(0, "nlvr", 0.0).by_majority()
     assert majority[nlvr.FAMILIES.index("nlvr-statement")] in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    text = tables.text(tables.Results({Case(draw=0): {}}), tables.Results(rows, nlvr.MIX), 0, "key")
+    results = tables.Results({Case(draw=0): {}})
+    text = tables.text(results, tables.Results({}), tables.Results(rows, nlvr.MIX), 0, "key")
     assert "| nlvr-statement | 13% |" in text

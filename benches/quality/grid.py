@@ -18,6 +18,7 @@ __all__ = [
     "RIVALS",
     "SCORINGS",
     "SCORING_ABLATIONS",
+    "TUNED",
     "Case",
     "Records",
     "Scoring",
@@ -53,6 +54,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "within weighted": {"within": "weighted"},
     "within middle": {"within": "middle"},
     "within k-center": {"within": "k-center"},
+    "within facility": {"within": "facility-location"},
+    "skip 0.98": {"skip_duplicates": 0.98},
     "score strata": {"groups": "necessity"},
     "50 groups": {"group_count": 50},
     "400 groups": {"group_count": 400},
@@ -117,8 +120,29 @@ SCORING_ABLATIONS = {
     "answer embedding": Scoring(positions="answer"),
     "image embedding": Scoring(positions="image"),
 }
-SCORINGS = {**CHEAPER, **SCORING_ABLATIONS}
+SCORINGS = {
+    **CHEAPER,
+    **SCORING_ABLATIONS,
+    "answer, k-center": Scoring(positions="answer"),
+    "answer, skip 0.95": Scoring(positions="answer"),
+    "answer, 50 groups": Scoring(positions="answer"),
+    "answer, trim 10 %": Scoring(positions="answer"),
+}
 """Methods that are the package's default but for what it is given."""
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "skip 0.95": {"skip_duplicates": 0.95},
+    "skip 0.99": {"skip_duplicates": 0.99},
+    "answer, k-center": {"within": "k-center"},
+    "answer, skip 0.95": {"skip_duplicates": 0.95},
+    "answer, 50 groups": {"group_count": 50},
+    "answer, trim 10 %": {"trim": 0.1},
+}
+TUNED = (
+    *("random", "grouped", "answer embedding", "within k-center", "trim 10 %", "50 groups"),
+    *("all, cheap clusters", "within facility", "skip 0.98", *CANDIDATES),
+)
+"""What might be a better default; tried on the tuning draws."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
@@ -126,6 +150,7 @@ METHODS: dict[str, dict[str, Any]] = {
     **RIVALS,
     **ABLATIONS,
     **{name: {} for name in SCORINGS},
+    **CANDIDATES,
 }
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
 
@@ -192,10 +217,10 @@ class Case:
     start: str = "pretrained"
 
 
-# Draws from 1000 on are for tuning; nothing of them is reported.
+# Draws from 1000 on are for tuning, and in no table but that about it.
 DRAWS = range(5)
 MORE_DRAWS = range(5, 10)
-TUNING_DRAWS = range(1000, 1003)
+TUNING_DRAWS = range(1000, 1005)
 FEW = ("random", "grouped", "families equal")
 NEAREST = (*FEW, "stratified", "coincide", "presel", "k-center")
 
@@ -280,8 +305,20 @@ def _steps() -> list[Case]:
 
 
 def _tune() -> list[Case]:
-    methods = ("random", "grouped", "families equal", "trim 10 %", "share necessity", "deita")
-    return _cases(TUNING_DRAWS, (5, 15), methods)
+    return _cases(TUNING_DRAWS, (5, 15), TUNED)
+
+
+def _finalists() -> list[Case]:
+    """List what won on the tuning draws, on the others."""
+    facility, finalists = ("within facility",), ("within facility", "skip 0.98", "all, cheap clusters")
+    return [
+        *_cases((*DRAWS, *MORE_DRAWS), (5, 15), finalists),
+        *_cases((*DRAWS, *MORE_DRAWS), (50,), facility),
+        *_cases(DRAWS, (1, 40), facility),
+        *_cases(DRAWS, (5, 15), facility, wrong=0.15),
+        *_cases(DRAWS, (5, 15), facility, wrong=0.0),
+        *_cases(DRAWS, (5, 15), facility, mix="uniform"),
+    ]
 
 
 PLANS = {
@@ -300,6 +337,7 @@ PLANS = {
     "trade": _trade,
     "scoring": _scoring,
     "tune": _tune,
+    "finalists": _finalists,
 }
 
 

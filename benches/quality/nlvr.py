@@ -423,7 +423,7 @@ def cases() -> list[Case]:
     return [
         *of((5, 15), METHODS),
         *of((100,), ("random",)),
-        *of((5, 15), ("all, cheap clusters", "7 a cluster", "stratified")),
+        *of((5, 15), ("all, cheap clusters", "7 a cluster", "stratified", "within facility")),
         *of((40,), ("random", "grouped")),
     ]
 
