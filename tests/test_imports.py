@@ -48,7 +48,7 @@ LAYERS = [
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"options"},
-    {"metrics", "stores", "values"},
+    {"inputs", "metrics", "stores", "values"},
     {"errors", "_internal"},
 ]
 
