@@ -386,7 +386,7 @@ def _processor_seconds(probes: Sequence[_PickProbe], rows: int) -> float:
     """Return what more rows are likely to take."""
     small, large = probes[-2:]
     power = _power_between(small.rows, small.processor, large.rows, large.processor)
-    return large.processor * (rows / large.rows) ** power
+    return large.processor * float((rows / large.rows) ** power)
 
 
 def _power_between(few: int, seconds: float, many: int, more_seconds: float) -> float:
