@@ -38,6 +38,7 @@ LAYERS = [
     {"scoring"},
     {"training"},
     {"families", "formats", "selection", "reporting"},
+    {"fetching"},
     {"arrays", "engine", "neighbours", "pool"},
     {"methods"},
     {"sampling"},
@@ -48,7 +49,7 @@ LAYERS = [
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"options"},
-    {"metrics", "stores", "values"},
+    {"cluster", "metrics", "stores", "values"},
     {"errors", "_internal"},
 ]
 

@@ -49,6 +49,22 @@ __all__ = [
 ]
 
 
+RAY_HELP = (
+    "Read the inputs of the pool, and score, on a Ray cluster: HOST:PORT of its head, auto for the one that "
+    "this machine is in, or local to start one on this machine alone."
+)
+
+
+def _check_address(ray: str | None) -> None:
+    """Refuse the address of a Ray client, which stands outside of the cluster."""
+    if ray is not None and "://" in ray:
+        msg = (
+            f"--ray: {ray} is no HOST:PORT; run this command on a node of the cluster (with 'ray job "
+            "submit', for one), where the run directory is"
+        )
+        raise UsageError(msg)
+
+
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions(StageOptions):
     """How the pool is read."""
@@ -122,11 +138,13 @@ class IngestOptions(StageOptions):
     threads: int | None = option(
         None, help="CPU threads for computing; default all.", metavar="N", matters=False
     )
+    ray: str | None = option(None, help=RAY_HELP, metavar="ADDRESS", matters=False)
 
     def check(self) -> None:
         """Check the reading options."""
         self.at_least("max_image_pixels", 1)
         self.at_least("threads", 1)
+        _check_address(self.ray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,13 +286,7 @@ class ScoreOptions(StageOptions):
     merge: bool = option(
         False, help="Score nothing; put together what the processes with --shard scored.", matters=False
     )
-    ray: str | None = option(
-        None,
-        help="Score on a Ray cluster: HOST:PORT of its head, auto for the one that this machine is in, or "
-        "local to start one on this machine alone.",
-        metavar="ADDRESS",
-        matters=False,
-    )
+    ray: str | None = option(None, help=RAY_HELP, metavar="ADDRESS", matters=False)
     ray_gpus: float | None = option(
         None,
         help="GPUs of each scorer on Ray, also a share of one; default 1 where there are GPUs. Without a GPU "
@@ -300,12 +312,7 @@ class ScoreOptions(StageOptions):
         if self.ray is None and (self.ray_gpus is not None or self.ray_scorers is not None):
             msg = "--ray-gpus and --ray-scorers need --ray ADDRESS, such as --ray auto"
             raise UsageError(msg)
-        if self.ray is not None and "://" in self.ray:
-            msg = (
-                f"--ray: {self.ray} is no HOST:PORT; run this command on a node of the cluster (with 'ray "
-                "job submit', for one), where the run directory is"
-            )
-            raise UsageError(msg)
+        _check_address(self.ray)
         for name in ("embedding_size", "max_tokens", "shard_size", "workers", "threads", "ray_scorers"):
             self.at_least(name, 1)
         self.at_least("ray_gpus", 0)

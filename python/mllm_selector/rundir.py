@@ -82,6 +82,11 @@ class RunDirectory:
         return self.path / "rejected.jsonl"
 
     @property
+    def ingest_parts(self) -> Path:
+        """Folder of what a Ray cluster has read of the inputs, until the pool is made of it (ingest)."""
+        return self.path / "ingest"
+
+    @property
     def seed(self) -> Path:
         """Folder of the seed subset, adapter, checkpoints and log (seed)."""
         return self.path / "seed"
@@ -213,7 +218,7 @@ class RunDirectory:
 
     def leftovers(self) -> list[Path]:
         """Find temporary files and folders that a killed run left behind."""
-        folders = (self.path, self.seed, self.scores, self.path / "records")
+        folders = (self.path, self.ingest_parts, self.seed, self.scores, self.path / "records")
         return sorted(path for folder in folders for path in folder.glob(".*.tmp"))
 
     def save(self) -> None:

@@ -83,7 +83,13 @@ def _pick_outputs(run: RunDirectory) -> list[Path]:
 
 
 STAGES: dict[str, Stage] = {
-    "ingest": Stage(IngestOptions, ingest.run, None, lambda run: [run.pool, run.rejected]),
+    "ingest": Stage(
+        IngestOptions,
+        ingest.run,
+        None,
+        lambda run: [run.pool, run.rejected],
+        scraps=lambda run: [run.ingest_parts],
+    ),
     "seed": Stage(
         SeedOptions,
         seed.run,

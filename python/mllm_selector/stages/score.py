@@ -78,6 +78,8 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         If the device cannot be used, or more than half of the pool cannot be scored; the parts are kept.
     RunDirectoryError
         If the scores folder holds parts of another run.
+    ClusterError
+        If Ray gives up.
     MissingPackageError
         If a package of the ``[cpu]``, ``[gpu]`` or ``[ray]`` extra is missing.
     """
