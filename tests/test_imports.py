@@ -49,7 +49,7 @@ LAYERS = [
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"options"},
-    {"cluster", "metrics", "stores", "values"},
+    {"cluster", "inputs", "metrics", "stores", "values"},
     {"errors", "_internal"},
 ]
 

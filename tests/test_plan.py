@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from mllm_selector import cli
-from mllm_selector.config import IngestOptions
+from mllm_selector.config import Amount, IngestOptions, PickOptions
 from mllm_selector.planning.estimates import Work, break_even, estimate
-from mllm_selector.planning.probes import _whole_batches, parameters, probe_ingest
+from mllm_selector.planning.probes import _whole_batches, parameters, probe_ingest, probe_pick
 from mllm_selector.planning.rates import Rate, Rates
 from mllm_selector.planning.words import duration, size
 
@@ -149,6 +149,14 @@ def test_what_an_unfinished_ingest_has_written_is_a_pool(tmp_path):
     part.mkdir()
     read = probe_ingest(options, part, most_seconds=0.0)
     assert math.isclose(read.samples, 40_000, rel_tol=0.5)
+
+
+def test_a_probe_of_picking_leaves_mapped_embeddings_out_of_the_memory():
+    rate = probe_pick(PickOptions(budget=Amount.parse("1%")), 10**8, 10**6, width=64, sources=1)
+    assert rate.mapped * 10**8 == pytest.approx(12_800)
+    # Labels, shares and necessity of each row are held; 3.0 GB in a real run (benches/RESULTS.md).
+    more = rate.memory_for(10**8) - rate.memory_mb
+    assert 400 < more < 12_800
 
 
 def test_parameters_are_counted(tiny_model):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm_selector.errors import UsageError
+from mllm_selector.inputs import ImageFolder, Input, Inputs
 from mllm_selector.metrics import METRICS, NLL, Metrics
 from mllm_selector.options import StageOptions, cli_name, option
 from mllm_selector.values import (
@@ -17,9 +18,6 @@ from mllm_selector.values import (
     AutoCount,
     Columns,
     Files,
-    ImageFolder,
-    Input,
-    Inputs,
     Limits,
     Settings,
     Shard,

@@ -23,7 +23,7 @@ from mllm_selector.families.images import load_image
 from mllm_selector.planning.rates import Rate
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
-from mllm_selector.resources import peak_memory_mb, reset_peak_memory
+from mllm_selector.resources import own_memory_mb, peak_memory_mb, reset_peak_memory
 from mllm_selector.samples import Labels, Scored
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import DEFAULT
@@ -43,7 +43,11 @@ SCORE_BLOCK = 16
 
 MOST_SCORED = 1024
 TRAINING_STEPS = 3
-PICK_ROWS = (10_000, 40_000)
+PICK_ROWS = (10_000, 40_000, 400_000)
+"""Of the larger sizes, only those that `PICK_SECONDS` are likely to be enough for."""
+
+PICK_SECONDS = 10.0
+"""Of the processor: what else runs on the machine is not to decide what a plan rests on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,36 +322,85 @@ def probe_pick(options: PickOptions, samples: int, chosen: int, width: int, sour
         Number of sources.
     """
     sizes = sorted({min(samples, rows) for rows in PICK_ROWS})
-    measured: list[tuple[float, float, float]] = []
+    probes: list[_PickProbe] = []
     for rows in sizes:
-        scored = _made_up(options, rows, width, sources)
-        # The probe must not ask for more groups than it has rows.
-        groups = None if options.group_count is None else min(options.group_count, rows)
-        share = Amount.parse(max(1, round(chosen * rows / samples)))
-        small = dataclasses.replace(
-            options, budget=share, group_count=groups, source_floor=None, source_ceiling=None, scores=None
-        )
-        reset_peak_memory()
-        before = peak_memory_mb() or 0.0
-        started = time.monotonic()
-        methods.choose(scored, small, SilentProgress())
-        peak = peak_memory_mb() or 0.0
-        measured.append((time.monotonic() - started, before, peak - before))
-    rows, (seconds, before, more) = sizes[-1], measured[-1]
-    power = 1.0
-    if len(sizes) > 1:
-        power = min(2.0, max(1.0, math.log(seconds / measured[0][0]) / math.log(rows / sizes[0])))
-    embeddings = 2e-6 * width  # mapped pages of the score parts
-    growth = f", growth as from {sizes[0]:,}" if len(sizes) > 1 else ""
+        if len(probes) > 1 and _processor_seconds(probes, rows) > PICK_SECONDS:
+            break
+        probes.append(_pick_once(options, rows, chosen * rows / samples, width, sources))
+    last = probes[-1]
+    growth = f", growth as from {probes[-2].rows:,}" if len(probes) > 1 else ""
     return Rate(
-        rows,
-        seconds,
-        f"choosing from {rows:,} made-up samples{growth}",
-        power=power,
-        memory_mb=before + more,
-        memory_grows=embeddings + more / rows,
+        last.rows,
+        last.seconds,
+        f"choosing from {last.rows:,} made-up samples{growth}",
+        power=_power(probes),
+        memory_mb=last.held + last.more,
+        memory_grows=_memory_growth(probes),
+        mapped=2e-6 * width,
         made_up=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _PickProbe:
+    """Choosing from some rows: its seconds, and the MB that the process held before and took besides."""
+
+    rows: int
+    seconds: float
+    processor: float
+    held: float
+    more: float
+
+
+def _pick_once(options: PickOptions, rows: int, chosen: float, width: int, sources: int) -> _PickProbe:
+    held = own_memory_mb() or 0.0
+    scored = _made_up(options, rows, width, sources)
+    # Without the embeddings, which lie in mapped files in a run.
+    scores = sum(values.nbytes for values in (scored.necessity, *scored.columns.values())) / 1e6
+    # The probe must not ask for more groups than it has rows.
+    groups = None if options.group_count is None else min(options.group_count, rows)
+    small = dataclasses.replace(
+        options,
+        budget=Amount.parse(max(1, round(chosen))),
+        group_count=groups,
+        source_floor=None,
+        source_ceiling=None,
+        scores=None,
+    )
+    reset_peak_memory()
+    before = peak_memory_mb() or 0.0
+    started, began = time.monotonic(), time.process_time()
+    methods.choose(scored, small, SilentProgress())
+    seconds, processor = time.monotonic() - started, time.process_time() - began
+    return _PickProbe(rows, seconds, processor, held, scores + (peak_memory_mb() or 0.0) - before)
+
+
+def _power(probes: Sequence[_PickProbe]) -> float:
+    if len(probes) == 1:
+        return 1.0
+    small, large = probes[-2:]
+    return _power_between(small.rows, small.seconds, large.rows, large.seconds)
+
+
+def _processor_seconds(probes: Sequence[_PickProbe], rows: int) -> float:
+    """Return what more rows are likely to take."""
+    small, large = probes[-2:]
+    power = _power_between(small.rows, small.processor, large.rows, large.processor)
+    return large.processor * float((rows / large.rows) ** power)
+
+
+def _power_between(few: int, seconds: float, many: int, more_seconds: float) -> float:
+    """Return the power of the rows with which time grows; from linear to quadratic."""
+    power = math.log(max(more_seconds, 1e-6) / max(seconds, 1e-6)) / math.log(many / few)
+    return min(2.0, max(1.0, power))
+
+
+def _memory_growth(probes: Sequence[_PickProbe]) -> float:
+    """Return the MB of each further row: what is held once, or for a sample of the rows, is not counted."""
+    if len(probes) == 1:
+        return probes[-1].more / probes[-1].rows
+    small, large = probes[-2:]
+    return max(0.0, large.more - small.more) / (large.rows - small.rows)
 
 
 def _made_up(options: PickOptions, rows: int, width: int, sources: int) -> Scored:

@@ -36,6 +36,8 @@ class Rate:
         Peak resident memory of the process meanwhile.
     memory_grows : float
         MB for each further unit.
+    mapped : float
+        MB of mapped files that are read besides, for each unit.
     disk_fixed, disk : float or None
         Bytes that the stage leaves on the disk however much there is, and for each unit.
     made_up : bool
@@ -49,6 +51,7 @@ class Rate:
     power: float = 1.0
     memory_mb: float | None = None
     memory_grows: float = 0.0
+    mapped: float = 0.0
     disk_fixed: float | None = None
     disk: float | None = None
     made_up: bool = False
