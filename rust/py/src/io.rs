@@ -106,7 +106,7 @@ fn ingest<'py>(
         py,
         options,
         progress.as_ref(),
-        |options, observer| core::ingest::ingest(options, observer),
+        core::ingest::ingest,
         |options, open, observer| core::ingest::ingest_rows(options, open, observer),
     )?;
     told(py, &summary, hashed)

@@ -474,7 +474,7 @@ mod tests {
                     "<image>",
                     format!(r#""image":"data:image/bmp;base64,{image}","#),
                 ),
-                4 if row % 2 == 0 => ("<image>", String::new()),
+                4 if row.is_multiple_of(2) => ("<image>", String::new()),
                 _ => ("", String::new()),
             };
             let answer = if row % 11 == 10 { "" } else { "yes" };
@@ -606,7 +606,7 @@ mod tests {
         let part = fs::read(path).unwrap();
         let joined = |change: &dyn Fn(&mut Vec<ArrayRef>)| {
             fs::write(path, with_columns(&part, change)).unwrap();
-            join_parts(&options, &[path.clone()], &Observer::default())
+            join_parts(&options, std::slice::from_ref(path), &Observer::default())
         };
         let number = |number: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![number])) };
         joined(&|_| {}).unwrap();
