@@ -45,7 +45,7 @@ LAYERS = [
     {"limits"},
     {"samples"},
     {"checks"},
-    {"rundir", "resources", "columns"},
+    {"rundir", "resources", "columns", "drawn"},
     {"checksums", "interrupts", "locking", "manifest"},
     {"artifacts", "config", "progress"},
     {"options"},

@@ -39,6 +39,7 @@ PARTS = SAMPLES // SHARD
 OPTIONS = ["--device", "cpu", "--shard-size", str(SHARD), "--threads", "1"]
 # Both sweeps, a projection that is fitted to the pool, a reading without images.
 EVERYTHING = ["--metrics", "visnec,miwv", "--embedding-size", "8", "--projection", "pca"]
+SOME = ["--metrics", "visnec", "--scored-per-cluster", "3"]
 SCORER, READER = "MapWorker", "ray::_read"
 STORE = 80_000_000
 """Bytes of each node's object store; Ray takes no smaller ones."""
@@ -95,10 +96,11 @@ def workers(node: Any, name: str) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directories before scoring (``ready``), and after scoring by one process (``whole``, ``all``)."""
+    """Run directories before scoring (``ready``), and after it by one process (``whole``, ``all``,
+    ``some``)."""
     folder = tmp_path_factory.mktemp("ray")
     ready = exported_run(folder, SAMPLES, pictures=30, words=(40, 30))
-    for name, options in {"whole": [], "all": EVERYTHING}.items():
+    for name, options in {"whole": [], "all": EVERYTHING, "some": SOME}.items():
         shutil.copytree(ready, folder / name)
         run("score", *OPTIONS, *options, at=folder / name)
     return folder
@@ -155,6 +157,12 @@ def test_a_cluster_gives_the_bytes_of_one_process(exported: Path, ready: Path, c
     check_equal(ready, exported / "all")
     projections = [(folder / "projection.arrow").read_bytes() for folder in (ready, exported / "all")]
     assert projections[0] == projections[1]
+
+
+def test_some_samples_of_each_cluster(exported: Path, ready: Path, cluster: Cluster) -> None:
+    run("score", *OPTIONS, *SOME, "--ray", cluster.address, at=ready)
+    check_equal(ready, exported / "some")
+    assert counts(ready)["scored"] < SAMPLES / 4
 
 
 def test_workers_fetch_images_by_their_url(exported: Path, ready: Path, cluster: Cluster) -> None:

@@ -139,6 +139,15 @@ class RunDirectory:
         """One of the parts of the sweep in which each sample has an example in front (score)."""
         return self.scores / f"example-{index:05d}.arrow"
 
+    def embedding_part(self, index: int) -> Path:
+        """One of the parts with input embeddings, where only some samples are scored (score)."""
+        return self.scores / f"embedding-{index:05d}.arrow"
+
+    @property
+    def clusters(self) -> Path:
+        """The cluster of each sample and which were drawn, where only some samples are scored (score)."""
+        return self.scores / "clusters.arrow"
+
     @property
     def projection(self) -> Path:
         """The matrix that embeddings are projected with, where they are (score)."""

@@ -82,6 +82,7 @@ class Gallery:
                 class_=f"flag {'yes' * item.chosen}".strip(),
             ),
             element("span", "seed sample", class_="flag") if item.seed else None,
+            None if item.measured else element("span", "not scored: mean of its cluster", class_="flag"),
         ]
         return element(
             "article",

@@ -140,6 +140,7 @@ def map_data(drawn: Map, items: list[GalleryItem], pool: Pool) -> dict[str, Any]
             "tokens": item.answer_tokens,
             "chosen": item.chosen,
             "seed": item.seed,
+            "measured": item.measured,
             "question": _turn(sample, "user"),
             "answer": _turn(sample, "assistant"),
         }
