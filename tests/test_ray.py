@@ -326,7 +326,7 @@ def test_inputs_are_read_whoever_dies(tmp_path: Path, cluster: Cluster) -> None:
     images = tmp_path / "images"
     images.mkdir()
     inputs = []
-    for number in range(7):
+    for number in range(9):
         inputs.append(tmp_path / f"{number}.jsonl")
         names = [f"{number}-{place}.png" for place in range(3)]
         for name in names:
@@ -343,26 +343,35 @@ def test_inputs_are_read_whoever_dies(tmp_path: Path, cluster: Cluster) -> None:
     with serving(images) as web:
         command = ["ingest", *inputs, "--images", web.url]
         run(*command, at=tmp_path / "whole")
-        # The server answers for two inputs, then lets everybody wait until the driver has died.
-        web.asked = 0
-        gate = threading.Event()
-        web.drops = lambda number: number > 6 and not gate.wait(300)
-        driver = start(at, cluster, *command)
-        wait_for(kept, driver)
+
+        def begin() -> tuple[subprocess.Popen[str], threading.Event]:
+            """Start a driver; the server answers for two inputs, then lets everybody wait for the gate."""
+            gate, most, before = threading.Event(), web.asked + 6, len(kept())
+            web.drops = lambda number: number > most and not gate.wait(300)
+            driver = start(at, cluster, *command)
+            wait_for(lambda: len(kept()) > before, driver)
+            return driver, gate
+
+        driver, gate = begin()
         driver.kill()
         driver.communicate()
         gate.set()
         before = {path: path.stat().st_mtime_ns for path in kept()}
-        again, most = threading.Event(), web.asked + 6
-        web.drops = lambda number: number > most and not again.wait(300)
-        driver = start(at, cluster, *command)
-        wait_for(lambda: len(kept()) > len(before), driver)
+        driver, gate = begin()
+        driver.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        _, said = driver.communicate()
+        assert time.monotonic() - started < GRACE + 1
+        assert driver.returncode == 128 + signal.SIGTERM
+        assert "the same command goes on where it stopped" in said
+        gate.set()
+        driver, gate = begin()
         (victim,) = wait_for(lambda: workers(cluster.head_node, READER), driver)
         victim.kill()
         wait_for(lambda: workers(node, READER), driver)
         cluster.remove_node(node, allow_graceful=False)
         assert {path: path.stat().st_mtime_ns for path in before} == before
-        again.set()
+        gate.set()
         _, said = driver.communicate()
     assert driver.returncode == 0, said
     assert pool_files(at) == pool_files(tmp_path / "whole")

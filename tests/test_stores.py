@@ -199,7 +199,7 @@ def test_images_are_fetched_before_they_are_asked_for(exported: Path, web: Web) 
 
     def drops(number: int) -> bool:
         if number <= together.parties:
-            together.wait(60)  # breaks where each request waits for the one before
+            together.wait(60)  # broken where each request waits for the one before
         return False
 
     web.drops = drops
@@ -221,6 +221,7 @@ def test_images_are_fetched_before_they_are_asked_for(exported: Path, web: Web) 
                 with pytest.raises(FileNotFoundError):
                     image.read()
     assert missing
+    assert not together.broken
     web.drops = lambda _: True
     with Fetching(stored, rows) as samples, pytest.raises(StoreError, match="cannot be read, after 3 tries"):
         samples[0].images[0].read()
