@@ -224,3 +224,9 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (2.56e10, "25.6 GB")])
 def test_sizes(count, text):
     assert size(count) == text
+
+
+def test_a_probe_counts_each_reading_once(capsys, tiny_select, tmp_path):
+    """It measures the readings that the metrics need, so nothing is to be multiplied."""
+    found = plan(capsys, *tiny_select, "--metrics", "visnec", "--run-dir", str(tmp_path / "new"))
+    assert by_stage(found)["score"]["how"] == "measured"

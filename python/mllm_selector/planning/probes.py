@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
 from mllm_selector.resources import own_memory_mb, peak_memory_mb, reset_peak_memory
 from mllm_selector.samples import Labels, Scored
+from mllm_selector.sampling import cluster_count
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import DEFAULT
 from mllm_selector.scoring.scorer import ShardScorer, Wanted
-from mllm_selector.scoring.shards import encode_shard
+from mllm_selector.scoring.shards import EncodedShard, encode_inputs, encode_shard
 from mllm_selector.scoring.sweeps import first_variants
 from mllm_selector.stages.seed import random_order
 
@@ -156,9 +158,18 @@ def _write_pool(path: Path, batches: list[pa.RecordBatch]) -> None:
 
 
 def probe_score(
-    engine: Engine, family: Family, pool: Pool, options: ScoreOptions, budget: BatchBudget | None, what: str
+    engine: Engine,
+    family: Family,
+    pool: Pool,
+    options: ScoreOptions,
+    budget: BatchBudget | None,
+    what: str,
+    samples: int,
 ) -> Rate:
     """Score samples from all over the pool, twice as many each time until that takes a few seconds.
+
+    Where only some samples are to be scored, both passes are measured: that over the inputs of all, and that
+    over the drawn ones, by their share of the pool.
 
     Parameters
     ----------
@@ -172,28 +183,53 @@ def probe_score(
         How much is computed together, if that is known.
     what : str
         What scores, in words.
+    samples : int
+        Of the run that is planned.
     """
     tokens, images = options.token_budget.value, options.image_budget.value
     known = budget or DEFAULT
     budget = BatchBudget(tokens or known.tokens, images or known.image_rows)
-    variants = first_variants(options.metrics)
-    wanted = Wanted(options.metrics, options.embedding)
     reset_peak_memory()
+    measure = partial(_measured, engine, family, pool, options, budget)
+    variants = first_variants(options.metrics)
+    count, seconds = measure(
+        Wanted(options.metrics, options.embedding),
+        lambda rows: encode_shard(pool, rows, family, options, variants),
+    )
+    basis, width = f"scoring {count:,} samples {what}", engine.embedding_size
+    if options.scored_per_cluster is not None:
+        share = min(1.0, options.scored_per_cluster * cluster_count(samples, options.cluster_count) / samples)
+        read, seconds_read = measure(
+            Wanted(pooled="text", only_inputs=True), lambda rows: encode_inputs(pool, rows, family, options)
+        )
+        basis = f"reading the inputs of {read:,} samples and {basis}, {share:.2%} of the pool being scored"
+        count, seconds = read, seconds_read + share * seconds * read / count
+        width = engine.input_embedding_size or 0
+    # row, summed loss, number of answer tokens and metrics as numbers; embeddings are float16.
+    size = 2 * (options.embedding_size or width) + 16 + 4 * len(options.metrics.names)
+    return Rate(count, seconds, basis, memory_mb=peak_memory_mb(), disk=size)
+
+
+def _measured(
+    engine: Engine,
+    family: Family,
+    pool: Pool,
+    options: ScoreOptions,
+    budget: BatchBudget,
+    wanted: Wanted,
+    encode: Callable[[list[int]], EncodedShard],
+) -> tuple[int, float]:
+    """Return how many samples were read at last, and the seconds that took."""
     with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:
         count = 2 * SCORE_BLOCK
         while True:
             rows = _scattered(len(pool), min(count, len(pool)), options.seed)
             started = time.monotonic()
-            scorer.score(scorer.plan(encode_shard(pool, rows, family, options, variants)), lambda *_: None)
+            scorer.score(scorer.plan(encode(rows)), lambda *_: None)
             seconds = time.monotonic() - started
             if seconds >= SCORE_SECONDS or count >= min(MOST_SCORED, len(pool)):
-                break
+                return len(rows), seconds
             count *= 2
-    width = options.embedding_size or engine.embedding_size
-    # row, summed loss, number of answer tokens and metrics as numbers; embeddings are float16.
-    size = 2 * width + 16 + 4 * len(options.metrics.names)
-    basis = f"scoring {len(rows):,} samples {what}"
-    return Rate(len(rows), seconds, basis, memory_mb=peak_memory_mb(), disk=size)
 
 
 def _scattered(total: int, count: int, seed: int) -> list[int]:

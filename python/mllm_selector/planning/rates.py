@@ -91,6 +91,8 @@ class Rates:
         Size of the scoring graphs, where no record tells.
     readings : int
         Forward passes for each sample that the rate of score was measured with.
+    is_drawn : bool
+        Whether that rate is one of scoring only some samples.
     """
 
     stages: dict[str, Rate] = field(default_factory=dict)
@@ -99,11 +101,12 @@ class Rates:
     embedding_size: int | None = None
     export_bytes: float | None = None
     readings: int = 1
+    is_drawn: bool = False
 
     def add(self, other: Rates) -> None:
         """Take from other rates what is not known yet."""
         if "score" not in self.stages:
-            self.readings = other.readings
+            self.readings, self.is_drawn = other.readings, other.is_drawn
         self.stages = other.stages | self.stages
         self.input_bytes = self.input_bytes or other.input_bytes
         self.embedding_size = self.embedding_size or other.embedding_size
@@ -132,7 +135,9 @@ def of_run(run: RunDirectory, name: str) -> Rates:
         rates.input_bytes = counts["bytes"] / counts["samples"]
     if "score" in done:
         rates.embedding_size = done["score"].counts["embedding_size"]
-        rates.readings = 1 + len(Metrics.parse(done["score"].options["metrics"]).variants)
+        options = done["score"].options
+        rates.is_drawn = options.get("scored_per_cluster") is not None  # older records say nothing of it
+        rates.readings = 1 if rates.is_drawn else 1 + len(Metrics.parse(options["metrics"]).variants)
     return rates
 
 

@@ -12,7 +12,7 @@ _DOES = {
     "ingest": "read and check the pool",
     "seed": "train the seed model",
     "export": "make scoring graphs and check them",
-    "score": "score every sample",
+    "score": "score the samples",
     "pick": "choose and write the subset",
     "report": "write the report",
 }
