@@ -33,9 +33,9 @@ def map_(numbers: Numbers) -> Content:
 def map_panel(drawn: Map, choices: list[tuple[str, str]]) -> Content:
     """Show a map with a choice of what its colours mean: values for the script, and their names."""
     told = (
-        "Samples that the seed model finds alike lie near each other: the embeddings along their two "
-        f"principal axes, which hold {drawn.variance:.0%} of their variance, so what looks near may be far. "
-        f"Grey tiles: how many of all {sum(drawn.counts):,} scored samples lie there. Points: "
+        "Samples with similar embeddings lie near each other: the embeddings along their two principal "
+        f"axes, which hold {drawn.variance:.0%} of their variance, so what looks near may be far. "
+        f"Grey tiles: how many of all {sum(drawn.counts):,} embedded samples lie there. Points: "
         f"{len(drawn.points):,} samples drawn uniformly from the pool and from what was chosen; those with a "
         "ring were chosen."
     )
