@@ -5,8 +5,9 @@ from __future__ import annotations
 from mllm_selector.reporting import charts, words
 from mllm_selector.reporting.gallery import Gallery
 from mllm_selector.reporting.groups import Group
+from mllm_selector.reporting.histograms import Histogram
 from mllm_selector.reporting.markup import Content, element
-from mllm_selector.reporting.numbers import Histogram, Numbers, Source
+from mllm_selector.reporting.numbers import Numbers, Source
 from mllm_selector.reporting.overview import Map
 from mllm_selector.reporting.parts import chart, figure, legend, table
 from mllm_selector.reporting.script import MOST_GROUPS_DRAWN, drawn_groups
