@@ -1,9 +1,12 @@
 """What `mllm-selector plan` said against what the run then took.
 
     python benches/plan_check.py --run-dir demo-run --work DIR
+    python benches/plan_check.py --soak DIR
 
-Takes pool, images and model of a finished demo run. Plans a run in a new folder, once from probes and once
-from the demo's records, runs `select` there, and prints the seconds of each stage beside both plans.
+The first takes pool, images and model of a finished demo run, plans a run in a new folder, once from probes
+and once from the demo's records, and runs `select` there. The second takes what `soak.py --samples N --work
+DIR` has left for several N: each of these runs is planned from probes, and from the records of the smallest.
+Both print seconds and memory of each stage beside the plans.
 """
 
 from __future__ import annotations
@@ -12,38 +15,83 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+Plan = Mapping[str, Mapping[str, Any]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run-dir", type=Path, required=True, help="a finished demo run")
-    parser.add_argument("--work", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run-dir", type=Path, help="a finished demo run")
+    what.add_argument("--soak", type=Path, help="the folder of several runs of soak.py")
+    parser.add_argument("--work", type=Path, help="where the demo's pool is selected from anew")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
+    if given.soak is not None:
+        print("\n".join(of_soak(given.soak)))
+        return 0
+    if given.work is None:
+        parser.error("--run-dir needs --work")
     demo, new = given.run_dir, given.work / "run"
     arguments = [str(demo / "demo" / "pool.json"), "--images", str(demo / "demo" / "nlvr")]
     arguments += ["--model", str(demo / "model"), "--budget", "20%", "--device", given.device]
     probed = planned(*arguments, "--run-dir", str(new))
     recorded = planned(*arguments, "--run-dir", str(new), "--rates", str(demo))
     command("select", *arguments, "--run-dir", str(new), "--quiet")
-    stages = json.loads((new / "manifest.json").read_text())["stages"]
-    print("| stage | took, s | plan by probes, s | plan / took | plan by records, s | plan / took |")
-    print("|---|---|---|---|---|---|")
-    for name, record in stages.items():
-        cells = [f"{record['seconds']:.1f}"]
-        for seconds in (probed[name], recorded[name]):
-            ratio = "" if seconds is None else f"{seconds / record['seconds']:.2f}"
-            cells += ["not known" if seconds is None else f"{seconds:.1f}", ratio]
-        print(f"| {name} | {' | '.join(cells)} |")
+    print("\n".join(table(new, probed, recorded)))
     return 0
 
 
-def planned(*arguments: str) -> dict[str, float | None]:
+def of_soak(work: Path) -> Iterator[str]:
+    """Yield a table for each run of a soak."""
+    sizes = sorted(int(folder.name.removeprefix("run-")) for folder in work.glob("run-*"))
+    smallest = work / f"run-{sizes[0]}"
+    for size in sizes:
+        pool = work / f"pool-{size}.jsonl"
+        arguments = [str(pool), "--images", str(work / "images"), "--seed-model", str(work / "model")]
+        arguments += ["--budget", "10%", "--run-dir", str(work / "planned")]
+        probed = planned(*arguments)
+        recorded = planned(*arguments, "--rates", str(smallest))
+        yield f"{size:,} samples; records of {sizes[0]:,}"
+        yield ""
+        yield from table(work / f"run-{size}", probed, recorded)
+        yield ""
+
+
+def table(run: Path, probed: Plan, recorded: Plan) -> Iterator[str]:
+    """Yield lines that compare a finished run with two plans of it."""
+    stages = json.loads((run / "manifest.json").read_text())["stages"]
+    yield "| stage | took, s | by probes | / took | by records | / took | peak, MB | by probes | by records |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, record in stages.items():
+        cells = [f"{record['seconds']:.1f}"]
+        for plan in (probed, recorded):
+            seconds = plan[name]["seconds"]
+            cells += ["not known", ""] if seconds is None else [f"{seconds:.1f}", ratio(seconds, record)]
+        cells.append(f"{record['peak_mb']:,.0f}")
+        cells += [memory(plan[name]) for plan in (probed, recorded)]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def ratio(seconds: float, record: Mapping[str, Any]) -> str:
+    return f"{seconds / record['seconds']:.2f}" if record["seconds"] else ""
+
+
+def memory(stage: Mapping[str, Any]) -> str:
+    if stage["memory_mb"] is None:
+        return "not known"
+    mapped = f" + {stage['mapped_mb']:,.0f} mapped" if stage["mapped_mb"] >= 1 else ""
+    return f"{stage['memory_mb']:,.0f}{mapped}"
+
+
+def planned(*arguments: str) -> Plan:
     found = json.loads(command("plan", *arguments, "--json", "--quiet"))
-    return {stage["stage"]: stage["seconds"] for stage in found["stages"]}
+    return {stage["stage"]: stage for stage in found["stages"]}
 
 
 def command(*arguments: str) -> str:

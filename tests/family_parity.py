@@ -15,7 +15,7 @@ import torch
 
 from mllm_selector import families
 from mllm_selector.engine import Engine, OnnxEngine
-from mllm_selector.families.base import SCORER_OUTPUTS, Family
+from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Family
 from mllm_selector.families.loading import load_model
 from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
 from model_fixtures import picture
@@ -53,8 +53,9 @@ TALKS = [talk(1), talk(2, 3), talk(3, 0, 2), talk(4, 5, 4, 1), talk(5, 6), talk(
 BATCHES = [[0], [1], [3], [0, 5], [0, 1, 2, 3], [3, 4, 2, 5, 1]]
 
 
-def expected(folder: Path) -> list[tuple[float, Any]]:
-    """Loss and embedding of each talk by the unmodified model, its own processor and full logits."""
+def expected(folder: Path) -> list[tuple[float, Any, Any]]:
+    """Loss and embedding of each talk, and that of its inputs, by the unmodified model and its own
+    processor."""
     model, family = load_model(folder), families.load(folder)
     found = []
     for each in TALKS:
@@ -66,12 +67,33 @@ def expected(folder: Path) -> list[tuple[float, Any]]:
             output = model(**batch, output_hidden_states=True)
         logits = output.logits[0, :-1].double()
         mean = output.hidden_states[-1][0].double().mean(0)
-        found.append((float(torch.nn.functional.cross_entropy(logits, labels)), (mean / mean.norm()).numpy()))
-    assert min(loss for loss, _ in found) > 1, "losses near zero would compare nothing"
+        seen = output.hidden_states[0][0, batch["input_ids"][0] == family.feature_token_id].double()
+        found.append(
+            (
+                float(torch.nn.functional.cross_entropy(logits, labels)),
+                (mean / mean.norm()).numpy(),
+                input_embedding(model, family.parts.tokenizer, each, seen),
+            )
+        )
+    assert min(loss for loss, *_ in found) > 1, "losses near zero would compare nothing"
     return found
 
 
-def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float], Any]:
+def input_embedding(model: Any, tokenizer: Any, each: Talk, seen: torch.Tensor) -> Any:
+    """The embedding of a talk's inputs: its questions' tokens, and what the model sees of its images."""
+    asked = [text.replace("<image>", " ").strip() for role, text in each.messages if role == "user"]
+    ids = tokenizer("\n".join(asked), add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    words = model.get_input_embeddings()(ids).detach().double()
+    parts = [
+        words.mean(0),
+        *((seen.mean(0), seen.amax(0)) if len(seen) else [torch.zeros_like(words[0])] * 2),
+    ]
+    return torch.nn.functional.normalize(
+        torch.cat([torch.nn.functional.normalize(part, dim=0) for part in parts]), dim=0
+    ).numpy()
+
+
+def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float], Any, Any]:
     """Score a batch through the plan that scores a pool, several images in one run of the vision graph."""
     samples = [family.encode(each, size_of) for each in talks]
     uses = {
@@ -92,17 +114,24 @@ def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float
     ]
     scores = engine.read(scorer_batch(family, samples, starts), SCORER_OUTPUTS)
     losses = split_answers(samples, scores["token_nll"])
-    return [float(each.mean(dtype=np.float64)) for each in losses], scores["sample_embedding"]
+    only_inputs = [family.inputs_of(*each) for each in zip(talks, samples, strict=True)]
+    of_inputs = engine.read(scorer_batch(family, only_inputs, starts, "text"), (INPUT_EMBEDDING,))
+    means = [float(each.mean(dtype=np.float64)) for each in losses]
+    return means, scores["sample_embedding"], of_inputs[INPUT_EMBEDDING]
 
 
-def differences(family: Family, graphs: Path, reference: list[tuple[float, Any]]) -> tuple[float, float]:
-    """Largest difference of a mean loss, in nats, and of an element of an embedding, over all batches."""
+def differences(family: Family, graphs: Path, reference: list[tuple[float, Any, Any]]) -> tuple[float, float]:
+    """Largest difference of a mean loss, in nats, and of an element of an embedding, over all batches.
+
+    Embeddings are those of samples and of their inputs.
+    """
     engine = OnnxEngine(graphs, "cpu", threads=1)
     losses, embeddings = [], []
     for batch in BATCHES:
         scores = score(family, engine, [TALKS[index] for index in batch])
-        for index, loss, embedding in zip(batch, *scores, strict=True):
+        for index, loss, *both in zip(batch, *scores, strict=True):
             losses.append(abs(loss - reference[index][0]))
-            embeddings.append(np.abs(embedding - reference[index][1]).max())
+            for embedding, known in zip(both, reference[index][1:], strict=True):
+                embeddings.append(np.abs(embedding - known).max())
     # NumPy's maximum keeps NaN.
     return float(np.max(losses)), float(np.max(embeddings))

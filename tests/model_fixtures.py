@@ -52,6 +52,15 @@ CORPUS = [
 ]
 
 # The template of the llava-hf models: images first, then the text, a space after each turn.
+TINY_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
@@ -108,15 +117,7 @@ def clip_llama(folder: Path, **config: object) -> Path:
         image_size=32,
         patch_size=8,
     )
-    language = LlamaConfig(
-        vocab_size=len(text),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
+    language = LlamaConfig(vocab_size=len(text), **TINY_TEXT)
     defaults = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
     return _save(folder, vision, language, processor, {**defaults, **config})
 
@@ -140,15 +141,7 @@ def siglip_qwen2(folder: Path) -> Path:
         image_size=30,
         patch_size=10,
     )
-    language = Qwen2Config(
-        vocab_size=len(text),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
+    language = Qwen2Config(vocab_size=len(text), **TINY_TEXT)
     config = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
     return _save(folder, vision, language, processor, config)
 

@@ -109,6 +109,17 @@ def score_run(images: Path) -> Callable[..., dict[str, Any]]:
     return run
 
 
+def run(*arguments: object, at: Path) -> None:
+    """Run a command that succeeds in a run directory."""
+    assert cli.main([*map(str, arguments), "--run-dir", str(at), "--quiet"]) == 0
+
+
+@pytest.fixture
+def ready(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the run directory before scoring that a module's ``exported`` has."""
+    return shutil.copytree(exported / "ready", tmp_path / "run")
+
+
 def exported_run(
     folder: Path, samples: int, pictures: int, words: tuple[int, int], engine: str = "onnx"
 ) -> Path:
@@ -140,7 +151,7 @@ def exported_run(
         ["seed", "--seed-model", clip_llama(folder / "model")],
         ["export", "--engine", engine],
     ):
-        assert cli.main([*map(str, command), "--run-dir", str(ready), "--quiet"]) == 0
+        run(*command, at=ready)
     return ready
 
 

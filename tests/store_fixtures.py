@@ -38,7 +38,8 @@ class Web:
         """Count a request, and say whether it is answered."""
         with self._lock:
             self.asked += 1
-            return not self.drops(self.asked)
+            number = self.asked
+        return not self.drops(number)  # which may take its time
 
 
 @contextmanager

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,6 @@ from conftest import TinyPool
 from mllm_selector import comparison, families, select
 from mllm_selector.cli import main
 from mllm_selector.comparison import MethodChoice, estimate, t_quantile
-from mllm_selector.comparison import run as comparison_run
 from mllm_selector.comparison.results import ALL, MACRO, summarise
 from mllm_selector.config import Amount
 from mllm_selector.errors import UsageError
@@ -227,31 +230,30 @@ def test_a_row_tells_what_the_trained_model_says(
         assert of[source]["loss"] == pytest.approx(loss, abs=1e-4)
 
 
+def kill_when(arguments: list[str], happened: Callable[[], bool]) -> None:
+    """Start a command and kill it as soon as something has happened."""
+    process = subprocess.Popen([sys.executable, "-m", "mllm_selector", *arguments])
+    try:
+        while process.poll() is None and not happened():
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the comparison ended before it could be killed"
+
+
 def test_a_killed_comparison_goes_on_and_ends_the_same(
-    finished: Path,
-    arguments: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    finished: Path, arguments: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "comparison"
-    real, calls = comparison_run._score_held_out, []
-
-    def killed(*given: Any) -> None:
-        calls.append(given)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        real(*given)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(comparison_run, "_score_held_out", killed)
-        with pytest.raises(KeyboardInterrupt):
-            main(arguments(folder, "--seeds", "1"))
-    assert len(rows_of(folder)) == 1
+    given = arguments(folder, "--seeds", "1", "--json")
+    # While the first model is trained, and while the second, its row being next, is judged.
+    kill_when(given, lambda: any(folder.glob("trainings/*/seed/log.jsonl")))
+    assert not (folder / "trainings.jsonl").exists()
+    kill_when(given, lambda: any(folder.glob("trainings/grouped-*/trained.json")))
+    assert [each["method"] for each in rows_of(folder)] == ["random"]
     with (folder / "trainings.jsonl").open("a") as file:
         file.write('{"method": "grou')  # a line cut off by the kill
-    capsys.readouterr()
-    assert main(arguments(folder, "--seeds", "1", "--json")) == 0
+    assert main(given) == 0
     assert rows_of(folder) == rows_of(finished)
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "comparison.json").read_text())
 

@@ -71,7 +71,7 @@ def data():
 def labels_of(X, count, index=None):
     options = PickOptions(budget=1)
     n = len(X) if index is None else len(index)
-    return cluster([X], index, n, count, options, SilentProgress())
+    return cluster([X], index, n, count, options.seed, options.threads, SilentProgress())
 
 
 class TestAgainstTheFormulas:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from mllm_selector import cli
-from mllm_selector.config import IngestOptions
+from mllm_selector.config import Amount, IngestOptions, PickOptions
 from mllm_selector.planning.estimates import Work, break_even, estimate
-from mllm_selector.planning.probes import _whole_batches, parameters, probe_ingest
+from mllm_selector.planning.probes import _whole_batches, parameters, probe_ingest, probe_pick
 from mllm_selector.planning.rates import Rate, Rates
 from mllm_selector.planning.words import duration, size
 
@@ -151,6 +151,14 @@ def test_what_an_unfinished_ingest_has_written_is_a_pool(tmp_path):
     assert math.isclose(read.samples, 40_000, rel_tol=0.5)
 
 
+def test_a_probe_of_picking_leaves_mapped_embeddings_out_of_the_memory():
+    rate = probe_pick(PickOptions(budget=Amount.parse("1%")), 10**8, 10**6, width=64, sources=1)
+    assert rate.mapped * 10**8 == pytest.approx(12_800)
+    # Labels, shares and necessity of each row are held; 3.0 GB in a real run (benches/RESULTS.md).
+    more = rate.memory_for(10**8) - rate.memory_mb
+    assert 400 < more < 12_800
+
+
 def test_parameters_are_counted(tiny_model):
     from safetensors import safe_open
 
@@ -216,3 +224,9 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (2.56e10, "25.6 GB")])
 def test_sizes(count, text):
     assert size(count) == text
+
+
+def test_a_probe_counts_each_reading_once(capsys, tiny_select, tmp_path):
+    """It measures the readings that the metrics need, so nothing is to be multiplied."""
+    found = plan(capsys, *tiny_select, "--metrics", "visnec", "--run-dir", str(tmp_path / "new"))
+    assert by_stage(found)["score"]["how"] == "measured"

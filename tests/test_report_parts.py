@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mllm_selector.reporting.histograms import nice_step
 from mllm_selector.reporting.markup import element, join
-from mllm_selector.reporting.numbers import nice_step
 from mllm_selector.reporting.overview import Coverage
 from mllm_selector.reporting.thumbnails import Thumbnail, Thumbnails
 from mllm_selector.reporting.words import larger_budget

@@ -25,12 +25,14 @@ from mllm_selector.pool import POOL_SCHEMA
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import seed
+from store_fixtures import serving
 
 QUICK = {"seed_batch_size": 8, "seed_micro_batch": 4, "lora_rank": 4, "lora_alpha": 8}
+TUNED = {"seed_size": Amount.parse(32), "seed_epochs": 2.0, "seed_learning_rate": 1e-2, **QUICK}
 
 
-def write_pool(folder: Path, pool: TinyPool) -> None:
-    """Leave a run directory as ingest does."""
+def write_pool(folder: Path, pool: TinyPool, images: str | None = None) -> None:
+    """Leave a run directory as ingest does; the images are in their folder unless another place is given."""
     roles = {"human": "user", "gpt": "assistant"}
     rows = []
     for record in pool.records:
@@ -52,7 +54,7 @@ def write_pool(folder: Path, pool: TinyPool) -> None:
     metadata = {"mllm_selector.pool_version": "2", "mllm_selector.format": "llava-json"}
     with RunDirectory(folder) as run:
         write_arrow(run.pool, pa.Table.from_pylist(rows, schema=POOL_SCHEMA.with_metadata(metadata)))
-        run.stages["ingest"] = StageRecord("done", "key", options={"images": str(pool.images)})
+        run.stages["ingest"] = StageRecord("done", "key", options={"images": images or str(pool.images)})
         run.save()
 
 
@@ -66,14 +68,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_pool: TinyPool, tiny_mo
     """A finished run: two epochs over 32 samples."""
     folder = tmp_path_factory.mktemp("tuned")
     write_pool(folder, tiny_pool)
-    counts = tune(
-        folder,
-        model=str(tiny_model),
-        seed_size=Amount.parse(32),
-        seed_epochs=2.0,
-        seed_learning_rate=1e-2,
-        **QUICK,
-    )
+    counts = tune(folder, model=str(tiny_model), **TUNED)
     (folder / "counts.json").write_text(json.dumps(counts))
     return folder
 
@@ -340,6 +335,17 @@ def test_a_killed_training_goes_on_and_ends_the_same(
     ):
         assert (killed / "seed" / name).read_bytes() == (undisturbed / "seed" / name).read_bytes(), name
     assert [line["loss"] for line in log_of(killed)] == [line["loss"] for line in log_of(undisturbed)]
+
+
+def test_images_of_a_store_make_the_same_model(
+    tuned: Path, tmp_path: Path, tiny_pool: TinyPool, tiny_model: Path
+) -> None:
+    with serving(tiny_pool.images) as web:
+        write_pool(tmp_path / "run", tiny_pool, web.url)
+        tune(tmp_path / "run", model=str(tiny_model), **TUNED)
+        assert web.asked > 64  # checked once, seen twice, some without an image
+    for name in ("indices.arrow", "adapter/adapter_model.safetensors", "model/model.safetensors"):
+        assert (tmp_path / "run" / "seed" / name).read_bytes() == (tuned / "seed" / name).read_bytes(), name
 
 
 def test_another_training_does_not_go_on_from_the_checkpoints(

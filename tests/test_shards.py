@@ -14,7 +14,9 @@ from mllm_selector import cli
 from mllm_selector.config import Shard
 from mllm_selector.errors import UsageError
 from mllm_selector.locking import RunLock
-from score_fixtures import exported_run
+from score_fixtures import exported_run, run
+
+pytest_plugins = ["score_fixtures"]
 
 SAMPLES = 60
 OPTIONS = ["--device", "cpu", "--shard-size", "10", "--threads", "1"]
@@ -28,15 +30,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ready, folder / "whole")
     run("score", *OPTIONS, at=folder / "whole")
     return folder
-
-
-@pytest.fixture
-def ready(exported: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(exported / "ready", tmp_path / "run")
-
-
-def run(*arguments: str, at: Path) -> None:
-    assert cli.main([*arguments, "--run-dir", str(at), "--quiet"]) == 0
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str, at: Path, code: int = 1) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from family_fixtures import qwen2_vl
 from mllm_selector import cli, stores
 from mllm_selector.config import ImageFolder
-from mllm_selector.errors import MissingPackageError, UsageError
+from mllm_selector.errors import MissingPackageError, StoreError, UsageError
+from mllm_selector.fetching import Fetching
 from mllm_selector.pool import Pool
 from mllm_selector.stores import ImageStore
 from model_fixtures import picture
@@ -177,8 +179,7 @@ def test_a_lost_connection_ends_the_command_and_loses_nothing(
 
     ready = shutil.copytree(exported / "ready", tmp_path / "run")
     move_images(ready, exported, web.url)
-    begun = web.asked
-    web.drops = lambda number: number > begun + 40
+    web.drops = lambda _: any((ready / "scores").glob("part-*"))
     assert score(ready) == 1
     assert "run the same command again" in capsys.readouterr().err
     kept = {path: path.stat().st_mtime_ns for path in (ready / "scores").glob("part-*")}
@@ -191,6 +192,39 @@ def test_a_lost_connection_ends_the_command_and_loses_nothing(
     web.drops = lambda _: True
     assert run("report", "--gallery", "5", at=ready) == 1
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_images_are_fetched_before_they_are_asked_for(exported: Path, web: Web) -> None:
+    together = threading.Barrier(8)
+
+    def drops(number: int) -> bool:
+        if number <= together.parties:
+            together.wait(60)  # broken where each request waits for the one before
+        return False
+
+    web.drops = drops
+    file = exported / "ready" / "pool.arrow"
+    here, stored = Pool.open(file, exported / "images"), Pool.open(file, web.url)
+    rows = [*range(40, 60), 3, 3, *range(30)]
+    missing = 0
+    with Fetching(here, rows) as local, Fetching(stored, rows) as samples:
+        assert len(samples) == len(local) == len(rows)
+        for place in range(len(rows)):
+            assert samples[place].id == local[place].id
+            for image, path in zip(samples[place].images, local[place].images, strict=True):
+                assert str(image) == f"{web.url}/{path.relative_to(exported / 'images')}"
+                if path.exists():
+                    assert image.read() == path.read_bytes()
+                    assert image.read(9) == path.read_bytes()[:9]
+                    continue
+                missing += 1
+                with pytest.raises(FileNotFoundError):
+                    image.read()
+    assert missing
+    assert not together.broken
+    web.drops = lambda _: True
+    with Fetching(stored, rows) as samples, pytest.raises(StoreError, match="cannot be read, after 3 tries"):
+        samples[0].images[0].read()
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,25 @@ def test_rows_are_judged_as_records_of_text_are(tmp_path):
     assert [(line["offset"], line["length"]) for line in lines] == [(line["record"], 1) for line in lines]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "stream"])
+def test_rows_of_more_than_64_mib_are_set_aside(tmp_path, kind):
+    long = "y" * (33 << 20)
+    short = [{"id": name, "messages": TALK, "images": []} for name in "abc"]
+    rows = [
+        *short,
+        {"id": "long", "messages": [TALK[0], {"role": "assistant", "content": long}] * 2, "images": []},
+        {"id": long * 2, "messages": TALK, "images": []},
+        {"id": "half", "messages": [TALK[0], {"role": "assistant", "content": long}], "images": []},
+        {"id": "heavy", "messages": SEEN, "images": [{"bytes": bytes(65 << 20), "path": None}]},
+    ]
+    schema = pa.schema([("id", pa.string()), ("messages", pa.list_(TURN)), ("images", pa.list_(IMAGE))])
+    run = ingested(tmp_path / "run", write_as(kind, tmp_path / "mix", pa.Table.from_pylist(rows, schema)))
+    # An image that stays in the mapped file is not held; it is told by its bytes.
+    heavy = "too-large" if kind == "parquet" else "image-unknown"
+    assert rejected(run) == [("long", 3, "too-large"), (None, 4, "too-large"), ("heavy", 6, heavy)]
+    assert pool_of(run).ids(range(4)) == ["a", "b", "c", "half"]
+
+
 def test_texts_that_are_not_utf8_are_set_aside(tmp_path):
     path = write_file(tmp_path / "a.arrow", table(range(9)))
     whole = path.read_bytes()

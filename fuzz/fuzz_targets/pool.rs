@@ -1,4 +1,4 @@
-//! Any bytes as a pool file and as a part of the scores.
+//! Any bytes as a pool file, as a part of the scores and as a part of a pool.
 #![no_main]
 
 #[path = "../../rust/core/tests/hostile/mod.rs"]

@@ -29,6 +29,7 @@ __version__ = _version("mllm-selector")
 
 from mllm_selector.arrays import k_center, kmeans, pick
 from mllm_selector.errors import (
+    ClusterError,
     ExportError,
     MissingPackageError,
     MllmSelectorError,
@@ -45,6 +46,7 @@ from mllm_selector.pool import Pool
 from mllm_selector.selection import Selection
 
 __all__ = [
+    "ClusterError",
     "ExportError",
     "MissingPackageError",
     "MllmSelectorError",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Self, TypeAlias, final
+from typing import Any, BinaryIO, Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = [
     "grouped_sample",
     "hash_file",
     "ingest",
+    "join_parts",
     "k_center",
     "kernel_sums",
     "kmeans",
@@ -31,6 +32,7 @@ __all__ = [
     "nearest_neighbours",
     "penalised",
     "random_groups",
+    "read_part",
     "recognise",
     "redundancy",
     "strata",
@@ -82,6 +84,36 @@ def ingest(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     rows: Callable[[PathLike[str]], tuple[object, int, tuple[int, int]]] | None = None,
+    hashed: Callable[[str, list[str]], object] | None = None,
+) -> dict[str, Any]: ...
+def read_part(
+    entry: tuple[PathLike[str], str | None],
+    pool_format: str,
+    out: BinaryIO,
+    *,
+    images: PathLike[str] | None = None,
+    store: object | None = None,
+    check_images: str = "header",
+    max_image_pixels: int = 89_478_485,
+    source: str | None = None,
+    columns: dict[str, str] | None = None,
+    turns_alternate: bool = True,
+    inserts_marks: bool | None = None,
+    strict: bool = False,
+    threads: int | None = None,
+    rows: Callable[[PathLike[str]], tuple[object, int, tuple[int, int]]] | None = None,
+) -> None: ...
+def join_parts(
+    inputs: list[tuple[PathLike[str], str | None]],
+    pool_format: str,
+    parts: Sequence[PathLike[str]],
+    out: PathLike[str],
+    rejected: PathLike[str],
+    *,
+    renames_duplicates: bool = True,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
     hashed: Callable[[str, list[str]], object] | None = None,
 ) -> dict[str, Any]: ...
 def write_subset(

@@ -27,10 +27,12 @@ __all__ = [
     "ScoreTable",
     "atomic_folder",
     "atomic_write",
+    "embedding_schema",
     "example_schema",
     "make_folder",
     "missing_metrics",
     "open_arrow",
+    "read_embeddings",
     "score_schema",
     "sync",
     "sync_folder",
@@ -41,6 +43,9 @@ __all__ = [
 
 PARTS = "part-*.arrow"
 """Files of the first sweep over the pool in a scores folder."""
+
+EMBEDDING_PARTS = "embedding-*.arrow"
+"""Files of the sweep for the input embeddings, where only some samples are scored."""
 
 EXAMPLE_PARTS = "example-*.arrow"
 """Files of the sweep in which each sample has an example in front."""
@@ -207,14 +212,15 @@ def open_arrow(path: Path) -> pa.Table:
 
 
 def score_schema(
-    embedding_size: int, metrics: Sequence[str] = (NLL,), metadata: dict[str, str] | None = None
+    embedding_size: int | None, metrics: Sequence[str] = (NLL,), metadata: dict[str, str] | None = None
 ) -> pa.Schema:
     """Return the schema of a score part.
 
     Columns: `row` (position in the pool), `nll_sum` (nats), `answer_tokens`, a float32 column for each metric
     by its name, `nll` (`nll_sum / answer_tokens`) always among them (NaN where the sample has none), `reason`
     (why it was not scored at all, else null), `missing` (why it has not some of the metrics, by name) and
-    `embedding` (L2-normalised float16; zeros if not scored).
+    `embedding` (L2-normalised float16; zeros if not scored). Without a size there is no `embedding`: it lies
+    in the parts of `embedding_schema`.
     """
     return pa.schema(
         [
@@ -224,14 +230,31 @@ def score_schema(
             *(pa.field(name, pa.float32(), nullable=False) for name in metrics),
             pa.field("reason", pa.utf8()),
             pa.field("missing", pa.map_(pa.utf8(), pa.utf8()), nullable=False),
-            pa.field(
-                "embedding",
-                pa.list_(pa.field("item", pa.float16(), nullable=False), embedding_size),
-                nullable=False,
-            ),
+            *([] if embedding_size is None else [_embedding_field(embedding_size)]),
         ],
         metadata=metadata,
     )
+
+
+def embedding_schema(embedding_size: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Return the schema of a part of the sweep for the input embeddings.
+
+    Columns: `row`, `reason` (why the sample cannot be read, else null) and `embedding` (L2-normalised
+    float16; zeros if it cannot).
+    """
+    return pa.schema(
+        [
+            pa.field("row", pa.uint64(), nullable=False),
+            pa.field("reason", pa.utf8()),
+            _embedding_field(embedding_size),
+        ],
+        metadata=metadata,
+    )
+
+
+def _embedding_field(size: int) -> pa.Field:
+    items = pa.list_(pa.field("item", pa.float16(), nullable=False), size)
+    return pa.field("embedding", items, nullable=False)
 
 
 def example_schema(metric: str, metadata: dict[str, str] | None = None) -> pa.Schema:
@@ -297,6 +320,8 @@ class ScoreTable:
         rows = sum(len(table) for table in tables)
         has_examples = with_examples and any(folder.glob(EXAMPLE_PARTS))
         examples = _parts(folder, EXAMPLE_PARTS, rows) if has_examples else []
+        has_embeddings = any(folder.glob(EMBEDDING_PARTS))
+        embedded = _parts(folder, EMBEDDING_PARTS, rows) if has_embeddings else tables
         metrics = {
             name: np.concatenate([table[name].to_numpy() for table in of])
             for of in (tables, examples)
@@ -309,7 +334,7 @@ class ScoreTable:
             necessity=_metric(metrics, necessity, folder),
             answer_tokens=np.concatenate([table["answer_tokens"].to_numpy() for table in tables]),
             reasons=pa.chunked_array([chunk for table in tables for chunk in table["reason"].chunks]),
-            embeddings=[view for table in tables for view in _embedding_views(table["embedding"])],
+            embeddings=[view for table in embedded for view in _embedding_views(table["embedding"])],
         )
 
     def __len__(self) -> int:
@@ -364,6 +389,26 @@ def _parts(folder: Path, pattern: str, rows: int | None = None) -> list[pa.Table
         msg = f"{folder}: the score parts do not cover the pool's rows in order; run 'score' again"
         raise RunDirectoryError(msg)
     return tables
+
+
+def read_embeddings(folder: Path) -> tuple[pa.ChunkedArray, list[NDArray[np.float16]]]:
+    """Map the input embeddings of a pool of which only some samples are scored.
+
+    Returns
+    -------
+    reasons : pyarrow.ChunkedArray of utf8, length n
+        Why a sample has none; null where it has.
+    embeddings : list of ndarray of float16, each of shape (rows of the part, d)
+        In the order of the pool.
+
+    Raises
+    ------
+    RunDirectoryError
+        If the parts do not cover the pool's rows without gaps.
+    """
+    tables = _parts(folder, EMBEDDING_PARTS)
+    reasons = pa.chunked_array([chunk for table in tables for chunk in table["reason"].chunks])
+    return reasons, [view for table in tables for view in _embedding_views(table["embedding"])]
 
 
 def missing_metrics(part: pa.Table) -> Iterator[tuple[str, str]]:

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm_selector.errors import UsageError
-from mllm_selector.metrics import METRICS, NLL, Metrics
+from mllm_selector.inputs import ImageFolder, Input, Inputs
+from mllm_selector.metrics import METRICS, NLL, Metrics, Variant
 from mllm_selector.options import StageOptions, cli_name, option
 from mllm_selector.values import (
     Amount,
     AutoCount,
     Columns,
     Files,
-    ImageFolder,
-    Input,
-    Inputs,
     Limits,
     Settings,
     Shard,
@@ -47,6 +45,22 @@ __all__ = [
     "cli_name",
     "option",
 ]
+
+
+RAY_HELP = (
+    "Read the inputs of the pool, and score, on a Ray cluster: HOST:PORT of its head, auto for the one that "
+    "this machine is in, or local to start one on this machine alone."
+)
+
+
+def _check_address(ray: str | None) -> None:
+    """Refuse the address of a Ray client, which stands outside of the cluster."""
+    if ray is not None and "://" in ray:
+        msg = (
+            f"--ray: {ray} is no HOST:PORT; run this command on a node of the cluster (with 'ray job "
+            "submit', for one), where the run directory is"
+        )
+        raise UsageError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +136,13 @@ class IngestOptions(StageOptions):
     threads: int | None = option(
         None, help="CPU threads for computing; default all.", metavar="N", matters=False
     )
+    ray: str | None = option(None, help=RAY_HELP, metavar="ADDRESS", matters=False)
 
     def check(self) -> None:
         """Check the reading options."""
         self.at_least("max_image_pixels", 1)
         self.at_least("threads", 1)
+        _check_address(self.ray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +235,19 @@ class ScoreOptions(StageOptions):
         "visnec, ifd and miwv take a further forward pass each.",
         metavar="NAME,...",
     )
+    scored_per_cluster: int | None = option(
+        None,
+        help="Score only this many samples of each cluster: a first pass, through the vision tower alone, "
+        "embeds the inputs of all samples and makes clusters of them, and the necessity of a cluster "
+        "is the mean "
+        "over its scored samples. By default every sample is scored.",
+        metavar="M",
+    )
+    cluster_count: int | None = option(
+        None,
+        help="Clusters that --scored-per-cluster makes; default sqrt(samples / 2), up to 10000.",
+        metavar="N",
+    )
     embedding: str = option(
         "all",
         help="Positions whose hidden states are averaged to a sample's embedding: all, those of its images, "
@@ -268,13 +297,7 @@ class ScoreOptions(StageOptions):
     merge: bool = option(
         False, help="Score nothing; put together what the processes with --shard scored.", matters=False
     )
-    ray: str | None = option(
-        None,
-        help="Score on a Ray cluster: HOST:PORT of its head, auto for the one that this machine is in, or "
-        "local to start one on this machine alone.",
-        metavar="ADDRESS",
-        matters=False,
-    )
+    ray: str | None = option(None, help=RAY_HELP, metavar="ADDRESS", matters=False)
     ray_gpus: float | None = option(
         None,
         help="GPUs of each scorer on Ray, also a share of one; default 1 where there are GPUs. Without a GPU "
@@ -300,16 +323,43 @@ class ScoreOptions(StageOptions):
         if self.ray is None and (self.ray_gpus is not None or self.ray_scorers is not None):
             msg = "--ray-gpus and --ray-scorers need --ray ADDRESS, such as --ray auto"
             raise UsageError(msg)
-        if self.ray is not None and "://" in self.ray:
-            msg = (
-                f"--ray: {self.ray} is no HOST:PORT; run this command on a node of the cluster (with 'ray "
-                "job submit', for one), where the run directory is"
-            )
-            raise UsageError(msg)
-        for name in ("embedding_size", "max_tokens", "shard_size", "workers", "threads", "ray_scorers"):
+        _check_address(self.ray)
+        for name in (
+            "scored_per_cluster",
+            "cluster_count",
+            "embedding_size",
+            "max_tokens",
+            "shard_size",
+            "workers",
+            "threads",
+            "ray_scorers",
+        ):
             self.at_least(name, 1)
+        self._check_clusters()
         self.at_least("ray_gpus", 0)
         self.at_least("seed", 0)
+
+    def _check_clusters(self) -> None:
+        if self.scored_per_cluster is None:
+            if self.cluster_count is not None:
+                msg = (
+                    "--cluster-count is for --scored-per-cluster M, which is not given; the groups of "
+                    "a pool that is scored whole are made by pick --group-count"
+                )
+                raise UsageError(msg)
+            return
+        if Variant.ONE_SHOT in self.metrics.variants:
+            msg = (
+                "--metrics miwv: a sample's example is the nearest scored one, so every sample has to "
+                "be scored; leave out miwv or --scored-per-cluster"
+            )
+            raise UsageError(msg)
+        if self.embedding != "all":
+            msg = (
+                f"--embedding {self.embedding}: with --scored-per-cluster, embeddings are those of the "
+                "inputs, of text and images; leave it out"
+            )
+            raise UsageError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

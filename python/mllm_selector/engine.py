@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from mllm_selector.errors import DeviceMemoryError, MissingPackageError, ScoreError
 
 __all__ = [
+    "INPUTS",
     "SCORER",
     "VISION",
     "Engine",
@@ -30,6 +32,10 @@ __all__ = [
 
 VISION = "vision.onnx"
 SCORER = "scorer.onnx"
+INPUTS = "inputs.onnx"
+"""What of the scorer makes the embedding of the inputs; its weights are those in the scorer's file."""
+
+_INPUT_EMBEDDING = "input_embedding"
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -150,6 +156,10 @@ class Engine(Protocol):
     embedding_size: int
 
     @property
+    def input_embedding_size(self) -> int | None:
+        """Width of the input embeddings; None if the export was made before there were any."""
+
+    @property
     def feature_row_bytes(self) -> int:
         """Size of one feature row in bytes."""
 
@@ -178,7 +188,8 @@ class Engine(Protocol):
         inputs : dict of str to ndarray
             All inputs of the scorer except the features.
         outputs : sequence of str
-            Which of its outputs are wanted; what only the others need may be left out.
+            Which of its outputs are wanted. For ``input_embedding``, asked for alone, the language model is
+            not run, and only ``input_ids``, ``image_rows`` and ``pooled_positions`` count.
 
         Returns
         -------
@@ -193,7 +204,7 @@ class OnnxEngine:
     Parameters
     ----------
     folder : Path
-        Holds ``vision.onnx`` and ``scorer.onnx``.
+        Holds ``vision.onnx``, ``scorer.onnx`` and, for input embeddings, ``inputs.onnx``.
     device : str
         ``cpu``, ``cuda``, or ``auto`` for CUDA where it starts.
     threads : int, optional
@@ -225,6 +236,7 @@ class OnnxEngine:
     ) -> None:
         self._ort = _import_onnxruntime()
         self._threads = threads
+        self._folder = folder
         providers = self._providers(device)
         self._vision = self._open(folder / VISION, providers)
         self.provider = str(self._vision.get_providers()[0])
@@ -251,6 +263,19 @@ class OnnxEngine:
         """Size of one feature row in bytes."""
         return self._feature_width * self._feature_bytes
 
+    @property
+    def input_embedding_size(self) -> int | None:
+        """See `Engine.input_embedding_size`."""
+        if not (self._folder / INPUTS).exists():
+            return None
+        (embedding,) = self._inputs.get_outputs()
+        return int(embedding.shape[1])
+
+    @cached_property
+    def _inputs(self) -> Any:
+        """The graph for input embeddings, opened when it is needed: it holds the token embeddings again."""
+        return self._open(self._folder / INPUTS, self._providers(self._device))
+
     def reserve(self, rows: int) -> None:
         """See `Engine.reserve`."""
         if rows > self._features.shape()[0]:
@@ -276,14 +301,17 @@ class OnnxEngine:
 
     def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the scorer; see `Engine.read`."""
-        binding = self._scorer.io_binding()
+        session = self._inputs if tuple(outputs) == (_INPUT_EMBEDDING,) else self._scorer
+        binding = session.io_binding()
+        needed = {node.name for node in session.get_inputs()}
         for name, array in inputs.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            if name in needed:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
         binding.bind_ortvalue_input("features", self._features)
         for output in outputs:
             binding.bind_output(output, "cpu")
         with memory_errors():
-            self._scorer.run_with_iobinding(binding, self._only_outputs)
+            session.run_with_iobinding(binding, self._only_outputs)
         return {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
 
     def _new_features(self, rows: int) -> Any:

@@ -6,6 +6,7 @@ Every message says what is wrong, where (file, record, column), what is allowed,
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "ExportError",
     "MissingPackageError",
     "MllmSelectorError",
@@ -63,6 +64,10 @@ class DeviceMemoryError(Exception):
 
 class ScoreError(MllmSelectorError):
     """Scoring that cannot go on."""
+
+
+class ClusterError(MllmSelectorError):
+    """A Ray cluster that has given up, or work that ends the process of every worker which takes it."""
 
 
 class StoreError(MllmSelectorError):

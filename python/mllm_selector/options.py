@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.errors import UsageError
+from mllm_selector.inputs import ImageFolder, Inputs
 from mllm_selector.metrics import Metrics
 from mllm_selector.values import (
     Amount,
     AutoCount,
     Columns,
     Files,
-    ImageFolder,
-    Inputs,
     Limits,
     Settings,
     Shard,

@@ -250,8 +250,12 @@ def _with_files(options: dict[str, StageOptions]) -> dict[str, StageOptions]:
 def _check_inputs(options: dict[str, StageOptions]) -> None:
     """Fail on what can be known before anything is computed or written."""
     of_ingest, of_seed, of_pick = options.get("ingest"), options.get("seed"), options.get("pick")
+    of_score = options.get("score")
     if isinstance(of_pick, PickOptions):
         methods.prepare(of_pick)
+        if isinstance(of_score, ScoreOptions) and of_score.scored_per_cluster is not None:
+            of_stage = {"necessity", "nll_sum", "answer_tokens", *of_score.metrics.names}
+            methods.check_estimated(of_pick, of_stage)
         for path in of_pick.scores.paths if of_pick.scores else ():
             if not path.is_file():
                 msg = f"--scores: {path} does not exist; name a Parquet, CSV or JSON lines file"

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-__all__ = ["gpu_name", "peak_memory_mb", "processor_name", "reset_peak_memory"]
+__all__ = ["gpu_name", "own_memory_mb", "peak_memory_mb", "processor_name", "reset_peak_memory"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -48,16 +48,22 @@ def reset_peak_memory() -> None:
         return
 
 
+def own_memory_mb() -> float | None:
+    """Return the resident memory now, without mapped files, in MB (10^6 bytes); None if unknown."""
+    return _status_mb("RssAnon:")
+
+
 def peak_memory_mb() -> float | None:
     """Return the peak resident memory since the last reset in MB (10^6 bytes); None if unknown.
 
     Mapped pages of files count while they are resident, although the system can take them back.
     """
+    return _status_mb("VmHWM:")
+
+
+def _status_mb(name: str) -> float | None:
     try:
-        status = _STATUS.read_text()
+        lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return None
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name)), None)

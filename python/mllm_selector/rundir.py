@@ -82,6 +82,11 @@ class RunDirectory:
         return self.path / "rejected.jsonl"
 
     @property
+    def ingest_parts(self) -> Path:
+        """Folder of what a Ray cluster has read of the inputs, until the pool is made of it (ingest)."""
+        return self.path / "ingest"
+
+    @property
     def seed(self) -> Path:
         """Folder of the seed subset, adapter, checkpoints and log (seed)."""
         return self.path / "seed"
@@ -133,6 +138,15 @@ class RunDirectory:
     def example_part(self, index: int) -> Path:
         """One of the parts of the sweep in which each sample has an example in front (score)."""
         return self.scores / f"example-{index:05d}.arrow"
+
+    def embedding_part(self, index: int) -> Path:
+        """One of the parts with input embeddings, where only some samples are scored (score)."""
+        return self.scores / f"embedding-{index:05d}.arrow"
+
+    @property
+    def clusters(self) -> Path:
+        """The cluster of each sample and which were drawn, where only some samples are scored (score)."""
+        return self.scores / "clusters.arrow"
 
     @property
     def projection(self) -> Path:
@@ -213,7 +227,7 @@ class RunDirectory:
 
     def leftovers(self) -> list[Path]:
         """Find temporary files and folders that a killed run left behind."""
-        folders = (self.path, self.seed, self.scores, self.path / "records")
+        folders = (self.path, self.ingest_parts, self.seed, self.scores, self.path / "records")
         return sorted(path for folder in folders for path in folder.glob(".*.tmp"))
 
     def save(self) -> None:

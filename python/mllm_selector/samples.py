@@ -54,6 +54,8 @@ class Scored:
         Rows of the seed subset, ascending.
     columns : mapping of str to ndarray of float32, shape (n,)
         More scores by name; NaN where a sample has none.
+    clusters : Labels or None
+        Where only some samples were scored, the cluster of each, whose mean its necessity is.
     """
 
     necessity: NDArray[np.float32]
@@ -61,6 +63,7 @@ class Scored:
     sources: Labels | None
     seed_rows: NDArray[np.int64]
     columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    clusters: Labels | None = None
 
     @classmethod
     def checked(

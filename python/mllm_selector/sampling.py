@@ -16,7 +16,7 @@ from mllm_selector.limits import limits_of
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.samples import Candidates, Choice, Scored, labels_of
 
-__all__ = ["cluster", "grouped_sample", "reporter"]
+__all__ = ["cluster", "cluster_count", "grouped_sample", "reporter"]
 
 MOST_CLUSTERS = 10_000
 STRATA = 10
@@ -65,6 +65,8 @@ def grouped_sample(
     given = None if groups is None else labels_of("groups", groups, len(scored))
     if given is None and options.groups == "source":
         given = scored.sources
+    if given is None and options.groups == "cluster":
+        given = scored.clusters
     limited, limits = limits_of(given, scored.sources, options, candidates.budget)
     limited_codes = None if limited is None else limited.codes[rows]
     if limited_codes is not None:
@@ -119,7 +121,7 @@ def _make_groups(
             "'necessity' and 'random'"
         )
         raise UsageError(msg)
-    _, labels = cluster(matrix, index, n, options.group_count, options, progress)
+    _, labels = cluster(matrix, index, n, options.group_count, options.seed, options.threads, progress)
     return labels
 
 
@@ -128,7 +130,8 @@ def cluster(
     index: NDArray[np.int64] | None,
     n: int,
     count: int | None,
-    options: PickOptions,
+    seed: int,
+    threads: int | None,
     progress: Progress,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
     """Cluster rows by spherical k-means.
@@ -143,8 +146,10 @@ def cluster(
         Their number.
     count : int or None
         Clusters; by default ``sqrt(n / 2)``, up to 10,000.
-    options : PickOptions
-        Seed and threads.
+    seed : int
+        Of the first centroids.
+    threads : int or None
+        CPU threads; the result does not depend on it.
     progress : Progress
         What is told of the steps.
 
@@ -155,20 +160,25 @@ def cluster(
     labels : ndarray of uint32, shape (n,)
         Cluster of each row.
     """
-    k = count or min(MOST_CLUSTERS, max(1, math.isqrt(n // 2)))
+    k = cluster_count(n, count)
     centroids, labels, _, _ = _internal.kmeans(
         matrix,
         index,
         k=k,
         metric="cosine",
-        seed=options.seed,
+        seed=seed,
         max_iterations=CLUSTER_ITERATIONS,
         tolerance=1e-4,
         train_rows=TRAINING_ROWS_PER_CLUSTER * k,
-        threads=options.threads,
+        threads=threads,
         progress=reporter(progress, "cluster", "rows"),
     )
     return centroids, labels
+
+
+def cluster_count(n: int, count: int | None = None) -> int:
+    """Return the number of clusters of n rows: as asked for, by default ``sqrt(n / 2)``, up to 10,000."""
+    return count or min(MOST_CLUSTERS, max(1, math.isqrt(n // 2)))
 
 
 def _smoothed(

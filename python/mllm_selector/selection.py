@@ -46,7 +46,8 @@ class Selection:
     groups : ndarray of int32, shape (k,)
         Group that each was chosen in.
     necessity : ndarray of float32, shape (k,)
-        Mean negative log-likelihood of the answer tokens, in nats.
+        Mean negative log-likelihood of the answer tokens, in nats, or what ``pick --necessity`` named. Where
+        only some samples were scored, the mean over those of the sample's cluster.
     seed : ndarray of bool, shape (k,)
         Whether the seed model was tuned on the sample.
     run_dir : Path

@@ -71,11 +71,19 @@ def _score_outputs(run: RunDirectory) -> list[Path]:
     options = run.stages["score"].options
     parts = range(math.ceil(samples / options["shard_size"]))
     has_examples = Variant.ONE_SHOT in Metrics.parse(options["metrics"]).variants
+    is_drawn = options.get("scored_per_cluster") is not None  # records of earlier versions say nothing of it
     return [
         *([run.projection] if options["embedding_size"] is not None else []),
+        *([*(run.embedding_part(index) for index in parts), run.clusters] if is_drawn else []),
         *(run.score_part(index) for index in parts),
         *([run.examples, *(run.example_part(index) for index in parts)] if has_examples else []),
     ]
+
+
+def _score_parts(run: RunDirectory) -> list[Path]:
+    """Find the finished parts of the sweeps that take the time."""
+    names = ("embedding-*.arrow", "part-*.arrow")
+    return sorted(path for name in names for path in (*run.scores.glob(name), *run.shards.glob(f"*/{name}")))
 
 
 def _pick_outputs(run: RunDirectory) -> list[Path]:
@@ -83,7 +91,13 @@ def _pick_outputs(run: RunDirectory) -> list[Path]:
 
 
 STAGES: dict[str, Stage] = {
-    "ingest": Stage(IngestOptions, ingest.run, None, lambda run: [run.pool, run.rejected]),
+    "ingest": Stage(
+        IngestOptions,
+        ingest.run,
+        None,
+        lambda run: [run.pool, run.rejected],
+        scraps=lambda run: [run.ingest_parts],
+    ),
     "seed": Stage(
         SeedOptions,
         seed.run,
@@ -106,7 +120,7 @@ STAGES: dict[str, Stage] = {
         "export",
         _score_outputs,
         reads=lambda run: [run.pool, run.onnx],
-        partial=lambda run: sorted((*run.scores.glob("part-*.arrow"), *run.shards.glob("*/part-*.arrow"))),
+        partial=_score_parts,
         scraps=lambda run: [run.shards, run.batches.with_name("batches.lock")],
     ),
     "pick": Stage(

@@ -198,8 +198,8 @@ def _choose_all(
             continue
         more = {"scores": list(options.scores)} if options.scores else {}
         wanted = each.choice.pick_options(each.budget, each.seed, **more)
-        _, scored, _ = pick.read_scored(source, pool, wanted)
         try:
+            scored, _, _ = pick.read_scored(source, pool, wanted)
             chosen = methods.choose(scored, wanted, progress)
         except UsageError as error:
             msg = f"{each.label} at {each.budget}: {error}"

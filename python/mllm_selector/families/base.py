@@ -40,10 +40,22 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["SCORER_OUTPUTS", "Arrays", "Encoded", "Family", "Graph", "ImageBlock", "check_rows"]
+__all__ = [
+    "INPUT_EMBEDDING",
+    "SCORER_OUTPUTS",
+    "Arrays",
+    "Encoded",
+    "Family",
+    "Graph",
+    "ImageBlock",
+    "check_rows",
+]
 
 SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
 """Outputs of every scorer, described in `mllm_selector.families.scorer.ScorerGraph.forward`."""
+
+INPUT_EMBEDDING = "input_embedding"
+"""A further output, for which the language model is not run; the export makes a graph of its own of it."""
 
 Arrays = dict[str, NDArray[Any]]
 """Inputs of a graph by name."""
@@ -284,6 +296,42 @@ class Family(ABC):
                 is_image=ids == self.feature_token_id,
                 image_tokens=tuple(block.rows for block in blocks),
                 image_grids=tuple(block.grid for block in blocks),
+            )
+        )
+
+    def inputs_of(self, sample: Conversation, encoded: Encoded) -> Encoded:
+        """Cut a sample down to what its input embedding is made of.
+
+        Parameters
+        ----------
+        sample : Conversation
+            The sample.
+        encoded : Encoded
+            The same, from `encode`.
+
+        Returns
+        -------
+        Encoded
+            The tokens of the text of the user's turns, a line break between turns, then the feature rows of
+            the images, and no answer. Where the user says nothing, all tokens of the sample but its images.
+        """
+        turns = (
+            content.replace(IMAGE_MARK, " ").strip() for role, content in sample.messages if role == "user"
+        )
+        text = "\n".join(turn for turn in turns if turn)
+        words = np.asarray(
+            self.parts.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64
+        )
+        if not len(words):
+            words = encoded.ids[~encoded.is_image]
+        ids = np.concatenate([words, np.full(sum(encoded.image_tokens), self.feature_token_id)])
+        return self.positioned(
+            Encoded(
+                ids=ids,
+                is_answer=np.zeros(len(ids), dtype=np.bool_),
+                is_image=np.arange(len(ids)) >= len(words),
+                image_tokens=encoded.image_tokens,
+                image_grids=encoded.image_grids,
             )
         )
 

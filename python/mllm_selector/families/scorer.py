@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllm_selector.families.base import SCORER_OUTPUTS, Graph
+from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Graph
 
 __all__ = ["ScorerGraph"]
 
@@ -60,7 +60,7 @@ class ScorerGraph(nn.Module):
         answer_positions: Tensor,
         answer_tokens: Tensor,
         **own: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Score a batch.
 
         Parameters
@@ -90,10 +90,46 @@ class ScorerGraph(nn.Module):
             1 where the answer token is the most likely one, else 0.
         sample_embedding : Tensor of float32, shape (batch, width)
             Mean of hidden states over the pooled positions, L2-normalised; zeros where none is pooled.
+        input_embedding : Tensor of float32, shape (batch, 3 * width)
+            What is known before the decoder, see `embed_inputs`.
         """
         merged = self.merge(input_ids, image_rows, features)
         last, chosen = self.decode(merged, attention_mask, **own)
-        return (*self.losses(last, answer_positions, answer_tokens), self.pool(chosen, pooled_positions))
+        return (
+            *self.losses(last, answer_positions, answer_tokens),
+            self.pool(chosen, pooled_positions),
+            self._pool_inputs(merged, image_rows, pooled_positions),
+        )
+
+    def embed_inputs(
+        self, input_ids: Tensor, image_rows: Tensor, features: Tensor, pooled_positions: Tensor
+    ) -> Tensor:
+        """Return the embedding of what the decoder reads, without running it; inputs as of `forward`.
+
+        Returns
+        -------
+        Tensor of float32, shape (batch, 3 * width)
+            Mean of the pooled token embeddings, mean and maximum of the image's feature rows, each
+            L2-normalised, together L2-normalised again. What a sample lacks is zeros.
+        """
+        merged = self.merge(input_ids, image_rows, features)
+        return self._pool_inputs(merged, image_rows, pooled_positions)
+
+    def _pool_inputs(self, merged: Tensor, image_rows: Tensor, pooled_positions: Tensor) -> Tensor:
+        # Feature rows may hold more beside what is read (DeepStack).
+        states = merged[..., : next(self.embedding.parameters()).shape[-1]].float()
+        is_image = (image_rows >= 0).unsqueeze(-1)
+        has_image = is_image.long().sum(1) > 0
+        largest = torch.where(is_image, states, torch.finfo(states.dtype).min).amax(1)
+        parts = torch.cat(
+            [
+                self.pool(states, pooled_positions),
+                self.pool(states, is_image.squeeze(-1).long()),
+                _normalised(torch.where(has_image, largest, torch.zeros_like(largest))),
+            ],
+            dim=-1,
+        )
+        return _normalised(parts)
 
     def merge(self, input_ids: Tensor, image_rows: Tensor, features: Tensor) -> Tensor:
         """Put feature rows in the place of image tokens.
@@ -148,9 +184,7 @@ class ScorerGraph(nn.Module):
         """Average hidden states to an embedding of each sample; see `forward`."""
         weight = pooled_positions.unsqueeze(-1).float()
         # A mean first, so that the squares of the norm cannot overflow in long samples.
-        mean = (states.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
-        pooled: Tensor = mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        return pooled
+        return _normalised((states.float() * weight).sum(1) / weight.sum(1).clamp(min=1))
 
     def graph(self, example: dict[str, Tensor] | None = None, axes: Axes | None = None) -> Graph:
         """Describe the export of this module.
@@ -182,8 +216,16 @@ class ScorerGraph(nn.Module):
             "answer_positions": {0: "answers"},
             "answer_tokens": {0: "answers"},
         }
-        return Graph(self, common | (example or {}), common_axes | (axes or {}), SCORER_OUTPUTS)
+        return Graph(
+            self, common | (example or {}), common_axes | (axes or {}), (*SCORER_OUTPUTS, INPUT_EMBEDDING)
+        )
 
     def feature_example(self, rows: int, like: Tensor) -> Tensor:
         """Return example feature rows; models whose features are wider than their embeddings override it."""
         return torch.zeros(rows, like.shape[-1], dtype=like.dtype)
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    """Bring vectors to length 1; zeros stay."""
+    unit: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return unit

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mllm_selector.config import IngestOptions
 from mllm_selector.errors import PoolError, UsageError
-from mllm_selector.formats.reading import read_pool
+from mllm_selector.formats.reading import RowOpener, read_pool
 from mllm_selector.pool import Pool
 
 __all__ = ["Regrouped", "RowFile", "RowFormat", "RowWriter", "head"]
@@ -137,14 +137,24 @@ class RowFormat(ABC):
         self, options: IngestOptions, out: Path, rejected: Path, on_bytes: Callable[[int, int], None]
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
-        # Files that no subset could hold together are found here, not after hours of scoring.
+        return read_pool(options, self.name, out, rejected, on_bytes, self.row_opener(options))
+
+    def row_opener(self, options: IngestOptions) -> RowOpener | None:
+        """Check that one subset can hold rows of all inputs, and return what opens an input.
+
+        Raises
+        ------
+        PoolError
+            If a file cannot be read, or columns of one name are of different types.
+        """
+        # Such files are found here, not after hours of scoring.
         self.common_schema(options.pool.paths)
         given = {} if options.columns is None else dict(options.columns.names)
 
         def open_rows(path: PathLike[str]) -> tuple[object, int, tuple[int, int]]:
             return self.stream(Path(path), given)
 
-        return read_pool(options, self.name, out, rejected, on_bytes, open_rows)
+        return open_rows
 
     def stream(self, path: Path, names: dict[str, str]) -> tuple[pa.RecordBatchReader, int, tuple[int, int]]:
         """Return the rows of a file for the Rust reader, with their number and where the file is mapped.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mllm_selector import _internal
 from mllm_selector.config import IngestOptions
-from mllm_selector.formats.reading import read_pool
+from mllm_selector.formats.reading import RowOpener, read_pool
 
 __all__ = ["TextFormat"]
 
@@ -41,6 +41,10 @@ class TextFormat:
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
         return read_pool(options, self.name, out, rejected, on_bytes)
+
+    def row_opener(self, options: IngestOptions) -> RowOpener | None:
+        """Return None: Rust opens text."""
+        return None
 
     def write_subset(self, pool: Path, rows: NDArray[np.uint64], inputs: Sequence[Path], out: Path) -> None:
         """Copy the records of `rows`, in that order, from the pool's `inputs` to `out`."""

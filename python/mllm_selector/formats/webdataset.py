@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mllm_selector import _internal
 from mllm_selector.artifacts import atomic_folder
 from mllm_selector.config import IngestOptions
-from mllm_selector.formats.reading import read_pool
+from mllm_selector.formats.reading import RowOpener, read_pool
 from mllm_selector.pool import Pool
 
 __all__ = ["WebDataset"]
@@ -38,6 +38,10 @@ class WebDataset:
     ) -> dict[str, Any]:
         """Read a pool into `out`, set bad records aside in `rejected`, and return the counts."""
         return read_pool(options, self.name, out, rejected, on_bytes)
+
+    def row_opener(self, options: IngestOptions) -> RowOpener | None:
+        """Return None: Rust opens tars."""
+        return None
 
     def suffix(self, inputs: Sequence[Path]) -> str:
         """Return ``.tar``, or nothing where the subset of several shards is a folder of shards."""

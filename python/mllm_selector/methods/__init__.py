@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import entry_points
@@ -36,6 +36,7 @@ from mllm_selector.methods import (
     weighted_k_center,
 )
 from mllm_selector.methods.base import Method, Need, Parameters, Samples, Task, read_parameters
+from mllm_selector.methods.estimated import check_readings, check_reads_none
 from mllm_selector.methods.limited import choose_limited
 from mllm_selector.progress import Progress
 from mllm_selector.samples import Choice, Scored
@@ -47,6 +48,7 @@ __all__ = [
     "Parameters",
     "Samples",
     "Task",
+    "check_estimated",
     "choose",
     "columns",
     "described",
@@ -143,6 +145,26 @@ def columns(options: PickOptions) -> list[Need]:
     """List the columns of scores that the method asked for reads, necessity apart."""
     method, parameters = prepare(options)
     return [need for need in method.needs(parameters) if need.column != "necessity"]
+
+
+def check_estimated(options: PickOptions, of_stage: Collection[str]) -> None:
+    """Refuse what needs the scores of single samples, for a pool of which only some were scored.
+
+    Parameters
+    ----------
+    options : PickOptions
+        The options.
+    of_stage : collection of str
+        The columns that the score stage makes. Others, joined from files, have a value for every sample.
+
+    Raises
+    ------
+    UsageError
+        If the method, or one of its options, needs them.
+    """
+    method, parameters = prepare(options)
+    check_reads_none(method, parameters, of_stage)
+    check_readings(options)
 
 
 def choose(scored: Scored, options: PickOptions, progress: Progress) -> Choice:

@@ -155,7 +155,8 @@ class Samples:
         if count is not None and count > len(rows):
             msg = f"group_count: {count} groups of {len(rows)} candidates; ask for at most {len(rows)}"
             raise UsageError(msg)
-        return cluster(self.matrix, self.index(rows), len(rows), count, self.options, self._progress)
+        seed, threads = self.options.seed, self.options.threads
+        return cluster(self.matrix, self.index(rows), len(rows), count, seed, threads, self._progress)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class StagePlan:
         Of all devices together.
     memory_mb : float or None
         Peak resident memory of the process.
+    mapped_mb : float
+        Mapped files that it reads besides; the system keeps as much of them in memory as there is room for.
     disk_bytes : float or None
         What it leaves on the disk.
     how : str
@@ -77,6 +79,7 @@ class StagePlan:
     seconds: float | None
     device_seconds: float | None
     memory_mb: float | None
+    mapped_mb: float
     disk_bytes: float | None
     how: str
     basis: str
@@ -194,14 +197,14 @@ def break_even(work: Work, rates: Rates) -> Break | None:
 def _stage(stage: str, state: str, work: Work, rates: Rates) -> StagePlan:
     rate = rates.stages.get(stage)
     if state == "done":
-        return StagePlan(stage, state, 0.0, 0.0, None, 0.0, "done before", "it is finished")
+        return StagePlan(stage, state, 0.0, 0.0, None, 0.0, 0.0, "done before", "it is finished")
     units = {"seed": work.trained, "score": work.to_score, "export": 1}.get(stage, work.samples)
     if stage == "seed" and not work.trained:
-        return StagePlan(stage, state, 0.0, 0.0, None, 0.0, "measured", "nothing is trained")
+        return StagePlan(stage, state, 0.0, 0.0, None, 0.0, 0.0, "measured", "nothing is trained")
     if rate is None:
         why = rates.unknown.get(stage, "there is no record of it")
         disk = _disk(stage, None, units, work, rates)
-        return StagePlan(stage, state, None, None, None, disk, "not known", why)
+        return StagePlan(stage, state, None, None, None, 0.0, disk, "not known", why)
     passes = work.readings / rates.readings if stage == "score" else 1.0
     device_seconds = rate.seconds_for(units) * passes
     devices = work.devices if stage in ON_DEVICES else 1
@@ -211,6 +214,7 @@ def _stage(stage: str, state: str, work: Work, rates: Rates) -> StagePlan:
         device_seconds / devices,
         device_seconds,
         rate.memory_for(work.samples if stage in ("ingest", "pick") else rate.units),
+        rate.mapped * units,
         _disk(stage, rate, units, work, rates),
         _how(rate, units, passes, devices),
         rate.basis,

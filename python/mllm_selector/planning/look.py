@@ -18,15 +18,19 @@ from mllm_selector.config import (
     SeedOptions,
     StageOptions,
 )
-from mllm_selector.errors import MllmSelectorError, UsageError
+from mllm_selector.engine import Engine
+from mllm_selector.errors import MllmSelectorError, ScoreError, UsageError
+from mllm_selector.families.base import Family
 from mllm_selector.planning.estimates import Plan, Work, break_even, estimate
 from mllm_selector.planning.probes import parameters, probe_ingest, probe_pick, probe_score, probe_training
 from mllm_selector.planning.rates import Rate, Rates, of_run
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import budget_memory
 from mllm_selector.scoring.opening import open_engine, open_torch
+from mllm_selector.scoring.sweeps import first_variants
 from mllm_selector.stages.seed import seed_count
 from mllm_selector.workflow import STAGES
 
@@ -114,7 +118,8 @@ class _Look:
             states |= pipeline.outlook(self._run, self._options)
         pool, total, sources, is_counted = self._pool(states["ingest"] == "done")
         work = self._work(states, total)
-        self._model(pool, states)
+        self._forget_other_scoring()
+        self._model(pool, states, total)
         self._pick(work, sources)
         stages = estimate(work, self._rates)
         free = shutil.disk_usage(_existing(self._room)).free if self._room is not None else None
@@ -166,12 +171,24 @@ class _Look:
             trained = of_seed.seed_batch_size * math.ceil(trained / of_seed.seed_batch_size)
         left = total
         if states["score"] == "goes on":
-            parts = len(STAGES["score"].partial(self._run))
-            left = max(0, total - parts * of_score.shard_size)
-        readings = 1 + len(of_score.metrics.variants)
+            first = "part-" if of_score.scored_per_cluster is None else "embedding-"
+            parts = [part for part in STAGES["score"].partial(self._run) if part.name.startswith(first)]
+            left = max(0, total - len(parts) * of_score.shard_size)
+        readings = 1 + len(of_score.metrics.variants) if of_score.scored_per_cluster is None else 1
         return Work(total, chosen, trained, readings, self._devices, states, left)
 
-    def _model(self, pool: Pool | None, states: dict[str, str]) -> None:
+    def _forget_other_scoring(self) -> None:
+        """Leave out a rate of scoring every sample where only some are to be scored, or the reverse."""
+        of_score = self._options["score"]
+        assert isinstance(of_score, ScoreOptions)
+        is_drawn = of_score.scored_per_cluster is not None
+        if "score" in self._rates.stages and self._rates.is_drawn != is_drawn:
+            del self._rates.stages["score"]
+            self._rates.embedding_size = None
+            scored = "every sample" if is_drawn else "only some samples"
+            self._rates.unknown["score"] = f"the records are of a run that scored {scored}"
+
+    def _model(self, pool: Pool | None, states: dict[str, str], total: int) -> None:
         """Measure training and scoring where no record tells, as far as a model is at hand."""
         of_seed, of_export, of_score = (self._options[name] for name in ("seed", "export", "score"))
         assert isinstance(of_seed, SeedOptions)
@@ -180,7 +197,7 @@ class _Look:
         if pool is None:
             return
         if states["export"] == "done" and states["score"] != "done":
-            self._try("score", lambda: self._exported(pool, of_score))
+            self._try("score", lambda: self._exported(pool, of_score, total))
         name = of_seed.seed_model or of_seed.model
         folder = Path(name).expanduser() if name else None
         if folder is None or not folder.is_dir():
@@ -188,7 +205,7 @@ class _Look:
             for stage in ("seed", "export", "score"):
                 self._rates.unknown.setdefault(stage, why)
             return
-        self._try("score", lambda: self._untuned(pool, folder, of_export, of_score))
+        self._try("score", lambda: self._untuned(pool, folder, of_export, of_score, total))
         if of_seed.model is not None:
             self._try("seed", lambda: probe_training(of_seed, pool, self._folder))
         why = "it is known when it has run once; --rates RUN tells of another run"
@@ -207,15 +224,16 @@ class _Look:
         except (MllmSelectorError, OSError) as error:
             self._rates.unknown[stage] = str(error)
 
-    def _exported(self, pool: Pool, options: ScoreOptions) -> Rate:
+    def _exported(self, pool: Pool, options: ScoreOptions, total: int) -> Rate:
         trust = bool(self._run.need("seed").options.get("trust_remote_code", False))
         family = families.load(self._run.onnx / "processor", trust_remote_code=trust)
         engine = open_engine(self._run, family, options.device, options.threads)
-        self._rates.embedding_size = options.embedding_size or engine.embedding_size
         budget = budget_memory(self._run, engine).recall()
-        return probe_score(engine, family, pool, options, budget, f"with {engine.provider}")
+        return self._probed(engine, family, pool, options, budget, f"with {engine.provider}", total)
 
-    def _untuned(self, pool: Pool, folder: Path, export: ExportOptions, options: ScoreOptions) -> Rate:
+    def _untuned(
+        self, pool: Pool, folder: Path, export: ExportOptions, options: ScoreOptions, total: int
+    ) -> Rate:
         of_seed = self._options["seed"]
         assert isinstance(of_seed, SeedOptions)
         family = families.load(folder, trust_remote_code=of_seed.trust_remote_code)
@@ -227,9 +245,33 @@ class _Look:
             options.threads,
             trust_remote_code=of_seed.trust_remote_code,
         )
-        self._rates.embedding_size = options.embedding_size or engine.embedding_size
         note = "by PyTorch" + ("; ONNX Runtime will differ" if export.engine == "onnx" else "")
-        return probe_score(engine, family, pool, options, None, note)
+        return self._probed(engine, family, pool, options, None, note, total)
+
+    def _probed(
+        self,
+        engine: Engine,
+        family: Family,
+        pool: Pool,
+        options: ScoreOptions,
+        budget: BatchBudget | None,
+        what: str,
+        total: int,
+    ) -> Rate:
+        if options.scored_per_cluster is None:
+            width: int | None = engine.embedding_size
+            self._rates.readings = len(first_variants(options.metrics))
+        else:
+            width = engine.input_embedding_size
+            self._rates.readings = 1
+        if width is None:
+            msg = (
+                "the graphs were made by an earlier version and have no embedding of the inputs; "
+                "export them anew"
+            )
+            raise ScoreError(msg)
+        self._rates.embedding_size = options.embedding_size or width
+        return probe_score(engine, family, pool, options, budget, what, total)
 
     def _pick(self, work: Work, sources: int) -> None:
         of_pick = self._options["pick"]

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from mllm_selector.families.images import load_image
 from mllm_selector.planning.rates import Rate
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
-from mllm_selector.resources import peak_memory_mb, reset_peak_memory
+from mllm_selector.resources import own_memory_mb, peak_memory_mb, reset_peak_memory
 from mllm_selector.samples import Labels, Scored
+from mllm_selector.sampling import cluster_count
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import DEFAULT
 from mllm_selector.scoring.scorer import ShardScorer, Wanted
-from mllm_selector.scoring.shards import encode_shard
+from mllm_selector.scoring.shards import EncodedShard, encode_inputs, encode_shard
 from mllm_selector.scoring.sweeps import first_variants
 from mllm_selector.stages.seed import random_order
 
@@ -43,7 +45,11 @@ SCORE_BLOCK = 16
 
 MOST_SCORED = 1024
 TRAINING_STEPS = 3
-PICK_ROWS = (10_000, 40_000)
+PICK_ROWS = (10_000, 40_000, 400_000)
+"""Of the larger sizes, only those that `PICK_SECONDS` are likely to be enough for."""
+
+PICK_SECONDS = 10.0
+"""Of the processor: what else runs on the machine is not to decide what a plan rests on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +158,18 @@ def _write_pool(path: Path, batches: list[pa.RecordBatch]) -> None:
 
 
 def probe_score(
-    engine: Engine, family: Family, pool: Pool, options: ScoreOptions, budget: BatchBudget | None, what: str
+    engine: Engine,
+    family: Family,
+    pool: Pool,
+    options: ScoreOptions,
+    budget: BatchBudget | None,
+    what: str,
+    samples: int,
 ) -> Rate:
     """Score samples from all over the pool, twice as many each time until that takes a few seconds.
+
+    Where only some samples are to be scored, both passes are measured: that over the inputs of all, and that
+    over the drawn ones, by their share of the pool.
 
     Parameters
     ----------
@@ -168,28 +183,53 @@ def probe_score(
         How much is computed together, if that is known.
     what : str
         What scores, in words.
+    samples : int
+        Of the run that is planned.
     """
     tokens, images = options.token_budget.value, options.image_budget.value
     known = budget or DEFAULT
     budget = BatchBudget(tokens or known.tokens, images or known.image_rows)
-    variants = first_variants(options.metrics)
-    wanted = Wanted(options.metrics, options.embedding)
     reset_peak_memory()
+    measure = partial(_measured, engine, family, pool, options, budget)
+    variants = first_variants(options.metrics)
+    count, seconds = measure(
+        Wanted(options.metrics, options.embedding),
+        lambda rows: encode_shard(pool, rows, family, options, variants),
+    )
+    basis, width = f"scoring {count:,} samples {what}", engine.embedding_size
+    if options.scored_per_cluster is not None:
+        share = min(1.0, options.scored_per_cluster * cluster_count(samples, options.cluster_count) / samples)
+        read, seconds_read = measure(
+            Wanted(pooled="text", only_inputs=True), lambda rows: encode_inputs(pool, rows, family, options)
+        )
+        basis = f"reading the inputs of {read:,} samples and {basis}, {share:.2%} of the pool being scored"
+        count, seconds = read, seconds_read + share * seconds * read / count
+        width = engine.input_embedding_size or 0
+    # row, summed loss, number of answer tokens and metrics as numbers; embeddings are float16.
+    size = 2 * (options.embedding_size or width) + 16 + 4 * len(options.metrics.names)
+    return Rate(count, seconds, basis, memory_mb=peak_memory_mb(), disk=size)
+
+
+def _measured(
+    engine: Engine,
+    family: Family,
+    pool: Pool,
+    options: ScoreOptions,
+    budget: BatchBudget,
+    wanted: Wanted,
+    encode: Callable[[list[int]], EncodedShard],
+) -> tuple[int, float]:
+    """Return how many samples were read at last, and the seconds that took."""
     with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:
         count = 2 * SCORE_BLOCK
         while True:
             rows = _scattered(len(pool), min(count, len(pool)), options.seed)
             started = time.monotonic()
-            scorer.score(scorer.plan(encode_shard(pool, rows, family, options, variants)), lambda *_: None)
+            scorer.score(scorer.plan(encode(rows)), lambda *_: None)
             seconds = time.monotonic() - started
             if seconds >= SCORE_SECONDS or count >= min(MOST_SCORED, len(pool)):
-                break
+                return len(rows), seconds
             count *= 2
-    width = options.embedding_size or engine.embedding_size
-    # row, summed loss, number of answer tokens and metrics as numbers; embeddings are float16.
-    size = 2 * width + 16 + 4 * len(options.metrics.names)
-    basis = f"scoring {len(rows):,} samples {what}"
-    return Rate(len(rows), seconds, basis, memory_mb=peak_memory_mb(), disk=size)
 
 
 def _scattered(total: int, count: int, seed: int) -> list[int]:
@@ -318,36 +358,85 @@ def probe_pick(options: PickOptions, samples: int, chosen: int, width: int, sour
         Number of sources.
     """
     sizes = sorted({min(samples, rows) for rows in PICK_ROWS})
-    measured: list[tuple[float, float, float]] = []
+    probes: list[_PickProbe] = []
     for rows in sizes:
-        scored = _made_up(options, rows, width, sources)
-        # The probe must not ask for more groups than it has rows.
-        groups = None if options.group_count is None else min(options.group_count, rows)
-        share = Amount.parse(max(1, round(chosen * rows / samples)))
-        small = dataclasses.replace(
-            options, budget=share, group_count=groups, source_floor=None, source_ceiling=None, scores=None
-        )
-        reset_peak_memory()
-        before = peak_memory_mb() or 0.0
-        started = time.monotonic()
-        methods.choose(scored, small, SilentProgress())
-        peak = peak_memory_mb() or 0.0
-        measured.append((time.monotonic() - started, before, peak - before))
-    rows, (seconds, before, more) = sizes[-1], measured[-1]
-    power = 1.0
-    if len(sizes) > 1:
-        power = min(2.0, max(1.0, math.log(seconds / measured[0][0]) / math.log(rows / sizes[0])))
-    embeddings = 2e-6 * width  # mapped pages of the score parts
-    growth = f", growth as from {sizes[0]:,}" if len(sizes) > 1 else ""
+        if len(probes) > 1 and _processor_seconds(probes, rows) > PICK_SECONDS:
+            break
+        probes.append(_pick_once(options, rows, chosen * rows / samples, width, sources))
+    last = probes[-1]
+    growth = f", growth as from {probes[-2].rows:,}" if len(probes) > 1 else ""
     return Rate(
-        rows,
-        seconds,
-        f"choosing from {rows:,} made-up samples{growth}",
-        power=power,
-        memory_mb=before + more,
-        memory_grows=embeddings + more / rows,
+        last.rows,
+        last.seconds,
+        f"choosing from {last.rows:,} made-up samples{growth}",
+        power=_power(probes),
+        memory_mb=last.held + last.more,
+        memory_grows=_memory_growth(probes),
+        mapped=2e-6 * width,
         made_up=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _PickProbe:
+    """Choosing from some rows: its seconds, and the MB that the process held before and took besides."""
+
+    rows: int
+    seconds: float
+    processor: float
+    held: float
+    more: float
+
+
+def _pick_once(options: PickOptions, rows: int, chosen: float, width: int, sources: int) -> _PickProbe:
+    held = own_memory_mb() or 0.0
+    scored = _made_up(options, rows, width, sources)
+    # Without the embeddings, which lie in mapped files in a run.
+    scores = sum(values.nbytes for values in (scored.necessity, *scored.columns.values())) / 1e6
+    # The probe must not ask for more groups than it has rows.
+    groups = None if options.group_count is None else min(options.group_count, rows)
+    small = dataclasses.replace(
+        options,
+        budget=Amount.parse(max(1, round(chosen))),
+        group_count=groups,
+        source_floor=None,
+        source_ceiling=None,
+        scores=None,
+    )
+    reset_peak_memory()
+    before = peak_memory_mb() or 0.0
+    started, began = time.monotonic(), time.process_time()
+    methods.choose(scored, small, SilentProgress())
+    seconds, processor = time.monotonic() - started, time.process_time() - began
+    return _PickProbe(rows, seconds, processor, held, scores + (peak_memory_mb() or 0.0) - before)
+
+
+def _power(probes: Sequence[_PickProbe]) -> float:
+    if len(probes) == 1:
+        return 1.0
+    small, large = probes[-2:]
+    return _power_between(small.rows, small.seconds, large.rows, large.seconds)
+
+
+def _processor_seconds(probes: Sequence[_PickProbe], rows: int) -> float:
+    """Return what more rows are likely to take."""
+    small, large = probes[-2:]
+    power = _power_between(small.rows, small.processor, large.rows, large.processor)
+    return large.processor * float((rows / large.rows) ** power)
+
+
+def _power_between(few: int, seconds: float, many: int, more_seconds: float) -> float:
+    """Return the power of the rows with which time grows; from linear to quadratic."""
+    power = math.log(max(more_seconds, 1e-6) / max(seconds, 1e-6)) / math.log(many / few)
+    return min(2.0, max(1.0, power))
+
+
+def _memory_growth(probes: Sequence[_PickProbe]) -> float:
+    """Return the MB of each further row: what is held once, or for a sample of the rows, is not counted."""
+    if len(probes) == 1:
+        return probes[-1].more / probes[-1].rows
+    small, large = probes[-2:]
+    return max(0.0, large.more - small.more) / (large.rows - small.rows)
 
 
 def _made_up(options: PickOptions, rows: int, width: int, sources: int) -> Scored:

@@ -36,6 +36,8 @@ class Rate:
         Peak resident memory of the process meanwhile.
     memory_grows : float
         MB for each further unit.
+    mapped : float
+        MB of mapped files that are read besides, for each unit.
     disk_fixed, disk : float or None
         Bytes that the stage leaves on the disk however much there is, and for each unit.
     made_up : bool
@@ -49,6 +51,7 @@ class Rate:
     power: float = 1.0
     memory_mb: float | None = None
     memory_grows: float = 0.0
+    mapped: float = 0.0
     disk_fixed: float | None = None
     disk: float | None = None
     made_up: bool = False
@@ -88,6 +91,8 @@ class Rates:
         Size of the scoring graphs, where no record tells.
     readings : int
         Forward passes for each sample that the rate of score was measured with.
+    is_drawn : bool
+        Whether that rate is one of scoring only some samples.
     """
 
     stages: dict[str, Rate] = field(default_factory=dict)
@@ -96,11 +101,12 @@ class Rates:
     embedding_size: int | None = None
     export_bytes: float | None = None
     readings: int = 1
+    is_drawn: bool = False
 
     def add(self, other: Rates) -> None:
         """Take from other rates what is not known yet."""
         if "score" not in self.stages:
-            self.readings = other.readings
+            self.readings, self.is_drawn = other.readings, other.is_drawn
         self.stages = other.stages | self.stages
         self.input_bytes = self.input_bytes or other.input_bytes
         self.embedding_size = self.embedding_size or other.embedding_size
@@ -129,7 +135,9 @@ def of_run(run: RunDirectory, name: str) -> Rates:
         rates.input_bytes = counts["bytes"] / counts["samples"]
     if "score" in done:
         rates.embedding_size = done["score"].counts["embedding_size"]
-        rates.readings = 1 + len(Metrics.parse(done["score"].options["metrics"]).variants)
+        options = done["score"].options
+        rates.is_drawn = options.get("scored_per_cluster") is not None  # older records say nothing of it
+        rates.readings = 1 if rates.is_drawn else 1 + len(Metrics.parse(options["metrics"]).variants)
     return rates
 
 

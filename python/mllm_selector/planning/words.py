@@ -12,7 +12,7 @@ _DOES = {
     "ingest": "read and check the pool",
     "seed": "train the seed model",
     "export": "make scoring graphs and check them",
-    "score": "score every sample",
+    "score": "score the samples",
     "pick": "choose and write the subset",
     "report": "write the report",
 }
@@ -49,9 +49,12 @@ def _row(stage: StagePlan, *, with_devices: bool) -> list[str]:
     disk = "?" if stage.disk_bytes is None else size(stage.disk_bytes)
     row = f"{stage.stage:<8}{_or_unknown(stage.seconds):>10}{devices:>{12 if with_devices else 0}}"
     does = _DOES[stage.stage] + (", from where it stopped" if stage.state == "goes on" else "")
+    mapped = ""
+    if stage.mapped_mb > (stage.memory_mb or 0.0):
+        mapped = f"; reads {size(stage.mapped_mb * 1e6)} of mapped files, which may stay on the disk"
     return [
         f"{row}{memory:>10}{disk:>10}  {stage.how}",
-        *textwrap.wrap(f"{does}: {stage.basis}", WIDTH, initial_indent="  ", subsequent_indent="  "),
+        *textwrap.wrap(f"{does}: {stage.basis}{mapped}", WIDTH, initial_indent="  ", subsequent_indent="  "),
     ]
 
 

@@ -12,8 +12,9 @@ from mllm_selector.pool import Pool
 from mllm_selector.reporting.differences import MEMBERSHIPS, Difference, Selected, find_differences
 from mllm_selector.reporting.document import Section, document
 from mllm_selector.reporting.gallery import Gallery
+from mllm_selector.reporting.histograms import Histogram
 from mllm_selector.reporting.markup import Content, element
-from mllm_selector.reporting.numbers import Histogram, Statistics, unit_of
+from mllm_selector.reporting.numbers import Statistics, unit_of
 from mllm_selector.reporting.panels import map_panel
 from mllm_selector.reporting.parts import chart, figure, legend, meter, table
 from mllm_selector.reporting.script import coverage_curve, map_data

@@ -11,10 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mllm_selector.artifacts import ScoreTable, open_arrow
+from mllm_selector.drawn import estimate
 from mllm_selector.errors import UsageError
 from mllm_selector.pool import Pool
 from mllm_selector.reporting import command
-from mllm_selector.reporting.numbers import GalleryItem, Statistics, bin_edges, spaced
+from mllm_selector.reporting.histograms import bin_edges
+from mllm_selector.reporting.numbers import GalleryItem, Statistics, spaced
 from mllm_selector.reporting.overview import Coverage, Embedded, Map
 from mllm_selector.rundir import RunDirectory, read_manifest
 
@@ -176,8 +178,7 @@ def find_differences(first: Path, second: Path, gallery: int = 12) -> tuple[Diff
         _check_same_pool(runs[0], pool, run, Pool.of(run))
     for side in sides:
         _check_ids(side, pool)
-    scores = ScoreTable.load(runs[0].scores)
-    necessity = scores.necessity.astype(np.float64)
+    scores, necessity = _scored(runs[0])
     codes, names = pool.sources()
     flags = [_flags(side.rows, len(pool)) for side in sides]
     both = flags[0] & flags[1]
@@ -196,6 +197,7 @@ def find_differences(first: Path, second: Path, gallery: int = 12) -> tuple[Diff
                 chosen=bool(membership[row] < 3),
                 seed=False,
                 scores={},
+                measured=not np.isnan(scores.necessity[row]),
             )
             for row, sample_id in zip(which, pool.ids(which), strict=True)
         ]
@@ -276,10 +278,18 @@ def _check_ids(side: _Side, pool: Pool) -> None:
         raise UsageError(msg)
 
 
+def _scored(run: RunDirectory) -> tuple[ScoreTable, NDArray[np.float64]]:
+    """Return the scores and the necessity of all samples, which may be the mean of their cluster."""
+    scores = ScoreTable.load(run.scores)
+    estimated = estimate(run.scores, scores)
+    necessity = scores.necessity if estimated is None else estimated[1].values
+    return scores, necessity.astype(np.float64)
+
+
 def _rank_correlation(necessity: NDArray[np.float64], runs: list[RunDirectory]) -> float | None:
     if len(runs) < 2:
         return None
-    other = ScoreTable.load(runs[1].scores).necessity.astype(np.float64)
+    _, other = _scored(runs[1])
     scored = ~np.isnan(necessity) & ~np.isnan(other)
     if np.array_equal(necessity, other, equal_nan=True) or scored.sum() < 2:
         return None

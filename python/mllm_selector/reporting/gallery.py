@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mllm_selector.pool import Pool, PoolImage
+from collections.abc import Sequence
+
+from mllm_selector.fetching import Fetching
+from mllm_selector.pool import Pool, PoolImage, Sample
 from mllm_selector.reporting.markup import Content, Markup, element
 from mllm_selector.reporting.numbers import GalleryItem
 from mllm_selector.reporting.thumbnails import Thumbnails
@@ -37,15 +40,22 @@ class Gallery:
         """Return a card for each sample."""
         if not items:
             return element("p", "There are none.", class_="note")
-        return element("div", (self._card(item) for item in items), class_="cards")
+        return element("div", self._cards(items, [None] * len(items)), class_="cards")
 
     def set_of(self, items: list[GalleryItem], notes: list[str]) -> Markup:
         """Return cards that belong together, each with a note of its own."""
-        cards = (self._card(item, note) for item, note in zip(items, notes, strict=True))
-        return element("div", cards, class_="cards set")
+        return element("div", self._cards(items, notes), class_="cards set")
 
-    def _card(self, item: GalleryItem, note: str | None = None) -> Markup:
-        sample = self._pool.sample(item.row)
+    def _cards(self, items: list[GalleryItem], notes: Sequence[str | None]) -> list[Markup]:
+        cards = []
+        with Fetching(self._pool, [item.row for item in items], MOST_IMAGES) as samples:
+            for place, (item, note) in enumerate(zip(items, notes, strict=True)):
+                is_full = self._thumbnails.is_full
+                sample = self._pool.sample(item.row) if is_full else samples[place]
+                cards.append(self._card(item, sample, note))
+        return cards
+
+    def _card(self, item: GalleryItem, sample: Sample, note: str | None) -> Markup:
         images = [
             self._image(image, f"Image {number} of {len(sample.images)} of sample {item.id}")
             for number, image in enumerate(sample.images[:MOST_IMAGES], start=1)
@@ -72,6 +82,7 @@ class Gallery:
                 class_=f"flag {'yes' * item.chosen}".strip(),
             ),
             element("span", "seed sample", class_="flag") if item.seed else None,
+            None if item.measured else element("span", "not scored: mean of its cluster", class_="flag"),
         ]
         return element(
             "article",

@@ -138,7 +138,7 @@ function describe(point) {
   if (point.image) parts.push(part("img", "", { src: point.image.uri, width: point.image.width, height: point.image.height, alt: `Image of sample ${point.id}` }));
   else parts.push(part("p", point.placeholder, { className: "placeholder" }));
   const scores = Object.entries(point.scores).map(([name, value]) => `, ${name} ${number(value)}`);
-  const flags = [point.chosen ? "chosen" : "not chosen", ...(point.seed ? ["seed sample"] : []), ...groupOf(point)];
+  const flags = [point.chosen ? "chosen" : "not chosen", ...(point.seed ? ["seed sample"] : []), ...(point.measured ? [] : ["not scored: mean of its cluster"]), ...groupOf(point)];
   const line = part("p", "", { className: "score" });
   line.append(part("b", number(point.necessity)), `${data.unit.startsWith("nats") ? " nats" : ""}${scores.join("")}`, ...flags.map((flag) => part("span", flag, { className: flag === "chosen" ? "flag yes" : "flag" })));
   const turns = document.createElement("dl");

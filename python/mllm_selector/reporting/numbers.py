@@ -12,80 +12,37 @@ from numpy.typing import NDArray
 
 from mllm_selector.artifacts import ScoreTable, open_arrow
 from mllm_selector.config import ReportOptions
+from mllm_selector.drawn import estimate
 from mllm_selector.errors import RunDirectoryError
 from mllm_selector.metrics import METRICS, NLL
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.reporting import reasons
 from mllm_selector.reporting.groups import Group, describe_groups
+from mllm_selector.reporting.histograms import Histogram, bin_edges
 from mllm_selector.reporting.overview import Coverage, Duplicates, Embedded, Map
 from mllm_selector.reporting.reasons import Reason
 from mllm_selector.rundir import RunDirectory, StageRecord
 
 __all__ = [
     "GalleryItem",
-    "Histogram",
     "Numbers",
     "Score",
     "Source",
     "Stage",
     "Statistics",
-    "bin_edges",
     "collect",
-    "nice_step",
     "spaced",
     "unit_of",
 ]
 
 STAGES = ("ingest", "seed", "export", "score", "pick")
-LEAST_BINS, MOST_BINS = 10, 60
 SOURCE_HISTOGRAMS = 12
 SET_SIZE = 4
 DUPLICATE_COSINE = 0.98
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Numbers of samples by necessity.
-
-    Attributes
-    ----------
-    edges : list of float
-        Edges of the bins, closed on the left; the last bin is closed on both sides and may be wider
-        than the others.
-    pool, chosen : list of int
-        Samples of the pool, and chosen ones among them, in each bin.
-    """
-
-    edges: list[float]
-    pool: list[int]
-    chosen: list[int]
-
-    @property
-    def has_tail(self) -> bool:
-        """Whether the last bin is wider than the others."""
-        edges = self.edges
-        return len(edges) > 2 and edges[-1] - edges[-2] > (edges[1] - edges[0]) * (1 + 1e-6)
-
-    def bin_name(self, index: int) -> str:
-        """Say what a bin holds."""
-        low, high = self.edges[index], self.edges[index + 1]
-        if self.has_tail and index == len(self.pool) - 1:
-            return f"{low:.4g} and more, up to {high:.4g}"
-        return f"{low:.4g} to {high:.4g}"
-
-    @classmethod
-    def of(cls, necessity: Floats, chosen: Flags, edges: Floats) -> Self:
-        """Count the samples that were scored."""
-        scored = ~np.isnan(necessity)
-        return cls(
-            edges=edges.tolist(),
-            pool=np.histogram(necessity[scored], edges)[0].tolist(),
-            chosen=np.histogram(necessity[scored & chosen], edges)[0].tolist(),
-        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +81,10 @@ class Source:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A sample that the page shows."""
+    """A sample that the page shows.
+
+    `measured` is False where the sample was not scored and its necessity is the mean of its cluster.
+    """
 
     row: int
     id: str
@@ -134,6 +94,27 @@ class GalleryItem:
     chosen: bool
     seed: bool
     scores: dict[str, float | None]
+    measured: bool = True
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was scored of a pool that was not scored whole.
+
+    Attributes
+    ----------
+    measured : int
+        Samples that have a necessity of their own.
+    clusters, of_each : int
+        Clusters, and samples drawn from each, where it has so many.
+    clusters_without : int
+        Clusters that have none, and the mean of the pool instead.
+    """
+
+    measured: int
+    clusters: int
+    of_each: int
+    clusters_without: int
 
 
 @dataclass(frozen=True)
@@ -177,6 +158,9 @@ class Numbers:
         Samples the seed model was tuned on, and those of them that were chosen.
     metric, unit : str
         The metric that is the necessity, and its unit in words; empty for a pure number.
+    drawn : Drawn or None
+        Where only some samples were scored. The necessity of any sample is then the mean of its cluster, but
+        for `highest`, `across` and `lowest`, which show scored samples with their own.
     pool_necessity, chosen_necessity : Statistics
         Necessity of all scored samples and of the chosen ones.
     rejected_reasons, unscored_reasons : list of Reason
@@ -214,6 +198,7 @@ class Numbers:
     seed_chosen: int
     metric: str
     unit: str
+    drawn: Drawn | None
     pool_necessity: Statistics
     chosen_necessity: Statistics
     rejected_reasons: list[Reason]
@@ -267,8 +252,9 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
     scores = ScoreTable.load(run.scores, metric)
     selection = open_arrow(run.selection)
     rows = _chosen_rows(run, scores, pool, selection)
-    necessity = scores.necessity.astype(np.float64)
-    further = {name: values.astype(np.float64) for name, values in scores.metrics.items() if name != metric}
+    own = {name: values.astype(np.float64) for name, values in scores.metrics.items()}
+    drawn, known = _known(run, scores)
+    necessity = known.pop(metric)
     chosen = np.zeros(len(pool), dtype=np.bool_)
     chosen[rows] = True
     codes, names = pool.sources()
@@ -278,7 +264,7 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
     edges = bin_edges(necessity)
     groups, groups_are_whole = describe_groups(selection, codes, names)
 
-    def items(which: NDArray[np.int64] | list[int]) -> list[GalleryItem]:
+    def items(which: NDArray[np.int64] | list[int], necessity: Floats = necessity) -> list[GalleryItem]:
         return [
             GalleryItem(
                 row=int(row),
@@ -288,13 +274,14 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
                 answer_tokens=int(scores.answer_tokens[row]),
                 chosen=bool(chosen[row]),
                 seed=bool(np.isin(row, seed_rows)),
-                scores={name: _number(values[row]) for name, values in further.items()},
+                scores={name: _number(values[row]) for name, values in own.items() if name != metric},
+                measured=drawn is None or not math.isnan(own[metric][row]),
             )
             for row, sample_id in zip(which, pool.ids(which), strict=True)
         ]
 
-    flat, coverage, duplicates = _overview(scores, selection, pick, options, progress)
-    descending = _descending(necessity)
+    flat, coverage, duplicates = _overview(scores, necessity, selection, pick, options, progress)
+    descending = _descending(own[metric])
     chosen_descending = descending[chosen[descending]]
     return Numbers(
         mllm_selector=__version__,
@@ -308,6 +295,7 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         seed_chosen=int(np.isin(rows, seed_rows).sum()),
         metric=metric,
         unit=unit_of(metric),
+        drawn=drawn,
         pool_necessity=Statistics.of(necessity),
         chosen_necessity=Statistics.of(necessity[rows]),
         rejected_reasons=rejected,
@@ -317,8 +305,7 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         groups_are_whole=groups_are_whole,
         groups=groups,
         scores=[
-            Score(name, Statistics.of(values), Statistics.of(values[rows]))
-            for name, values in further.items()
+            Score(name, Statistics.of(values), Statistics.of(values[rows])) for name, values in known.items()
         ],
         map=flat,
         map_items=items([point.row for point in flat.points]) if flat else [],
@@ -327,11 +314,26 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         duplicate_items=[items([found.row, *found.nearest]) for found in duplicates.sets]
         if duplicates
         else [],
-        highest=items(descending[: options.gallery]),
-        across=items(spaced(chosen_descending, options.gallery)),
-        lowest=items(descending[::-1][: options.gallery]),
+        highest=items(descending[: options.gallery], own[metric]),
+        across=items(spaced(chosen_descending, options.gallery), own[metric]),
+        lowest=items(descending[::-1][: options.gallery], own[metric]),
         stages=_stages(run, len(pool) + rejected_count, options.hourly_price),
     )
+
+
+def _known(run: RunDirectory, scores: ScoreTable) -> tuple[Drawn | None, dict[str, Floats]]:
+    """Return what was drawn, and each metric of all samples, of which some may be known by their cluster."""
+    estimated = estimate(run.scores, scores)
+    if estimated is None:
+        return None, {name: values.astype(np.float64) for name, values in scores.metrics.items()}
+    clusters, filled = estimated
+    scored = scores.reasons.is_null().to_numpy()
+    known = {
+        name: clusters.fill(values, scored).values.astype(np.float64)
+        for name, values in scores.metrics.items()
+    }
+    of_each = int(np.bincount(clusters.labels[clusters.drawn]).max(initial=0))
+    return Drawn(filled.measured, clusters.count, of_each, filled.without), known
 
 
 def unit_of(metric: str) -> str:
@@ -352,12 +354,17 @@ def _chosen_rows(run: RunDirectory, scores: ScoreTable, pool: Pool, selection: p
 
 
 def _overview(
-    scores: ScoreTable, selection: pa.Table, pick: StageRecord, options: ReportOptions, progress: Progress
+    scores: ScoreTable,
+    necessity: Floats,
+    selection: pa.Table,
+    pick: StageRecord,
+    options: ReportOptions,
+    progress: Progress,
 ) -> tuple[Map | None, Coverage | None, Duplicates | None]:
     rows = selection["row"].to_numpy().astype(np.int64)
     in_order = rows[np.argsort(selection["order"].to_numpy(), kind="stable")]
     whole = np.concatenate([part.any(axis=1) for part in scores.embeddings])  # a row of zeros has no cosine
-    scored = whole & ~np.isnan(scores.necessity)
+    scored = whole & ~np.isnan(necessity)
     embedded = Embedded(list(scores.embeddings), scored, in_order)
     groups = dict(zip(rows.tolist(), selection["group"].to_pylist(), strict=True))
     if len(set(groups.values())) == 1:
@@ -394,28 +401,6 @@ def _stages(run: RunDirectory, read: int, hourly_price: float | None) -> list[St
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def nice_step(span: float, steps: int) -> float:
-    """Return the round number (1, 2 or 5 times a power of ten) that cuts a span into at most some steps."""
-    rough = span / steps
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-
-
-def bin_edges(necessity: Floats) -> Floats:
-    """Choose bins of a round width, and one last bin for the thin tail, which would flatten the rest."""
-    values = necessity[~np.isnan(necessity)]
-    if not len(values):
-        return np.array([0.0, 1.0])
-    low, high, highest = float(min(values.min(), 0.0)), float(np.quantile(values, 0.995)), float(values.max())
-    if highest <= low:
-        return np.array([low, low + 1.0])
-    bins = min(MOST_BINS, max(LEAST_BINS, int(2 * math.sqrt(len(values)))))
-    step = nice_step((high if high > low else highest) - low, bins)
-    first, last = math.floor(low / step), math.floor(high / step) + 1
-    edges = [step * number for number in range(first, last + 1)]
-    return np.array(edges if highest <= edges[-1] else [*edges, highest], dtype=np.float64)
 
 
 def _sources(

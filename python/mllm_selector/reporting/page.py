@@ -68,7 +68,7 @@ def render(
 
 
 def _result(numbers: Numbers, pick: dict[str, Any]) -> Content:
-    unscored = numbers.samples - numbers.pool_necessity.scored
+    scored = numbers.pool_necessity.scored if numbers.drawn is None else numbers.drawn.measured
     steps = [
         ("read", numbers.read, f"{numbers.format} records"),
         (
@@ -76,7 +76,7 @@ def _result(numbers: Numbers, pick: dict[str, Any]) -> Content:
             numbers.samples,
             f"{numbers.rejected:,} set aside" if numbers.rejected else "all of them usable",
         ),
-        ("scored", numbers.pool_necessity.scored, f"{unscored:,} not scored" if unscored else "every sample"),
+        ("scored", scored, words.scored_note(numbers)),
         ("chosen", numbers.chosen, f"{numbers.chosen / max(1, numbers.samples):.1%} of the pool"),
     ]
     flow = element(
@@ -110,6 +110,7 @@ def _result(numbers: Numbers, pick: dict[str, Any]) -> Content:
     facts = [
         words.shift_sentence(numbers.sources) if len(numbers.sources) > 1 else None,
         words.seed_sentence(numbers, pick),
+        words.drawn_sentence(numbers),
         words.unscored_sentence(numbers),
     ]
     list_ = element("ul", (element("li", fact) for fact in facts if fact), class_="facts")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from mllm_selector.reporting import charts, words
 from mllm_selector.reporting.gallery import Gallery
 from mllm_selector.reporting.groups import Group
+from mllm_selector.reporting.histograms import Histogram
 from mllm_selector.reporting.markup import Content, element
-from mllm_selector.reporting.numbers import Histogram, Numbers, Source
+from mllm_selector.reporting.numbers import Numbers, Source
 from mllm_selector.reporting.overview import Map
 from mllm_selector.reporting.parts import chart, figure, legend, table
 from mllm_selector.reporting.script import MOST_GROUPS_DRAWN, drawn_groups
@@ -33,9 +34,9 @@ def map_(numbers: Numbers) -> Content:
 def map_panel(drawn: Map, choices: list[tuple[str, str]]) -> Content:
     """Show a map with a choice of what its colours mean: values for the script, and their names."""
     told = (
-        "Samples that the seed model finds alike lie near each other: the embeddings along their two "
-        f"principal axes, which hold {drawn.variance:.0%} of their variance, so what looks near may be far. "
-        f"Grey tiles: how many of all {sum(drawn.counts):,} scored samples lie there. Points: "
+        "Samples with similar embeddings lie near each other: the embeddings along their two principal "
+        f"axes, which hold {drawn.variance:.0%} of their variance, so what looks near may be far. "
+        f"Grey tiles: how many of all {sum(drawn.counts):,} embedded samples lie there. Points: "
         f"{len(drawn.points):,} samples drawn uniformly from the pool and from what was chosen; those with a "
         "ring were chosen."
     )

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mllm_selector import _internal
+from mllm_selector.drawn import NOT_DRAWN
 from mllm_selector.errors import PoolError
 from mllm_selector.pool import Pool
 
@@ -60,8 +62,9 @@ def rejected(path: Path, pool_format: str) -> list[Reason]:
 
 
 def unscored(reasons: pa.ChunkedArray, pool: Pool) -> list[Reason]:
-    """Count why samples were not scored; a reason is a code, a colon and a detail."""
-    rows = np.flatnonzero(reasons.is_valid().to_numpy())
+    """Count why samples could not be scored; a reason is a code, a colon and a detail."""
+    could_not = pc.fill_null(pc.not_equal(reasons, NOT_DRAWN), False)
+    rows = np.flatnonzero(could_not.to_numpy())
     texts: list[str] = reasons.take(pa.array(rows)).to_pylist()
     counts: Counter[str] = Counter()
     examples: dict[str, list[dict[str, Any]]] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mllm_selector.fetching import Fetching
 from mllm_selector.pool import Pool, Sample
 from mllm_selector.reporting.gallery import MOST_NAME_CHARACTERS, clipped
 from mllm_selector.reporting.groups import Group
@@ -139,6 +140,7 @@ def map_data(drawn: Map, items: list[GalleryItem], pool: Pool) -> dict[str, Any]
             "tokens": item.answer_tokens,
             "chosen": item.chosen,
             "seed": item.seed,
+            "measured": item.measured,
             "question": _turn(sample, "user"),
             "answer": _turn(sample, "assistant"),
         }
@@ -164,9 +166,11 @@ def _small_images(items: list[GalleryItem], pool: Pool) -> dict[int, Thumbnail |
     # In random order: where there is no room for all, every part of the pool keeps some.
     order = np.random.Generator(np.random.Philox(0)).permutation(len(items)).tolist()
     shown: dict[int, Thumbnail | str] = {}
-    for place in order:
-        images = pool.sample(items[place].row).images
-        shown[place] = thumbnails.make(images[0]) if images else "text only"
+    rows = [items[place].row for place in order]
+    with Fetching(pool, rows, most_images=1) as samples:
+        for number, place in enumerate(order):
+            sample = pool.sample(rows[number]) if thumbnails.is_full else samples[number]
+            shown[place] = thumbnails.make(sample.images[0]) if sample.images else "text only"
     return shown
 
 

@@ -46,9 +46,14 @@ class Thumbnails:
         self._longest_side = longest_side
         self._quality = quality
 
+    @property
+    def is_full(self) -> bool:
+        """Say whether there is no room for another copy, so that images need not be fetched."""
+        return not self._left
+
     def make(self, image: PoolImage) -> Thumbnail | str:
         """Return a small copy of an image, or in words why there is none."""
-        if not self._left:
+        if self.is_full:
             return LEFT_OUT
         try:
             small = _shrink(image, self._longest_side)

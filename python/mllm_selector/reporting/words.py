@@ -14,12 +14,14 @@ __all__ = [
     "REJECTED",
     "STAGES",
     "UNSCORED",
+    "drawn_sentence",
     "duplicates_sentence",
     "duration",
     "larger_budget",
     "lead",
     "method_steps",
     "rate",
+    "scored_note",
     "seed_sentence",
     "shift_sentence",
     "unscored_sentence",
@@ -29,7 +31,7 @@ STAGES = {
     "ingest": "Read and check the pool",
     "seed": "Tune the seed model",
     "export": "Turn it into scoring graphs",
-    "score": "Score every sample",
+    "score": "Score the samples",
     "pick": "Choose the subset",
 }
 
@@ -135,11 +137,39 @@ def seed_sentence(numbers: Numbers, pick_options: dict[str, Any]) -> str:
     )
 
 
+def scored_note(numbers: Numbers) -> str:
+    """Say in a few words what was not scored."""
+    if numbers.drawn is not None:
+        return f"up to {numbers.drawn.of_each:,} of each of {numbers.drawn.clusters:,} clusters"
+    unscored = numbers.samples - numbers.pool_necessity.scored
+    return f"{unscored:,} not scored" if unscored else "every sample"
+
+
+def drawn_sentence(numbers: Numbers) -> str | None:
+    """Say what necessity is made of where only some samples were scored."""
+    drawn = numbers.drawn
+    if drawn is None:
+        return None
+    text = (
+        f"Necessity was measured on {drawn.measured:,} samples "
+        f"({drawn.measured / max(1, numbers.samples):.1%} of the pool), up to {drawn.of_each:,} of each "
+        f"of {drawn.clusters:,} clusters. On this page the necessity of a sample is the mean of its "
+        "cluster; only the galleries of highest, chosen and lowest show scored samples with their own."
+    )
+    if drawn.clusters_without:
+        text += (
+            f" In {drawn.clusters_without:,} clusters no sample could be scored: they have the mean of "
+            "the pool."
+        )
+    return text
+
+
 def unscored_sentence(numbers: Numbers) -> str:
     """Say how many samples have no score."""
     unscored = numbers.samples - numbers.pool_necessity.scored
     if not unscored:
-        return "Every sample of the pool was scored."
+        whole = "Every sample of the pool was scored."
+        return whole if numbers.drawn is None else "Every sample of the pool could be read."
     chosen = numbers.chosen - numbers.chosen_necessity.scored
     told = f"{chosen:,}" if chosen else "none"
     return f"{unscored:,} samples could not be scored; {told} of these were chosen."
@@ -200,26 +230,33 @@ def method_steps(numbers: Numbers, options: dict[str, dict[str, Any]]) -> list[t
     """
     return [
         ("Seed model.", _seed_step(numbers, options["seed"])),
-        ("Necessity.", _necessity(numbers.metric)),
-        ("Diversity.", _pick_step(options["pick"])),
+        ("Necessity.", _necessity(numbers)),
+        ("Diversity.", _pick_step(options["pick"], numbers)),
     ]
 
 
 NECESSITY = (
-    "The seed model read every sample of the pool. A sample's necessity is the mean negative log-likelihood "
-    "of its answer tokens in nats: \u2212(1/T) \u03a3 log p(answer token t | images, question, answer tokens "
-    "before t). High means that the seed model cannot do it yet."
+    "A sample's necessity is the mean negative log-likelihood of its answer tokens in nats: "
+    "\u2212(1/T) \u03a3 log p(answer token t | images, question, answer tokens before t). High means "
+    "that the seed model cannot do it yet."
 )
 
 
-def _necessity(metric: str) -> str:
-    if metric == NLL:
-        return NECESSITY
-    known = METRICS[metric]
+def _necessity(numbers: Numbers) -> str:
+    read = "The seed model read every sample of the pool. "
+    if numbers.drawn is not None:
+        read = (
+            "Every sample's question (mean of its token embeddings) and images (mean and maximum of "
+            "their features) were put into clusters, without a pass through the language model. The "
+            f"seed model read up to {numbers.drawn.of_each:,} samples of each cluster, drawn uniformly, "
+            "and their mean necessity counts for all samples of the cluster. "
+        )
+    if numbers.metric == NLL:
+        return read + NECESSITY
+    known = METRICS[numbers.metric]
     source = f" ({known.source})" if known.source else ""
     unit = f", in {known.unit}" if known.unit else ""
-    read = "The seed model read every sample of the pool."
-    return f"{read} The necessity is {metric}{source}: {known.meaning}{unit}."
+    return f"{read}The necessity is {numbers.metric}{source}: {known.meaning}{unit}."
 
 
 def _seed_step(numbers: Numbers, seed: dict[str, Any]) -> str:
@@ -234,9 +271,9 @@ def _seed_step(numbers: Numbers, seed: dict[str, Any]) -> str:
     )
 
 
-def _pick_step(pick: dict[str, Any]) -> str:
+def _pick_step(pick: dict[str, Any], numbers: Numbers) -> str:
     if pick["method"] == "grouped":
-        parts = _grouped(pick)
+        parts = _grouped(pick, numbers)
     else:
         parts = [methods.sentence(pick["method"], pick["param"] or {})]
     if pick["source_floor"]:
@@ -254,9 +291,12 @@ def _pick_step(pick: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _grouped(pick: dict[str, Any]) -> list[str]:
+def _grouped(pick: dict[str, Any], numbers: Numbers) -> list[str]:
+    made = GROUPS[pick["groups"]]
+    if numbers.drawn is not None and pick["groups"] == "cluster":
+        made = "the clusters that samples were drawn from"
     parts = [
-        f"The pool was cut into groups: {GROUPS[pick['groups']]}.",
+        f"The pool was cut into groups: {made}.",
         SHARES[pick["share"]],
         "What a small group cannot use is shared out again.",
         f"Inside a group samples were chosen {WITHIN[pick['within']]}.",

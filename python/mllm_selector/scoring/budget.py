@@ -111,7 +111,7 @@ def _read(path: Path, key: str) -> BatchBudget | None:
 
 def _of_parts(run: RunDirectory, key: str) -> BatchBudget | None:
     """Return the budget that parts of this run were written with, should the run's own note be lost."""
-    for part in itertools.chain(run.scores.glob("part-*.arrow"), run.shards.glob("*/part-*.arrow")):
+    for part in itertools.chain(run.scores.glob("*-*.arrow"), run.shards.glob("*/*-*.arrow")):
         try:
             metadata = open_arrow(part).schema.metadata or {}
             if metadata[KEY.encode()] == key.encode():

@@ -84,7 +84,7 @@ def gather_parts(run: RunDirectory, parts: Sequence[Path]) -> list[dict[str, Any
     RunDirectoryError
         If parts are missing.
     """
-    found = {path.name: path for path in sorted(run.shards.glob("*-of-*/part-*.arrow"))}
+    found = {path.name: path for path in sorted(run.shards.glob("*-of-*/*-*.arrow"))}
     missing = [index for index, part in enumerate(parts) if not part.exists() and part.name not in found]
     if missing:
         counts = {path.name.partition("-of-")[2] for path in run.shards.glob("*-of-*")}

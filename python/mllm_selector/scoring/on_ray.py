@@ -7,13 +7,9 @@ comes, by the same protocol as without Ray. So a run may be stopped, and go on w
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import socket
 import threading
 import time
-import traceback
 import uuid
 import warnings
 from collections import Counter
@@ -28,9 +24,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from mllm_selector import errors
+from mllm_selector.cluster import TRIES, Failure, connected, own_errors, room
 from mllm_selector.config import ScoreOptions
-from mllm_selector.errors import MissingPackageError, MllmSelectorError, ScoreError, UsageError
+from mllm_selector.errors import ScoreError
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.local import Scorers
@@ -38,9 +34,6 @@ from mllm_selector.scoring.meter import Meter
 from mllm_selector.scoring.sweeps import Facts, Opened, PartScorer, Sweep
 
 __all__ = ["ray_scorers"]
-
-TRIES = 4
-"""How often a part is begun, at most: one that kills its worker each time would do so forever."""
 
 AT_ONCE = 2
 """Parts in the hands of a scorer: one is encoded while the other is computed."""
@@ -70,11 +63,13 @@ def ray_scorers(run: RunDirectory, options: ScoreOptions, note: Callable[[str], 
     UsageError
         If there is no cluster at the address, or no node that holds a scorer.
     ScoreError, ModelError, PoolError, RunDirectoryError
-        As without Ray, with the name of the machine; ScoreError also if Ray gives up.
+        As without Ray, with the name of the machine.
+    ClusterError
+        If Ray gives up.
     MissingPackageError
         If Ray is not installed.
     """
-    with _connected(str(options.ray)) as ray, _own_errors(ray):
+    with connected(str(options.ray)) as ray, own_errors(ray):
         yield _RayScorers(ray, _Job(run.path.absolute(), run.stages, options), note)
 
 
@@ -97,30 +92,8 @@ class _Job:
         return Opened(run, self.options, note)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error on another machine: the name of our class of it, and the text."""
-
-    kind: str
-    text: str
-
-    @classmethod
-    def of(cls, error: Exception) -> _Failure:
-        """Describe an error, with the name of this machine."""
-        host = socket.gethostname()
-        if isinstance(error, MllmSelectorError):
-            return cls(type(error).__name__, f"{error} (on {host})")
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        text = (
-            f"a scorer on {host} failed: {type(error).__name__}: {error} ({last.filename}, line "
-            f"{last.lineno}). What is finished is kept; mend the cause, and the same command goes on"
-        )
-        return cls("ScoreError", text)
-
-    def raised(self) -> MllmSelectorError:
-        """Return the error to raise here."""
-        kind = getattr(errors, self.kind)
-        return kind(self.text) if kind is not errors.WriteError else ScoreError(self.text)
+def _failure(error: Exception) -> Failure:
+    return Failure.of(error, "a scorer", ScoreError)
 
 
 class _First:
@@ -131,7 +104,7 @@ class _First:
         self._opened: Opened | None = None
         self._notes: list[str] = []
 
-    def ask(self, question: str, *arguments: Any) -> tuple[Any, list[str]] | _Failure:
+    def ask(self, question: str, *arguments: Any) -> tuple[Any, list[str]] | Failure:
         """Return an attribute of `Opened`, or what its method returns, and what the user should read."""
         try:
             if self._opened is None:
@@ -139,7 +112,7 @@ class _First:
             found = getattr(self._opened, question)
             return found(*arguments) if callable(found) else found, self._notes
         except Exception as error:  # whatever it is, it is told in our words
-            return _Failure.of(error)
+            return _failure(error)
 
 
 class _Tries:
@@ -174,7 +147,7 @@ class _Worker:
         try:
             return _result(part["part"], self._score(part["part"], range(part["start"], part["stop"])))
         except Exception as error:  # whatever it is, it is told in our words
-            failure = _Failure.of(error)
+            failure = _failure(error)
             return _result(part["part"], {"failure": failure.kind, "text": failure.text})
 
     def _score(self, part: int, rows: range) -> dict[str, Any]:
@@ -282,7 +255,7 @@ class _RayScorers:
         paths = list(parts)
         for result in self._results(sweep, list(parts.values())):
             if result["failure"] is not None:
-                raise _Failure(result["failure"], result["text"]).raised()
+                raise Failure(result["failure"], result["text"]).raised()
             self._look_at(result["device"])
             path = paths[result["part"]]
             yield path, pa.ipc.open_file(result["content"]).read_all()
@@ -319,7 +292,7 @@ class _RayScorers:
 
     def _ask(self, question: str, *arguments: Any) -> Any:
         answer = self._ray.get(self._first.ask.remote(question, *arguments))
-        if isinstance(answer, _Failure):
+        if isinstance(answer, Failure):
             raise answer.raised()
         found, notes = answer
         if question == "facts":
@@ -351,89 +324,10 @@ def _room(ray: Any, options: ScoreOptions) -> tuple[dict[str, float], int]:
     UsageError
         If it holds none.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = options.ray_gpus
     if gpus is None:
-        has_gpus = any(node.get("GPU") for node in nodes)
+        has_gpus = any(node["Alive"] and node["Resources"].get("GPU") for node in ray.nodes())
         gpus = 1 if options.device == "cuda" or (options.device == "auto" and has_gpus) else 0
-    if gpus:
-        needs, kind = {"num_gpus": gpus}, "GPU"
-    else:
-        needs, kind = {"num_cpus": options.threads or 1}, "CPU"
-    (amount,) = needs.values()
-    fits = sum(int(node.get(kind, 0) / amount) for node in nodes)
-    if not fits:
-        most = max((node.get(kind, 0) for node in nodes), default=0)
-        msg = (
-            f"--ray {options.ray}: a scorer needs {amount:g} {kind} of one node, and the nodes of the "
-            f"cluster have at most {most:g}; lower --ray-gpus or --threads, or add nodes first"
-        )
-        raise UsageError(msg)
-    return needs, min(fits, options.ray_scorers or fits)
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Connect to a cluster inside the block; a connection that the caller has made is used and kept."""
-    # Ray reports to its makers unless told not to. A cluster of the user's own has its own setting.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        msg = "--ray needs Ray: pip install 'mllm-selector[ray]', on all nodes"
-        raise MissingPackageError(msg) from error
-    if ray.is_initialized():
-        yield ray
-        return
-    with _own_signals():
-        try:
-            ray.init(
-                address=address,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except Exception as error:  # of many classes, Exception itself among them
-            first = str(error).strip().split("\n", 1)[0]
-            msg = (
-                f"--ray {address}: no cluster can be reached or started there ({first}); 'ray start --head' "
-                "starts one, auto takes that of this machine, local starts one for this run"
-            )
-            raise UsageError(msg) from error
-    # What it would log comes as an exception, too.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep Ray from replacing the handlers of Ctrl-C and SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-@contextmanager
-def _own_errors(ray: Any) -> Iterator[None]:
-    """Tell what Ray raises in our words."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
-        # Of an exception in a task the text is a stack, whose last line says what it was.
-        why = lines[-1 if isinstance(error, ray.exceptions.RayTaskError) else 0]
-        msg = (
-            f"Ray gave up: {type(error).__name__}: {why}. What is finished is kept, and the same command "
-            "goes on; Ray's logs on the nodes say more"
-        )
-        raise ScoreError(msg) from error
+    kind, amount = ("GPU", gpus) if gpus else ("CPU", float(options.threads or 1))
+    fits = room(ray, str(options.ray), kind, amount, "a scorer", "lower --ray-gpus or --threads")
+    return {f"num_{kind.lower()}s": amount}, min(fits, options.ray_scorers or fits)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mllm_selector.engine import Engine
 from mllm_selector.errors import ExportError
-from mllm_selector.families.base import SCORER_OUTPUTS, Arrays, Encoded, Family
+from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Arrays, Encoded, Family
 from mllm_selector.families.chat import IMAGE_MARK
 from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
 
@@ -49,8 +49,8 @@ class BatchDifference:
         Length and number of images of each sample.
     nll_difference, entropy_difference : float
         Largest difference of a mean over the answer tokens of a sample, in nats.
-    embedding_difference : float
-        Largest difference of an element of an L2-normalised embedding.
+    embedding_difference, input_difference : float
+        Largest difference of an element of an L2-normalised embedding, of the sample and of its inputs.
     """
 
     tokens: list[int]
@@ -58,11 +58,17 @@ class BatchDifference:
     nll_difference: float
     entropy_difference: float
     embedding_difference: float
+    input_difference: float
 
     @property
     def worst(self) -> float:
         """The largest of the differences; infinite if one is not a number, so that it passes no limit."""
-        differences = (self.nll_difference, self.entropy_difference, self.embedding_difference)
+        differences = (
+            self.nll_difference,
+            self.entropy_difference,
+            self.embedding_difference,
+            self.input_difference,
+        )
         return max(inf if isnan(difference) else difference for difference in differences)
 
 
@@ -84,8 +90,8 @@ class Check:
 
     @property
     def worst_embedding(self) -> float:
-        """Largest difference of an embedding's element."""
-        return max(batch.embedding_difference for batch in self.batches)
+        """Largest difference of an element of an embedding, of samples or of their inputs."""
+        return max(max(batch.embedding_difference, batch.input_difference) for batch in self.batches)
 
     @property
     def samples(self) -> int:
@@ -106,13 +112,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Expected:
-    """A batch of samples and what the model says of each."""
+    """A batch of samples, also cut down to their inputs, and what the model says of each."""
 
     samples: list[Encoded]
+    inputs: list[Encoded]
     pictures: list[list[Arrays]]
     nll: NDArray[np.float64]
     entropy: NDArray[np.float64]
     embedding: NDArray[np.float64]
+    input_embedding: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -127,12 +135,15 @@ class PlainScores:
         Whether the answer token has the largest logit.
     embedding : ndarray of float64, shape (width,)
         Mean over all positions of the hidden states of a layer, L2-normalised.
+    images : ndarray of float64, shape (feature rows, width)
+        What the first layer reads at the image positions.
     """
 
     token_nll: NDArray[np.float64]
     token_entropy: NDArray[np.float64]
     token_hit: NDArray[np.bool_]
     embedding: NDArray[np.float64]
+    images: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ def reference(family: Family, model: Any, embedding_layer: int = -1) -> list[Exp
     """
     batches = []
     for batch, image_counts in enumerate(BATCHES):
-        samples, pictures, scores = [], [], []
+        samples, inputs, pictures, scores = [], [], [], []
         for position, image_count in enumerate(image_counts):
             conversation = _conversation(100 * batch + 10 * position, image_count, *WORDS[position])
             encoded = family.encode(conversation, lambda image: _picture(image).size)
@@ -168,15 +179,20 @@ def reference(family: Family, model: Any, embedding_layer: int = -1) -> list[Exp
             shown = zip(conversation.images, encoded.image_tokens, strict=True)
             prepared = [family.prepare(_picture(image), rows) for image, rows in shown]
             samples.append(encoded)
+            inputs.append(family.inputs_of(conversation, encoded))
             pictures.append(prepared)
             scores.append(plain_scores(family, model, encoded, prepared, embedding_layer))
         batches.append(
             Expected(
                 samples,
+                inputs,
                 pictures,
                 nll=np.array([each.token_nll.mean() for each in scores]),
                 entropy=np.array([each.token_entropy.mean() for each in scores]),
                 embedding=np.stack([each.embedding for each in scores]),
+                input_embedding=np.stack(
+                    [_input_embedding(model, *each) for each in zip(inputs, scores, strict=True)]
+                ),
             )
         )
     return batches
@@ -206,7 +222,24 @@ def plain_scores(
         token_entropy=torch.special.entr(logits.softmax(-1)).sum(-1).numpy(),
         token_hit=(logits.argmax(-1) == tokens).numpy(),
         embedding=(mean / mean.norm()).numpy(),
+        images=output.hidden_states[0][0, torch.from_numpy(sample.is_image)].double().numpy(),
     )
+
+
+def _input_embedding(model: Any, inputs: Encoded, scores: PlainScores) -> NDArray[np.float64]:
+    """Put the input embedding together from the model's own token embeddings and image features."""
+    import torch
+
+    with torch.no_grad():
+        words = model.get_input_embeddings()(torch.from_numpy(inputs.ids[~inputs.is_image])).double().numpy()
+    nothing = np.zeros(words.shape[1])
+    seen = scores.images
+    parts = [
+        part / max(np.linalg.norm(part), 1e-12)
+        for part in (words.mean(0), *((seen.mean(0), seen.max(0)) if len(seen) else (nothing, nothing)))
+    ]
+    whole = np.concatenate(parts)
+    return np.asarray(whole / np.linalg.norm(whole))
 
 
 def check_against(family: Family, engine: Engine, expected: Sequence[Expected]) -> Check:
@@ -226,6 +259,7 @@ def _compare(family: Family, engine: Engine, expected: Expected) -> BatchDiffere
         nll_difference=float(np.abs(losses - expected.nll).max()),
         entropy_difference=float(np.abs(entropies - expected.entropy).max()),
         embedding_difference=float(np.abs(scores["sample_embedding"] - expected.embedding).max()),
+        input_difference=float(np.abs(scores[INPUT_EMBEDDING] - expected.input_embedding).max()),
     )
 
 
@@ -243,7 +277,11 @@ def _score(family: Family, engine: Engine, expected: Expected) -> Arrays:
         rows = sum(image.rows for image in placement.images)
         engine.see(family.vision_inputs(prepared), placement.starts[0], rows)
     starts = [[plan.starts[0][key] for key in of_sample] for of_sample in keys]
-    return engine.read(scorer_batch(family, expected.samples, starts), SCORER_OUTPUTS)
+    full, inputs = (
+        scorer_batch(family, samples, starts, pooled)
+        for samples, pooled in ((expected.samples, "all"), (expected.inputs, "text"))
+    )
+    return engine.read(full, SCORER_OUTPUTS) | engine.read(inputs, (INPUT_EMBEDDING,))
 
 
 def _compare_tokens(family: Family, conversation: _Conversation, encoded: Encoded) -> None:

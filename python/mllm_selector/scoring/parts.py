@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mllm_selector.artifacts import missing_metrics, open_arrow
 from mllm_selector.checksums import Checksums
+from mllm_selector.drawn import NOT_DRAWN
 from mllm_selector.errors import PoolError, RunDirectoryError, ScoreError
 from mllm_selector.scoring.batching import BatchBudget
 
@@ -106,39 +107,43 @@ def check_origin(parts: Iterable[Path], schema: pa.Schema) -> None:
             raise RunDirectoryError(_another_run(part))
 
 
-def count_parts(parts: Sequence[Path], examples: Sequence[Path] = ()) -> dict[str, Any]:
+def count_parts(parts: Sequence[Path], others: Sequence[Path] = ()) -> dict[str, Any]:
     """Count over parts.
 
     Parameters
     ----------
     parts : sequence of Path
-        Parts of the first sweep over the pool.
-    examples : sequence of Path
-        Parts of the sweep in which each sample has an example in front.
+        Parts of the sweep that says which samples were scored.
+    others : sequence of Path
+        Parts of the run's other sweep, if there is one.
 
     Returns
     -------
     dict
-        ``samples``, ``scored``, ``set_aside`` (number by reason code), ``missing`` (for each metric that some
-        scored samples have not, the numbers by reason code), ``answer_tokens``, ``images_encoded`` and
-        ``rescored``.
+        ``samples``, ``scored``, ``set_aside`` (number by reason code, without those that were not drawn),
+        ``missing`` (for each metric that some scored samples have not, the numbers by reason code),
+        ``answer_tokens``, ``images_encoded`` and ``rescored``.
     """
     samples = answer_tokens = 0
     set_aside: Counter[str] = Counter()
     work: Counter[str] = Counter()
     missing: dict[str, Counter[str]] = {}
-    for part in (*parts, *examples):
+    for part in (*parts, *others):
         table = open_arrow(part)
         work.update(json.loads(table.schema.metadata[WORK.encode()]))
-        for metric, reason in missing_metrics(table):
-            missing.setdefault(metric, Counter())[reason.partition(":")[0]] += 1
-        if "reason" in table.column_names:
-            samples += len(table)
+        if "missing" in table.column_names:
+            for metric, reason in missing_metrics(table):
+                missing.setdefault(metric, Counter())[reason.partition(":")[0]] += 1
+        if "answer_tokens" in table.column_names:
             answer_tokens += int(table["answer_tokens"].to_numpy().sum())
-            set_aside.update(reason.partition(":")[0] for reason in _reasons([table]))
+    for part in parts:
+        table = open_arrow(part)
+        samples += len(table)
+        set_aside.update(reason.partition(":")[0] for reason in _reasons([table]))
+    not_drawn = set_aside.pop(NOT_DRAWN, 0)
     return {
         "samples": samples,
-        "scored": samples - sum(set_aside.values()),
+        "scored": samples - not_drawn - sum(set_aside.values()),
         "set_aside": dict(sorted(set_aside.items())),
         "missing": {metric: dict(sorted(missing[metric].items())) for metric in sorted(missing)},
         "answer_tokens": answer_tokens,
@@ -147,24 +152,35 @@ def count_parts(parts: Sequence[Path], examples: Sequence[Path] = ()) -> dict[st
     }
 
 
-def check_scored(parts: Sequence[Path], counts: dict[str, Any]) -> None:
+def check_scored(parts: Sequence[Path], counts: dict[str, Any], drawn: int | None = None) -> None:
     """Fail if most of the pool has no score.
+
+    Parameters
+    ----------
+    parts : sequence of Path
+        Parts of the sweep that says which samples were scored.
+    counts : dict
+        What `count_parts` says of them.
+    drawn : int, optional
+        Samples that were drawn to be scored; by default all.
 
     Raises
     ------
     ScoreError
-        If more than half of the samples have none.
+        If more than half of the samples, or of those drawn, have none.
     """
-    aside = sum(counts["set_aside"].values())
-    if 2 * aside <= counts["samples"]:
+    aside, total = sum(counts["set_aside"].values()), counts["samples"]
+    if 2 * aside <= total and (drawn is None or 2 * counts["scored"] >= drawn):
         return
+    if 2 * aside <= total and drawn is not None:
+        aside, total = drawn - counts["scored"], drawn
     reasons = list(_reasons(map(open_arrow, parts)))
     commonest = "; ".join(
         f"{code}: {count:,} (the first: {next(r for r in reasons if r.startswith(code))})"
         for code, count in Counter(counts["set_aside"]).most_common(3)
     )
     msg = (
-        f"{aside:,} of {counts['samples']:,} samples cannot be scored, more than half: {commonest}. "
+        f"{aside:,} of {total:,} samples cannot be scored, more than half: {commonest}. "
         f"Mend the cause, delete {parts[0].parent} and run the same command again"
     )
     raise ScoreError(msg)

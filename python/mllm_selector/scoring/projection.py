@@ -21,7 +21,7 @@ from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.scorer import ShardScorer, Wanted
-from mllm_selector.scoring.shards import encode_shard
+from mllm_selector.scoring.shards import encode_inputs, encode_shard
 
 __all__ = ["Projection", "drawn_embeddings", "random_rows", "settle_projection"]
 
@@ -167,7 +167,7 @@ def settle_projection(
 def drawn_embeddings(
     family: Family, pool: Pool, engine: Engine, options: ScoreOptions, budget: BatchBudget
 ) -> NDArray[np.float32]:
-    """Score drawn samples for their embeddings only, enough to fit principal components to.
+    """Read drawn samples for their embeddings only, enough to fit principal components to.
 
     Parameters
     ----------
@@ -186,8 +186,10 @@ def drawn_embeddings(
         If no sample can be scored.
     """
     rows = random_rows(max(PCA_SAMPLES, 8 * (options.embedding_size or 0)), len(pool), options.seed)
-    shard = encode_shard(pool, rows, family, options)
-    wanted = Wanted(pooled=options.embedding)
+    if options.scored_per_cluster is None:
+        shard, wanted = encode_shard(pool, rows, family, options), Wanted(pooled=options.embedding)
+    else:
+        shard, wanted = encode_inputs(pool, rows, family, options), Wanted(pooled="text", only_inputs=True)
     with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:
         found = scorer.score(scorer.plan(shard), lambda *_: None).embeddings
     if not found:

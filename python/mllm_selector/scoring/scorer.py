@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mllm_selector.engine import Engine, memory_errors
 from mllm_selector.errors import DeviceMemoryError, SampleError, ScoreError
-from mllm_selector.families.base import Arrays, Family
+from mllm_selector.families.base import INPUT_EMBEDDING, Arrays, Family
 from mllm_selector.metrics import Answer, Metrics, Variant
 from mllm_selector.pool import Pool
 from mllm_selector.scoring.batching import (
@@ -97,11 +97,14 @@ class Wanted:
         The positions that embeddings are the mean of, as for `scorer_batch`.
     project : callable
         Projects embeddings, float32 of shape (batch, width).
+    only_inputs : bool
+        Whether nothing but the embedding of the inputs is wanted, for which the language model is not run.
     """
 
     metrics: Metrics = field(default_factory=Metrics)
     pooled: str = "all"
     project: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda embeddings: embeddings
+    only_inputs: bool = False
 
 
 @dataclass
@@ -402,6 +405,9 @@ class _Computing:
         self._read(items[half:], starts, None)
 
     def _read_whole(self, items: Sequence[Item], inputs: Arrays) -> None:
+        if self._wanted.only_inputs:
+            self._read_inputs(items, inputs)
+            return
         is_full = items[0][0] is Variant.FULL
         tokens = self._wanted.metrics.outputs if is_full else ("token_nll",)
         with self._done.timed():
@@ -412,6 +418,12 @@ class _Computing:
         for place, (item, embedding) in enumerate(zip(items, embeddings, strict=True)):
             of_sample = {name: values[place] for name, values in of_tokens.items()}
             self._scores.put(item, Answer(**of_sample, vocabulary=self._family.vocabulary), embedding)
+
+    def _read_inputs(self, items: Sequence[Item], inputs: Arrays) -> None:
+        with self._done.timed():
+            result = self._engine.read(inputs, (INPUT_EMBEDDING,))
+        for item, embedding in zip(items, self._wanted.project(result[INPUT_EMBEDDING]), strict=True):
+            self._scores.put_inputs(item, embedding)
 
 
 def _image_uses(

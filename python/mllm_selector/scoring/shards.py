@@ -21,7 +21,15 @@ from mllm_selector.pool import ImageRange, Pool, PoolImage, StoredImage
 from mllm_selector.scoring.readings import read_as
 from mllm_selector.stores import REQUESTS, ImageStore
 
-__all__ = ["EncodedShard", "ImageRef", "Item", "ShardScores", "encode_shard", "image_name"]
+__all__ = [
+    "EncodedShard",
+    "ImageRef",
+    "Item",
+    "ShardScores",
+    "encode_inputs",
+    "encode_shard",
+    "image_name",
+]
 
 NOT_FINITE = "not-finite"
 
@@ -108,6 +116,13 @@ class ShardScores:
         if embedding is not None:
             self.embeddings[item[1]] = embedding.astype(np.float16)
 
+    def put_inputs(self, item: Item, embedding: NDArray[np.float32]) -> None:
+        """Enter the embedding of a sample's inputs, unless it is not finite."""
+        if np.isfinite(embedding).all():
+            self.embeddings[item[1]] = embedding.astype(np.float16)
+        else:
+            self.reasons[item] = f"{NOT_FINITE}: embedding of the inputs"
+
 
 def encode_shard(
     pool: Pool,
@@ -170,6 +185,16 @@ def encode_shard(
                 ImageRef(_content(image), tokens, *place) for image, tokens, place in uses
             )
     return shard
+
+
+def encode_inputs(pool: Pool, rows: Sequence[int], family: Family, options: ScoreOptions) -> EncodedShard:
+    """Encode the inputs of a shard's samples, see `Family.inputs_of`; parameters as of `encode_shard`.
+
+    What cannot be scored is set aside here already.
+    """
+    shard = encode_shard(pool, rows, family, options)
+    samples = {item: family.inputs_of(pool.sample(item[1]), shard.samples[item]) for item in shard.samples}
+    return EncodedShard(samples, shard.images, shard.reasons)
 
 
 def _sizes_in_store(pool: Pool, rows: Iterable[int]) -> dict[str | bytes, Size | SampleError]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mllm_selector import families
 from mllm_selector.artifacts import open_arrow
 from mllm_selector.config import ScoreOptions
+from mllm_selector.drawn import NOT_DRAWN, Clusters
 from mllm_selector.metrics import METRICS, NLL, Metrics, Variant
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
@@ -24,10 +25,20 @@ from mllm_selector.scoring.neighbours import read_examples
 from mllm_selector.scoring.opening import open_engine
 from mllm_selector.scoring.projection import Projection, drawn_embeddings
 from mllm_selector.scoring.scorer import PlannedShard, ShardScorer, Wanted, Work
-from mllm_selector.scoring.shards import EncodedShard, ShardScores, encode_shard
-from mllm_selector.scoring.tables import example_table, score_table
+from mllm_selector.scoring.shards import EncodedShard, ShardScores, encode_inputs, encode_shard
+from mllm_selector.scoring.tables import embedding_table, example_table, score_table
 
-__all__ = ["ExampleSweep", "Facts", "FirstSweep", "Opened", "PartScorer", "Sweep", "first_variants"]
+__all__ = [
+    "DrawnSweep",
+    "ExampleSweep",
+    "Facts",
+    "FirstSweep",
+    "InputSweep",
+    "Opened",
+    "PartScorer",
+    "Sweep",
+    "first_variants",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,9 @@ class Facts:
     ----------
     embedding_size : int
         Width of the model's embeddings.
+    input_embedding_size : int or None
+        Width of the embeddings of inputs; None if they are not wanted, or the export was made before there
+        were any.
     provider, device : str
         What computes, and on what.
     image_backend : str
@@ -45,6 +59,7 @@ class Facts:
     """
 
     embedding_size: int
+    input_embedding_size: int | None
     provider: str
     device: str
     image_backend: str
@@ -79,7 +94,9 @@ class Opened:
     def facts(self) -> Facts:
         """What is known now."""
         device = budget_memory(self.run, self.engine).device
-        return Facts(self.engine.embedding_size, self.engine.provider, device, self.family.image_backend)
+        engine, is_drawn = self.engine, self.options.scored_per_cluster is not None
+        inputs = engine.input_embedding_size if is_drawn else None
+        return Facts(engine.embedding_size, inputs, engine.provider, device, self.family.image_backend)
 
     def best_budget(self) -> BatchBudget:
         """See `mllm_selector.scoring.budget.best_budget`."""
@@ -126,8 +143,7 @@ class FirstSweep:
 
     def wanted(self, options: ScoreOptions) -> Wanted:
         """See `Sweep.wanted`."""
-        project = [] if self.projection is None else [self.projection]
-        return Wanted(options.metrics, options.embedding, *project)
+        return _projected(Wanted(options.metrics, options.embedding), self.projection)
 
     def encode(self, opened: Opened, rows: range) -> EncodedShard:
         """See `Sweep.encode`."""
@@ -137,6 +153,65 @@ class FirstSweep:
     def table(self, opened: Opened, rows: range, scores: ShardScores) -> pa.Table:
         """See `Sweep.table`."""
         return score_table(rows, scores, opened.options.metrics, self.schema)
+
+
+def _projected(wanted: Wanted, projection: Projection | None) -> Wanted:
+    return wanted if projection is None else replace(wanted, project=projection)
+
+
+@dataclass(frozen=True)
+class InputSweep:
+    """The inputs of all samples, without a pass through the language model; see `Sweep`."""
+
+    schema: pa.Schema
+    budget: BatchBudget
+    projection: Projection | None
+
+    def wanted(self, options: ScoreOptions) -> Wanted:
+        """See `Sweep.wanted`."""
+        return _projected(Wanted(pooled="text", only_inputs=True), self.projection)
+
+    def encode(self, opened: Opened, rows: range) -> EncodedShard:
+        """See `Sweep.encode`."""
+        return encode_inputs(opened.pool, rows, opened.family, opened.options)
+
+    def table(self, opened: Opened, rows: range, scores: ShardScores) -> pa.Table:
+        """See `Sweep.table`."""
+        return embedding_table(rows, scores, self.schema)
+
+
+@dataclass(frozen=True)
+class DrawnSweep:
+    """The drawn samples, as `FirstSweep` reads all of them; see `Sweep`.
+
+    Its parts hold the rows that were not drawn too, so that parts are the same rows of the pool in every run.
+    """
+
+    schema: pa.Schema
+    budget: BatchBudget
+
+    def wanted(self, options: ScoreOptions) -> Wanted:
+        """See `Sweep.wanted`."""
+        return Wanted(options.metrics)
+
+    def encode(self, opened: Opened, rows: range) -> EncodedShard:
+        """See `Sweep.encode`."""
+        variants = first_variants(opened.options.metrics)
+        return encode_shard(opened.pool, _drawn(opened, rows), opened.family, opened.options, variants)
+
+    def table(self, opened: Opened, rows: range, scores: ShardScores) -> pa.Table:
+        """See `Sweep.table`."""
+        drawn = set(_drawn(opened, rows))
+        part = opened.run.embedding_part(rows.start // opened.options.shard_size)
+        for row, reason in zip(rows, open_arrow(part)["reason"].to_pylist(), strict=True):
+            if row not in drawn:
+                scores.reasons[Variant.FULL, row] = reason or NOT_DRAWN
+        return score_table(rows, scores, opened.options.metrics, self.schema)
+
+
+def _drawn(opened: Opened, rows: range) -> list[int]:
+    drawn = Clusters.load(opened.run.clusters, rows).drawn
+    return [rows[place] for place in np.flatnonzero(drawn).tolist()]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mllm_selector.metrics import METRICS, Answer, Metric, Metrics, Variant
 from mllm_selector.scoring.parts import WORK
 from mllm_selector.scoring.shards import ShardScores
 
-__all__ = ["example_table", "score_table"]
+__all__ = ["embedding_table", "example_table", "score_table"]
 
 NOT_FINITE = "not-finite: the value is no number or infinite"
 
@@ -32,10 +32,8 @@ def score_table(rows: Sequence[int], scores: ShardScores, metrics: Metrics, sche
     schema : pyarrow.Schema
         The part's schema.
     """
-    kind = schema.field("embedding").type
     nll_sum = np.full(len(rows), np.nan, dtype=np.float32)
     answer_tokens = np.zeros(len(rows), dtype=np.uint32)
-    embedding = np.zeros((len(rows), kind.list_size), dtype=np.float16)
     values = {
         name: np.full(len(rows), np.nan, dtype=np.float32) for name in metrics.names if name in schema.names
     }
@@ -47,7 +45,6 @@ def score_table(rows: Sequence[int], scores: ShardScores, metrics: Metrics, sche
             continue
         nll_sum[place] = answer.nll.sum(dtype=np.float64)
         answer_tokens[place] = len(answer.nll)
-        embedding[place] = scores.embeddings[row]
         for name, column in values.items():
             column[place], reason = _value(METRICS[name], row, scores, answer)
             if reason is not None:
@@ -59,9 +56,39 @@ def score_table(rows: Sequence[int], scores: ShardScores, metrics: Metrics, sche
         *(pa.array(column) for column in values.values()),
         pa.array(reasons, type=pa.utf8()),
         pa.array([list(each.items()) for each in missing], type=schema.field("missing").type),
-        pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), type=kind),
+        *([_embeddings(rows, scores, schema)] if "embedding" in schema.names else []),
     ]
     return pa.Table.from_arrays(columns, schema=_with_work(schema, scores))
+
+
+def embedding_table(rows: Sequence[int], scores: ShardScores, schema: pa.Schema) -> pa.Table:
+    """Make a part of the sweep for input embeddings, see `mllm_selector.artifacts.embedding_schema`.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        The shard's rows of the pool.
+    scores : ShardScores
+        What is known of them.
+    schema : pyarrow.Schema
+        The part's schema.
+    """
+    columns = [
+        pa.array(rows, type=pa.uint64()),
+        pa.array([scores.reasons.get((Variant.FULL, row)) for row in rows], type=pa.utf8()),
+        _embeddings(rows, scores, schema),
+    ]
+    return pa.Table.from_arrays(columns, schema=_with_work(schema, scores))
+
+
+def _embeddings(rows: Sequence[int], scores: ShardScores, schema: pa.Schema) -> pa.Array:
+    """Return the embeddings of a shard; zeros where there is none."""
+    kind = schema.field("embedding").type
+    values = np.zeros((len(rows), kind.list_size), dtype=np.float16)
+    for place, row in enumerate(rows):
+        if row in scores.embeddings:
+            values[place] = scores.embeddings[row]
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
 
 
 def example_table(

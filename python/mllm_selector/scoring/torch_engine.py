@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mllm_selector.engine import memory_errors
 from mllm_selector.errors import DeviceMemoryError, ScoreError
+from mllm_selector.families.base import INPUT_EMBEDDING
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ class TorchEngine:
         with torch.inference_mode():
             outputs = dict(zip(self._outputs, self._scorer(**inputs), strict=True))
         self.embedding_size = int(outputs["sample_embedding"].shape[1])
+        self.input_embedding_size: int | None = int(outputs[INPUT_EMBEDDING].shape[1])
 
     @property
     def feature_row_bytes(self) -> int:
@@ -93,6 +95,11 @@ class TorchEngine:
         """See `Engine.read`."""
         with self._computing():
             tensors = {name: self._on_device(array) for name, array in inputs.items()}
+            if tuple(outputs) == (INPUT_EMBEDDING,):
+                needed = {name: tensors[name] for name in ("input_ids", "image_rows", "pooled_positions")}
+                scorer: Any = self._scorer
+                embedding = scorer.embed_inputs(**needed, features=self._features)
+                return {INPUT_EMBEDDING: embedding.cpu().numpy()}
             values = dict(zip(self._outputs, self._scorer(**tensors, features=self._features), strict=True))
             return {name: values[name].cpu().numpy() for name in outputs}
 

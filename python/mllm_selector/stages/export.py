@@ -6,7 +6,7 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 from mllm_selector import families
 from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import SCORER, VISION, Engine, OnnxEngine, has_cuda
+from mllm_selector.engine import INPUTS, SCORER, VISION, Engine, OnnxEngine, has_cuda
 from mllm_selector.errors import ExportError, MissingPackageError, UsageError
-from mllm_selector.families.base import Family, Graph
+from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Family, Graph
 from mllm_selector.families.loading import load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
@@ -30,7 +30,7 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.16}
 
 
 def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[str, Any]:
-    """Write ``onnx/``: both graphs, the processor, ``config.json`` and ``check.json``.
+    """Write ``onnx/``: the graphs, the processor, ``config.json`` and ``check.json``.
 
     Everything is written to a temporary folder, checked there against the unmodified model, and renamed. With
     the PyTorch engine there are no graphs: the seed model itself scores, and is checked in the same way.
@@ -125,6 +125,8 @@ def _write_graphs(family: Family, model: Any, precision: str, embedding_layer: i
     to_precision(model, precision)
     _export(family.vision_graph(model), folder / VISION)
     _export(family.scorer_graph(model, embedding_layer), folder / SCORER)
+    _keep(folder / SCORER, (INPUT_EMBEDDING,), folder / INPUTS)
+    _keep(folder / SCORER, SCORER_OUTPUTS, folder / SCORER)
 
 
 def _open(
@@ -182,6 +184,23 @@ def _export(graph: Graph, path: Path) -> None:
         program.save(path, external_data=True)
 
 
+def _keep(path: Path, outputs: Sequence[str], target: Path) -> None:
+    """Write what of a graph some outputs need: ONNX Runtime always computes all of a graph.
+
+    Weights stay in the file where they are, which the new graph refers to.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    model = onnx_ir.load(path)
+    graph = model.graph
+    graph.outputs[:] = [value for value in graph.outputs if value.name in outputs]
+    RemoveUnusedNodesPass()(model)
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+    with writing(target):
+        onnx_ir.save(model, target)
+
+
 def _drop_metadata(model: Any) -> None:
     """Remove the exporter's notes: Python stack traces with local paths, most of the file's size."""
     model.metadata_props.clear()
@@ -203,8 +222,9 @@ def _judge(check: Check, precision: str, engine: str) -> None:
     msg = (
         f"the {engine} engine in {precision} does not agree with the model: on a batch of "
         f"{len(worst.tokens)} samples with {worst.tokens} tokens and {worst.images} images the mean loss "
-        f"differs by {worst.nll_difference:.2e} nats, the mean entropy by {worst.entropy_difference:.2e} and "
-        f"the embedding by {worst.embedding_difference:.2e}, more than {tolerance:g}. {advice}"
+        f"differs by {worst.nll_difference:.2e} nats, the mean entropy by {worst.entropy_difference:.2e}, "
+        f"the embedding by {worst.embedding_difference:.2e} and that of the inputs by "
+        f"{worst.input_difference:.2e}, more than {tolerance:g}. {advice}"
     )
     raise ExportError(msg)
 

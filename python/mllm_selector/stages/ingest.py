@@ -6,6 +6,8 @@ from typing import Any
 
 from mllm_selector import formats
 from mllm_selector.config import IngestOptions
+from mllm_selector.formats.parts import ingest_by_parts
+from mllm_selector.formats.reading import InParts
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 
@@ -20,7 +22,7 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
     run : RunDirectory
         Gets ``pool.arrow`` and ``rejected.jsonl``.
     options : IngestOptions
-        Which pool, and how it is read.
+        Which pool, and how it is read. With ``ray``, the inputs of several are read on a cluster.
     progress : Progress
         Told the bytes read.
 
@@ -39,17 +41,28 @@ def run(run: RunDirectory, options: IngestOptions, progress: Progress) -> dict[s
     PoolError
         If the pool is not in the format, is damaged or empty, more than half of it is rejected, or, where
         `IngestOptions.strict` is set, anything is.
+    StoreError, ClusterError, MissingPackageError
+        If a store of images, or the Ray cluster, is out of reach.
     """
     pool_format = formats.find(options)
-    total = sum(path.stat().st_size for path in options.pool.paths if path.is_file())
-    progress.start("ingest", total, "bytes")
-    counts = pool_format.ingest(options, run.pool, run.rejected, lambda done, _: progress.update(done))
+    counts = _counts(run, options, pool_format, progress)
     pool_hash = counts.pop("pool_hash", None)
     if pool_hash is not None:
         run.checksums.note(run.pool, pool_hash)
     counts["format"] = pool_format.name
     progress.finish(_summary(counts))
     return counts
+
+
+def _counts(
+    run: RunDirectory, options: IngestOptions, pool_format: formats.PoolFormat, progress: Progress
+) -> dict[str, Any]:
+    # An input is read by one machine, and a single one is best read here.
+    if options.ray is not None and len(options.pool.inputs) > 1 and isinstance(pool_format, InParts):
+        return ingest_by_parts(run, options, pool_format, progress)
+    total = sum(path.stat().st_size for path in options.pool.paths if path.is_file())
+    progress.start("ingest", total, "bytes")
+    return pool_format.ingest(options, run.pool, run.rejected, lambda done, _: progress.update(done))
 
 
 def _summary(counts: dict[str, Any]) -> str:

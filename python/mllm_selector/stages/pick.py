@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from mllm_selector import formats, methods
 from mllm_selector.artifacts import ScoreTable, open_arrow, write_arrow
 from mllm_selector.columns import Joined, join, stored
 from mllm_selector.config import PickOptions
+from mllm_selector.drawn import Filled, estimate
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
@@ -40,7 +40,9 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
     dict
         ``method`` and its ``parameters``, ``chosen``, ``groups`` (that have candidates), ``candidates``,
         ``unscored``, ``lacking`` (without a score that the method needs), ``seed_in_subset``, ``scores``
-        (what was joined from which file) and ``subset``, the name of its file.
+        (what was joined from which file) and ``subset``, the name of its file. Where only some samples were
+        scored, also ``measured`` (samples that have a necessity of their own; all count with the mean of
+        their cluster) and ``clusters_without`` (those that have none, and take the mean of the pool).
 
     Raises
     ------
@@ -51,16 +53,17 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
     """
     method, parameters = methods.prepare(options)
     pool = Pool.of(run)
-    scores, scored, joined = read_scored(run, pool, options)
+    scored, joined, filled = read_scored(run, pool, options)
     progress.start("pick")
     choice = methods.choose(scored, options, progress)
-    _write_selection(run, pool, scores, choice, scored.seed_rows)
+    _write_selection(run, pool, scored, choice)
     in_order = np.sort(choice.rows) if options.order == "pool" else choice.rows
     subset = run.subset_stem.with_suffix(formats.subset_suffix(run))
     formats.write_subset(run, in_order, subset)
 
     progress.start("pick")
-    progress.finish(_told(choice, len(pool), joined))
+    progress.finish(_told(choice, len(pool), joined, filled))
+    of_clusters = {} if filled is None else {"measured": filled.measured, "clusters_without": filled.without}
     return {
         "method": method.name,
         "parameters": parameters.as_json(),
@@ -69,19 +72,23 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
         "candidates": choice.candidates,
         "unscored": choice.unscored,
         "lacking": choice.lacking,
+        **of_clusters,
         "seed_in_subset": int(np.isin(choice.rows, scored.seed_rows).sum()),
         "scores": joined.counts,
         "subset": subset.name,
     }
 
 
-def read_scored(run: RunDirectory, pool: Pool, options: PickOptions) -> tuple[ScoreTable, Scored, Joined]:
+def read_scored(run: RunDirectory, pool: Pool, options: PickOptions) -> tuple[Scored, Joined, Filled | None]:
     """Read what is known of a scored pool, with the columns that the method asked for needs.
+
+    Where only some samples were scored, the necessity of all is the mean of their cluster, as told by the
+    last part of the result.
 
     Raises
     ------
     UsageError
-        If a column is missing or cannot be joined.
+        If a column is missing or cannot be joined, or is that of single samples where only some were scored.
     RunDirectoryError
         If the scores are not those of the pool.
     """
@@ -89,17 +96,25 @@ def read_scored(run: RunDirectory, pool: Pool, options: PickOptions) -> tuple[Sc
     if len(scores) != len(pool):
         msg = f"{run.path} holds scores of {len(scores)} samples for a pool of {len(pool)}; run 'score' again"
         raise RunDirectoryError(msg)
+    necessity, clusters, filled = scores.necessity, None, None
+    if (estimated := estimate(run.scores, scores)) is not None:
+        methods.check_estimated(options, {"necessity", "nll_sum", "answer_tokens", *scores.metrics})
+        found, filled = estimated
+        necessity = filled.values
+        # Samples without a cluster are no candidates.
+        clusters = Labels(np.maximum(found.labels, 0).astype(np.uint32), range(found.count))
     seed_rows = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
     codes, names = pool.sources()
     joined = _joined(run, pool, options)
     scored = Scored(
-        scores.necessity,
+        necessity,
         list(scores.embeddings),
         Labels(codes.astype(np.uint32), names),
         np.sort(seed_rows),
         joined.columns,
+        clusters,
     )
-    return scores, scored, joined
+    return scored, joined, filled
 
 
 def _joined(run: RunDirectory, pool: Pool, options: PickOptions) -> Joined:
@@ -116,11 +131,15 @@ def _joined(run: RunDirectory, pool: Pool, options: PickOptions) -> Joined:
     return Joined(from_stage | from_files.columns, from_files.counts)
 
 
-def _told(choice: Choice, samples: int, joined: Joined) -> str:
+def _told(choice: Choice, samples: int, joined: Joined, filled: Filled | None) -> str:
     """Say in a line what came out."""
     text = f"{len(choice.rows):,} of {samples:,} samples"
     if choice.group_count > 1:
         text += f" from {choice.group_count:,} groups"
+    if filled is not None:
+        text += f"; necessity is the mean of clusters, measured on {filled.measured:,} samples"
+        if filled.without:
+            text += f", that of the pool for {filled.without:,} clusters where none could be scored"
     if choice.unscored:
         text += f"; {choice.unscored:,} were not scored"
     if choice.lacking:
@@ -131,13 +150,7 @@ def _told(choice: Choice, samples: int, joined: Joined) -> str:
     return text
 
 
-def _write_selection(
-    run: RunDirectory,
-    pool: Pool,
-    scores: ScoreTable,
-    choice: Choice,
-    seed_rows: NDArray[np.int64],
-) -> None:
+def _write_selection(run: RunDirectory, pool: Pool, scored: Scored, choice: Choice) -> None:
     by_row = np.argsort(choice.rows)
     rows = choice.rows[by_row]
     columns = [
@@ -145,8 +158,8 @@ def _write_selection(
         pa.array(pool.ids(rows), pa.large_utf8()),
         pa.array(by_row, pa.uint32()),
         pa.array(choice.groups[by_row], pa.int32()),
-        pa.array(scores.necessity[rows]),
-        pa.array(np.isin(rows, seed_rows)),
+        pa.array(scored.necessity[rows]),
+        pa.array(np.isin(rows, scored.seed_rows)),
     ]
     schema = SELECTION_SCHEMA.with_metadata({"mllm_selector.groups": json.dumps(_groups(choice))})
     write_arrow(run.selection, pa.Table.from_arrays(columns, schema=schema))

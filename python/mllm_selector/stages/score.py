@@ -1,4 +1,4 @@
-"""Score every sample of the pool: a forward pass for each form it is read in, written shard by shard."""
+"""Score the samples of the pool: a forward pass for each form they are read in, written shard by shard."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mllm_selector.artifacts import ScoreTable, example_schema, score_schema, write_arrow, write_json
+from mllm_selector.artifacts import (
+    ScoreTable,
+    embedding_schema,
+    example_schema,
+    score_schema,
+    write_arrow,
+    write_json,
+)
 from mllm_selector.checksums import Checksums
 from mllm_selector.config import ScoreOptions
-from mllm_selector.errors import RunDirectoryError
+from mllm_selector.drawn import Clusters
+from mllm_selector.errors import RunDirectoryError, ScoreError, UsageError
 from mllm_selector.metrics import Variant
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.budget import settle_budget
+from mllm_selector.scoring.drawing import find_clusters
 from mllm_selector.scoring.local import LocalScorer, Scorers
 from mllm_selector.scoring.merging import CHECKSUMS, DONE, gather_parts, held_shard
 from mllm_selector.scoring.meter import Meter
@@ -34,7 +43,15 @@ from mllm_selector.scoring.parts import (
     part_rows,
 )
 from mllm_selector.scoring.projection import settle_projection
-from mllm_selector.scoring.sweeps import ExampleSweep, FirstSweep, Sweep, first_variants
+from mllm_selector.scoring.sweeps import (
+    DrawnSweep,
+    ExampleSweep,
+    Facts,
+    FirstSweep,
+    InputSweep,
+    Sweep,
+    first_variants,
+)
 
 __all__ = ["run"]
 
@@ -46,6 +63,8 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
     damaged one is. Samples that cannot be scored get a reason, NaN as metrics and an embedding of zeros.
     Metrics that need an example in front of each sample take a second sweep, since the examples are known
     when the whole pool has embeddings: ``scores/examples.arrow``, then ``scores/example-00000.arrow`` ...
+    With ``scored_per_cluster`` a first sweep makes embeddings of all inputs (``scores/embedding-00000.arrow``
+    ...), which are clustered (``scores/clusters.arrow``), and the second scores the samples drawn from each.
 
     Parameters
     ----------
@@ -53,7 +72,7 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         Its ingest, seed and export stages are done; its own record holds the key that marks the parts.
     options : ScoreOptions
         Metrics, embeddings, device, batch size, limits. With ``shard`` only a share of the parts is scored,
-        into a folder of its own; with ``merge`` these folders are put together, and nothing is scored but the
+        into a folder of its own; with ``merge`` these folders are put together, and nothing is done but the
         second sweep. With ``ray`` the parts are scored on a cluster, and written here.
     progress : Progress
         What is reported to, with samples and tokens per second.
@@ -68,20 +87,26 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         without images), ``provider``, ``image_backend``, ``token_budget``, ``image_budget``, ``idle_share``
         (of the devices' time since this command began) and ``halved_batches`` (those that did not fit in
         their memory).
-        After ``merge``, ``shards`` has what differs between processes.
+        After ``merge``, ``shards`` has what differs between processes. With ``scored_per_cluster`` also
+        ``clusters``, ``drawn`` and ``scored_share`` (of the pool).
 
     Raises
     ------
     UsageError
-        If embeddings are to be projected to more numbers than they have, or there is no Ray cluster.
+        If embeddings are to be projected to more numbers than they have, more clusters are asked for than
+        there are samples, or there is no Ray cluster.
     ScoreError
-        If the device cannot be used, or more than half of the pool cannot be scored; the parts are kept.
+        If the device cannot be used, the export is too old for ``scored_per_cluster``, or more than half of
+        the pool cannot be scored; the parts are kept.
     RunDirectoryError
         If the scores folder holds parts of another run.
+    ClusterError
+        If Ray gives up.
     MissingPackageError
         If a package of the ``[cpu]``, ``[gpu]`` or ``[ray]`` extra is missing.
     """
     run.need("export")
+    _check_count(run, options)
     if options.merge:
         return _merge(run, options, progress)
     if options.shard is not None:
@@ -104,19 +129,17 @@ def _score(
     """Score this process's share of the parts into a folder."""
     with _scorers(run, options, progress) as scorers:
         scoring = _Scoring(run, options, progress, scorers)
-        parts = _share(run, scoring.pool, options, folder)
-        scoring.first_sweep(parts, checksums)
-        examples = _examples(run, scoring.pool, options) if options.shard is None else {}
-        if examples:
-            scoring.example_sweep(examples)
-    counts = count_parts(list(parts), list(examples))
-    if options.shard is None:
-        check_scored(list(parts), counts)
-    progress.finish(_summary(counts) + scoring.speed)
+        first = _share(_first_parts(run, scoring.pool, options), options, folder)
+        scoring.first_sweep(first, checksums)
+        second = _second_parts(run, scoring.pool, options) if options.shard is None else {}
+        if second:
+            scoring.second_sweep(second)
+    counts = _counts(run, options, list(first), list(second))
+    progress.finish(_summary(counts, options) + scoring.speed)
     return {
         **counts,
-        "parts": len(parts) + len(examples),
-        "resumed": len(parts) + len(examples) - scoring.written,
+        "parts": len(first) + len(second),
+        "resumed": len(first) + len(second) - scoring.written,
         **scoring.report(),
     }
 
@@ -124,31 +147,60 @@ def _score(
 def _merge(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[str, Any]:
     """Put together what processes with ``--shard`` have scored; counts as if one process had.
 
-    What takes the scores of the whole pool, the sweep with examples, is done here.
+    What takes the first sweep over the whole pool, the second one, is done here.
     """
     pool = Pool.of(run)
-    rows = part_rows(len(pool), options.shard_size)
-    parts = {run.score_part(index): each for index, each in enumerate(rows)}
+    first, second = _first_parts(run, pool, options), _second_parts(run, pool, options)
     progress.start("score", total=len(pool))
-    shards = gather_parts(run, list(parts))
-    schema = merged_schema(next(iter(parts)), run.stages["score"].key)
-    damaged = missing_parts(parts, schema, run.checksums, progress.note)
+    shards = gather_parts(run, list(first))
+    schema = merged_schema(next(iter(first)), run.stages["score"].key)
+    damaged = missing_parts(first, schema, run.checksums, progress.note)
     if damaged:
         msg = f"{damaged[0]} is not whole; delete it and its checksums, and score its shard again"
         raise RunDirectoryError(msg)
-    examples = _examples(run, pool, options)
-    if examples:
+    if second:
         with _scorers(run, options, progress) as scorers:
-            _Scoring(run, options, progress, scorers).example_sweep(examples)
-    counts = count_parts(list(parts), list(examples))
-    check_scored(list(parts), counts)
-    progress.finish(_summary(counts))
+            _Scoring(run, options, progress, scorers).second_sweep(second)
+    counts = _counts(run, options, list(first), list(second))
+    progress.finish(_summary(counts, options))
     return {
         **counts,
-        "parts": len(parts) + len(examples),
-        "resumed": len(parts) + len(examples),
+        "parts": len(first) + len(second),
+        "resumed": len(first) + len(second),
         "embedding_size": schema.field("embedding").type.list_size,
         "shards": shards,
+    }
+
+
+def _check_count(run: RunDirectory, options: ScoreOptions) -> None:
+    if options.cluster_count is None:
+        return
+    samples = len(Pool.of(run))
+    if options.cluster_count > samples:
+        msg = (
+            f"--cluster-count: {options.cluster_count} clusters of {samples} samples; ask for at most "
+            f"{samples}"
+        )
+        raise UsageError(msg)
+
+
+def _counts(
+    run: RunDirectory, options: ScoreOptions, first: list[Path], second: list[Path]
+) -> dict[str, Any]:
+    """Count over the parts of both sweeps; fail if most of the whole pool has no score."""
+    if options.scored_per_cluster is None or options.shard is not None:
+        counts = count_parts(first, second)
+        if options.shard is None:
+            check_scored(first, counts)
+        return counts
+    clusters = Clusters.load(run.clusters)
+    counts, drawn = count_parts(second, first), int(clusters.drawn.sum())
+    check_scored(second, counts, drawn)
+    return {
+        **counts,
+        "clusters": clusters.count,
+        "drawn": drawn,
+        "scored_share": round(counts["scored"] / counts["samples"], 4),
     }
 
 
@@ -176,7 +228,8 @@ class _Scoring:
     ) -> None:
         self._run, self._options, self._progress, self._scorers = run, options, progress, scorers
         self.pool = Pool.of(run)
-        self._size = options.embedding_size or scorers.facts.embedding_size
+        self._width = _width(run, options, scorers.facts)
+        self._size = options.embedding_size or self._width
         self._budget = settle_budget(run, options, scorers.best_budget)
         self._metadata = part_metadata(run.stages["score"].key, self._budget)
         self.written = self._splits = 0
@@ -184,17 +237,27 @@ class _Scoring:
         self._idle: float | None = None
 
     def first_sweep(self, parts: Mapping[Path, range], checksums: Checksums) -> None:
-        """Score samples as they are, and in the forms that need nothing of other samples."""
+        """Score samples in the forms that need nothing of other samples, or embed the inputs of all."""
         options, scorers, budget = self._options, self._scorers, self._budget
-        metrics = options.metrics.of(first_variants(options.metrics))
-        schema = score_schema(self._size, metrics, self._metadata)
-        check_origin(self._run.shards.glob("*/part-*.arrow"), schema)
-        width = scorers.facts.embedding_size
-        projection = settle_projection(self._run, width, options, lambda: scorers.drawn_embeddings(budget))
-        self._sweep(FirstSweep(schema, budget, projection), parts, checksums)
+        is_drawn = options.scored_per_cluster is not None
+        if is_drawn:
+            schema = embedding_schema(self._size, self._metadata)
+        else:
+            metrics = options.metrics.of(first_variants(options.metrics))
+            schema = score_schema(self._size, metrics, self._metadata)
+        check_origin(self._run.shards.glob("*/*-*.arrow"), schema)
+        projection = settle_projection(
+            self._run, self._width, options, lambda: scorers.drawn_embeddings(budget)
+        )
+        self._sweep((InputSweep if is_drawn else FirstSweep)(schema, budget, projection), parts, checksums)
 
-    def example_sweep(self, parts: Mapping[Path, range]) -> None:
-        """Score each sample once more, after its nearest other sample."""
+    def second_sweep(self, parts: Mapping[Path, range]) -> None:
+        """Score what the first sweep over the whole pool decides."""
+        sweep = self._examples() if self._options.scored_per_cluster is None else self._drawn()
+        self._sweep(sweep, parts, self._run.checksums)
+
+    def _examples(self) -> ExampleSweep:
+        """Find each sample's nearest other one, to score it once more after that."""
         options = self._options
         (name,) = options.metrics.of([Variant.ONE_SHOT])
         self._progress.start("score", total=len(self.pool), unit="neighbours")
@@ -205,8 +268,16 @@ class _Scoring:
             options.threads,
             lambda done, _: self._progress.update(done),
         )
-        sweep = ExampleSweep(example_schema(name, self._metadata), self._budget, name)
-        self._sweep(sweep, parts, self._run.checksums)
+        return ExampleSweep(example_schema(name, self._metadata), self._budget, name)
+
+    def _drawn(self) -> DrawnSweep:
+        """Find clusters, and draw the samples that are to be scored from each."""
+        clusters = find_clusters(self._run, self._options, self._progress)
+        self._progress.note(
+            f"score   {int(clusters.drawn.sum()):,} of {len(self.pool):,} samples are drawn from "
+            f"{clusters.count:,} clusters"
+        )
+        return DrawnSweep(score_schema(None, self._options.metrics.names, self._metadata), self._budget)
 
     def report(self) -> dict[str, Any]:
         """Return what the manifest says besides counts of samples."""
@@ -252,26 +323,55 @@ class _Scoring:
             )
 
 
-def _examples(run: RunDirectory, pool: Pool, options: ScoreOptions) -> dict[Path, range]:
-    """Return the parts of the sweep with examples and their rows; none if no metric needs it."""
-    if Variant.ONE_SHOT not in options.metrics.variants:
+def _width(run: RunDirectory, options: ScoreOptions, facts: Facts) -> int:
+    """Return the width of the embeddings that are made."""
+    if options.scored_per_cluster is None:
+        return facts.embedding_size
+    if facts.input_embedding_size is None:
+        msg = (
+            f"--scored-per-cluster: the graphs in {run.onnx} were made by an earlier version and have "
+            "no embedding of the inputs; delete that folder, run 'mllm-selector export' with its "
+            "options and go on"
+        )
+        raise ScoreError(msg)
+    return facts.input_embedding_size
+
+
+def _first_parts(run: RunDirectory, pool: Pool, options: ScoreOptions) -> dict[Path, range]:
+    """Return the parts of the first sweep and their rows."""
+    part = run.score_part if options.scored_per_cluster is None else run.embedding_part
+    return {part(index): each for index, each in enumerate(part_rows(len(pool), options.shard_size))}
+
+
+def _second_parts(run: RunDirectory, pool: Pool, options: ScoreOptions) -> dict[Path, range]:
+    """Return the parts of the second sweep and their rows; none if there is no such sweep."""
+    if options.scored_per_cluster is not None:
+        part = run.score_part
+    elif Variant.ONE_SHOT in options.metrics.variants:
+        part = run.example_part
+    else:
         return {}
-    rows = part_rows(len(pool), options.shard_size)
-    return {run.example_part(index): each for index, each in enumerate(rows)}
+    return {part(index): each for index, each in enumerate(part_rows(len(pool), options.shard_size))}
 
 
-def _share(run: RunDirectory, pool: Pool, options: ScoreOptions, folder: Path) -> dict[Path, range]:
+def _share(parts: dict[Path, range], options: ScoreOptions, folder: Path) -> dict[Path, range]:
     """Return this process's parts and their rows; a shard leaves out what the whole run has scored before."""
-    rows = part_rows(len(pool), options.shard_size)
     if options.shard is None:
-        return {run.score_part(index): each for index, each in enumerate(rows)}
+        return parts
     return {
-        folder / run.score_part(index).name: each
-        for index, each in enumerate(rows)
-        if options.shard.takes(index) and not run.score_part(index).exists()
+        folder / part.name: rows
+        for index, (part, rows) in enumerate(parts.items())
+        if options.shard.takes(index) and not part.exists()
     }
 
 
-def _summary(counts: dict[str, Any]) -> str:
-    aside = counts["samples"] - counts["scored"]
-    return f"{counts['scored']:,} samples scored, {aside:,} set aside"
+def _summary(counts: dict[str, Any], options: ScoreOptions) -> str:
+    aside = sum(counts["set_aside"].values())
+    if options.scored_per_cluster is None:
+        return f"{counts['scored']:,} samples scored, {aside:,} set aside"
+    if options.shard is not None:
+        return f"{counts['scored']:,} samples embedded, {aside:,} set aside"
+    return (
+        f"{counts['scored']:,} of {counts['samples']:,} samples scored ({counts['scored_share']:.1%}), up to "
+        f"{options.scored_per_cluster:,} of each of {counts['clusters']:,} clusters; {aside:,} set aside"
+    )

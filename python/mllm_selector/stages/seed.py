@@ -25,7 +25,8 @@ from mllm_selector.artifacts import make_folder, write_arrow, write_json
 from mllm_selector.config import Amount, SeedOptions
 from mllm_selector.errors import ModelError, SampleError, UsageError
 from mllm_selector.families.images import load_image
-from mllm_selector.pool import Pool
+from mllm_selector.fetching import Fetching
+from mllm_selector.pool import Pool, Sample
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 
@@ -50,7 +51,7 @@ DEFAULT_SHARE = Amount.parse("1%")
 _DRAW_STREAM = 0
 _EPOCH_STREAM = 1  # epoch k uses stream 1 + k
 
-Encode = Callable[[int], dict[str, "torch.Tensor"]]
+Encode = Callable[[Sample], dict[str, "torch.Tensor"]]
 
 
 def run(run: RunDirectory, options: SeedOptions, progress: Progress) -> dict[str, Any]:
@@ -136,8 +137,8 @@ def tune(
     model, processor = training.load_pretrained(name, trust_remote_code=options.trust_remote_code)
     family = families.load(Path(name).expanduser(), trust_remote_code=options.trust_remote_code)
 
-    def encode(row: int) -> dict[str, torch.Tensor]:
-        return family.training_inputs(pool.sample(row), load_image)
+    def encode(sample: Sample) -> dict[str, torch.Tensor]:
+        return family.training_inputs(sample, load_image)
 
     make_folder(run.seed)
     log = training.TrainingLog(run.seed / "log.jsonl")
@@ -148,9 +149,10 @@ def tune(
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     order = training_order(plan.rows, options.seed_epochs, options.seed)
     collate = training.Collator(processor.tokenizer.pad_token_id or 0)
-    steps = training.fine_tune(
-        adapted, _Samples(order, encode), collate, options, run.seed_checkpoints, log, progress
-    )
+    with Fetching(pool, order) as samples:
+        steps = training.fine_tune(
+            adapted, _Samples(samples, encode), collate, options, run.seed_checkpoints, log, progress
+        )
     training.save_adapter(adapted, run.seed / "adapter")
     training.merge(adapted, processor, run.seed_model)
 
@@ -243,14 +245,14 @@ def training_order(rows: Sequence[int], epochs: float, seed: int) -> list[int]:
 class _Samples:
     """Encodes the sample seen at a position when it is asked for."""
 
-    order: list[int]
+    samples: Fetching
     encode: Encode
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.encode(self.order[index])
+        return self.encode(self.samples[index])
 
 
 @dataclass(frozen=True)
@@ -297,14 +299,16 @@ def _check_samples(
     usable: list[int] = []
     left_out: Counter[str] = Counter()
     progress.start("seed", len(rows))
-    for done, row in enumerate(rows.tolist()):
-        reason = _problem(encode, row, options.seed_max_tokens)
-        if reason is None:
-            usable.append(row)
-        else:
-            left_out[reason.partition(":")[0]] += 1
-            log.add("left-out", row=row, id=pool.ids([row])[0], reason=reason)
-        progress.update(done + 1, left_out=left_out.total())
+    with Fetching(pool, rows.tolist()) as samples:
+        for place, row in enumerate(rows.tolist()):
+            sample = samples[place]
+            reason = _problem(encode, sample, options.seed_max_tokens)
+            if reason is None:
+                usable.append(row)
+            else:
+                left_out[reason.partition(":")[0]] += 1
+                log.add("left-out", row=row, id=sample.id, reason=reason)
+            progress.update(place + 1, left_out=left_out.total())
     if not usable:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
         msg = (
@@ -315,10 +319,10 @@ def _check_samples(
     return _Plan(key, usable, dict(left_out.most_common()))
 
 
-def _problem(encode: Encode, row: int, max_tokens: int) -> str | None:
+def _problem(encode: Encode, sample: Sample, max_tokens: int) -> str | None:
     """Say why a sample cannot be trained on, if so: a code, a colon, a sentence."""
     try:
-        encoded = encode(row)
+        encoded = encode(sample)
     except SampleError as error:
         return str(error)
     tokens = len(encoded["input_ids"])

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use rayon::prelude::*;
 
+use crate::kcenter::check_weights;
 use crate::linalg::{Metric, Norms, Rows};
 use crate::neighbours::{Neighbours, nearest_neighbours};
 use crate::{Error, Observer, Result};
@@ -123,23 +124,7 @@ fn check(n: usize, options: &FacilityOptions) -> Result<()> {
             "first: give at most k = {k} different rows, each below {n}"
         )));
     }
-    let Some(weights) = weights else {
-        return Ok(());
-    };
-    if weights.len() != n {
-        return Err(Error::Argument(format!(
-            "weights: {} were given for {n} rows; give one for each row",
-            weights.len()
-        )));
-    }
-    let allowed = |weight: &f32| *weight >= 0.0 && weight.is_finite();
-    if let Some(row) = weights.iter().position(|weight| !allowed(weight)) {
-        return Err(Error::Argument(format!(
-            "weights: {} of row {row} cannot be used; give finite numbers of at least 0",
-            weights[row]
-        )));
-    }
-    Ok(())
+    check_weights(weights, n)
 }
 
 /// What a row would add at most. The greatest comes first, of equal ones the lowest row.

@@ -105,7 +105,12 @@ fn check(rows: &Rows, options: &KCenterOptions) -> Result<()> {
     if let First::Rows(first) = options.first {
         check_first(first, n, k)?;
     }
-    let Some(weights) = options.weights else {
+    check_weights(options.weights, n)
+}
+
+/// Checks that there is a weight for each of `n` rows, finite and at least 0.
+pub(crate) fn check_weights(weights: Option<&[f32]>, n: usize) -> Result<()> {
+    let Some(weights) = weights else {
         return Ok(());
     };
     if weights.len() != n {

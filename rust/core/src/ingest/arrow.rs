@@ -13,6 +13,8 @@ use super::Input;
 use super::container::{self, Container, Context, Parsed};
 use super::fields::{Fault, Fields};
 use super::format::Names;
+use super::record::Draft;
+use super::reject::{Reason, Rejection};
 use super::rows::Rows;
 use super::split::{Limits, Place};
 use crate::{Error, Observer, Result};
@@ -129,6 +131,7 @@ impl Container for RowContainer {
             bytes: bytes.min(self.limits.block_bytes),
             first,
             mapped: self.stream.mapped.clone(),
+            most: self.limits.record_bytes,
             advance,
         })))
     }
@@ -155,6 +158,8 @@ struct RowBlock {
     /// Number of the first row in its file.
     first: u64,
     mapped: Option<Range<usize>>,
+    /// Rows whose texts and images take more bytes are set aside.
+    most: u64,
     advance: u64,
 }
 
@@ -181,6 +186,9 @@ impl container::Block for RowBlock {
                     length: 1,
                 };
                 match fields.draft(row) {
+                    Ok(draft) if draft.bytes() > self.most => {
+                        rows.reject(too_large(draft, self.most), place);
+                    }
                     Ok(draft) => rows.add(draft, place)?,
                     Err(Fault::Rejected(rejection)) => rows.reject(rejection, place),
                     Err(Fault::Outside) => {
@@ -195,4 +203,14 @@ impl container::Block for RowBlock {
         }
         Ok(rows.finish())
     }
+}
+
+fn too_large(draft: Draft<'_>, most: u64) -> Rejection {
+    let detail = format!(
+        "the row's texts and images have {} bytes; ingest takes at most {} MiB",
+        draft.bytes(),
+        most >> 20
+    );
+    let id = draft.id.filter(|id| id.len() as u64 <= most);
+    Rejection::new(Reason::TooLarge, id, detail)
 }

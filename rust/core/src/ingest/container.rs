@@ -86,8 +86,21 @@ pub(super) struct Parsed {
 pub(super) struct Facts {
     pub(super) place: Place,
     pub(super) id: [u8; 16],
+    /// Whether the record says its id; if not, it is made of the record's number.
+    pub(super) has_id: bool,
     pub(super) answers: usize,
     pub(super) images: Vec<ImageKey>,
+}
+
+/// What takes the blocks of all inputs, in order.
+pub(super) trait Sink: Send {
+    /// Takes the samples and rejected records of the next block.
+    fn add(&mut self, parsed: Parsed) -> Result<()>;
+}
+
+/// Returns the id of a record that says none.
+pub(super) fn id_of(record: u64) -> String {
+    format!("row-{record}")
 }
 
 /// Checks that an input is a regular file with content, and returns its size in bytes.

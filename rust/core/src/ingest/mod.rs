@@ -1,11 +1,14 @@
 //! Reads a pool as the user has it into `pool.arrow`, and sets bad records aside.
 //!
-//! The inputs are read once, in order, in blocks of whole records ([`container`]; for text [`split`] and
+//! The inputs are read once, in order ([`reading`]), in blocks of whole records ([`container`]; for text [`split`] and
 //! [`scan`], for tars [`shard`] and [`tar`], for rows [`arrow`], [`cells`] and [`fields`]). The blocks are
 //! parsed in parallel ([`text`], [`read`], [`json`]) into what each record says, which is checked against the
 //! rules ([`record`], [`turns`], [`images`], [`local`], [`store`], [`image_checks`], [`header`]) and becomes columns ([`rows`],
 //! [`table`]); these are written in order ([`sink`]), on a thread beside the one that reads. Memory is bounded
 //! by the blocks in flight, 16 bytes an id and an image, and the listings of the image folders.
+//!
+//! What one input says can be read apart from the others, on another machine, as a part ([`part`]); a part is read
+//! back as one more kind of input.
 //!
 //! Another dialect is another set of names in [`format`](self::format). Another kind of input is another
 //! [`container::Container`], opened in [`Format::open`]: it cuts its input into blocks, whose `parse` makes a
@@ -23,8 +26,10 @@ mod image_checks;
 mod images;
 mod json;
 mod local;
+mod part;
 mod picture;
 mod read;
+mod reading;
 mod recognise;
 mod record;
 mod reject;
@@ -41,21 +46,17 @@ mod text;
 mod turns;
 
 use std::collections::BTreeMap;
-use std::panic::resume_unwind;
+use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
-use std::thread;
-
-use rayon::ThreadPoolBuilder;
+use std::sync::Arc;
 
 use self::arrow::RowContainer;
-use self::container::{Container, Context, Parsed};
+use self::container::Container;
 use self::format::Names;
-use self::image_checks::ImageChecks;
-use self::record::Rules;
-use self::sink::Sink;
+use self::part::{PartContainer, PartSink};
+use self::reading::read_inputs;
+use self::sink::PoolSink;
 use self::split::{LIMITS, Limits};
-use crate::hash::hash_file;
 use crate::{Error, Observer, Result};
 
 pub use self::arrow::RowStream;
@@ -211,7 +212,7 @@ pub struct Summary {
 /// inputs hold no record, if one is rejected and none may be, and, naming the file of rejected records, which
 /// is kept, if more than half are rejected.
 pub fn ingest(options: &IngestOptions, observer: &Observer) -> Result<Summary> {
-    ingest_within(options, LIMITS, observer)
+    ingest_opened(options, by_format(options, LIMITS), observer)
 }
 
 /// Reads a pool from rows as [`ingest`] does from text; `open` is called when an input's turn comes.
@@ -221,139 +222,147 @@ pub fn ingest(options: &IngestOptions, observer: &Observer) -> Result<Summary> {
 /// As [`ingest`]; [`Error::Pool`] too if columns are missing, of other types or damaged.
 pub fn ingest_rows(
     options: &IngestOptions,
-    mut open: impl FnMut(&Input) -> Result<RowStream>,
+    open: impl FnMut(&Input) -> Result<RowStream>,
     observer: &Observer,
 ) -> Result<Summary> {
     let names = Names::new(options.format, &options.columns)?;
-    let open = |input: &Input| -> Result<Box<dyn Container>> {
-        let stream = open(input)?;
-        Ok(Box::new(RowContainer::open(input, stream, &names, LIMITS)?))
+    ingest_opened(options, by_rows(&names, open), observer)
+}
+
+/// Reads and checks the only input as far as nothing need be known of others, and writes what it says to `out`.
+///
+/// Parts of all inputs of a pool, made anywhere, become with [`join_parts`] the files that [`ingest`] writes.
+/// Ids are not compared. Of `options`, the files to write have no meaning.
+///
+/// # Errors
+///
+/// As [`ingest`] for what is wrong with the input itself.
+pub fn read_part(
+    options: &IngestOptions,
+    out: impl Write + Send,
+    observer: &Observer,
+) -> Result<()> {
+    read_part_opened(options, by_format(options, LIMITS), out, observer)
+}
+
+/// Reads a part from rows as [`read_part`] does from text.
+///
+/// # Errors
+///
+/// As [`read_part`] and [`ingest_rows`].
+pub fn read_part_of_rows(
+    options: &IngestOptions,
+    open: impl FnMut(&Input) -> Result<RowStream>,
+    out: impl Write + Send,
+    observer: &Observer,
+) -> Result<()> {
+    let names = Names::new(options.format, &options.columns)?;
+    read_part_opened(options, by_rows(&names, open), out, observer)
+}
+
+/// Makes a pool of the parts of its inputs, in their order: the files are those of [`ingest`], byte for byte.
+///
+/// # Errors
+///
+/// As [`ingest`] for what concerns the pool as a whole; [`Error::Pool`] too if a part is damaged.
+pub fn join_parts(
+    options: &IngestOptions,
+    parts: &[PathBuf],
+    observer: &Observer,
+) -> Result<Summary> {
+    if parts.len() != options.inputs.len() {
+        return Err(Error::Argument(format!(
+            "{} parts of {} inputs: one of each is needed",
+            parts.len(),
+            options.inputs.len()
+        )));
+    }
+    // What the records name has been looked at.
+    let options = IngestOptions {
+        images: None,
+        ..options.clone()
     };
-    ingest_opened(options, open, observer)
+    let mut parts = parts.iter();
+    let open = |input: &Input| -> Result<Box<dyn Container>> {
+        let part = parts.next().expect("there is one for each input");
+        let size = container::check_file(input)?;
+        Ok(Box::new(PartContainer::open(part, size)?))
+    };
+    ingest_opened(&options, open, observer)
 }
 
-fn ingest_within(options: &IngestOptions, limits: Limits, observer: &Observer) -> Result<Summary> {
-    let open = |input: &Input| options.format.open(&input.path, limits);
-    ingest_opened(options, open, observer)
+fn by_format(
+    options: &IngestOptions,
+    limits: Limits,
+) -> impl FnMut(&Input) -> Result<Box<dyn Container>> {
+    move |input| options.format.open(&input.path, limits)
 }
 
-/// Reads inputs whatever they are opened with.
+fn by_rows(
+    names: &Names,
+    mut open: impl FnMut(&Input) -> Result<RowStream>,
+) -> impl FnMut(&Input) -> Result<Box<dyn Container>> {
+    move |input| {
+        let stream = open(input)?;
+        Ok(Box::new(RowContainer::open(input, stream, names, LIMITS)?))
+    }
+}
+
 fn ingest_opened(
     options: &IngestOptions,
-    mut open: impl FnMut(&Input) -> Result<Box<dyn Container>>,
+    open: impl FnMut(&Input) -> Result<Box<dyn Container>>,
     observer: &Observer,
 ) -> Result<Summary> {
-    let sizes: Vec<u64> = options
-        .inputs
-        .iter()
-        .map(container::check_file)
-        .collect::<Result<_>>()?;
-    let bytes: u64 = sizes.iter().sum();
-    observer.expect(bytes);
-    let images = ImageChecks::open(options)?;
-    let names = Names::new(options.format, &options.columns)?;
-    let rules = Rules {
-        turns_alternate: options.turns_alternate,
-        inserts_marks: options
-            .inserts_marks
-            .unwrap_or(options.format.shows_unmarked_images_first()),
-    };
     let schema = Arc::new(table::schema(options.format, &options.inputs)?);
-    let workers = ThreadPoolBuilder::new()
-        .num_threads(options.threads.unwrap_or_else(default_threads))
-        .build()
-        .map_err(|error| Error::Argument(format!("threads: cannot start them: {error}")))?;
-    let sink = Sink::create(options, &schema)?;
-    let mut first_record = 0;
-    let mut input_hashes = Vec::with_capacity(options.inputs.len());
-    let (read, sink) = thread::scope(|threads| {
-        // Beside the block that is written and the one that has been read last.
-        let (queue, blocks) = mpsc::sync_channel(workers.current_num_threads());
-        let writer = threads.spawn(|| write(blocks, sink, observer));
-        let read = workers.in_place_scope(|scope| {
-            let mut read = |file: usize| -> Result<()> {
-                let input = &options.inputs[file];
-                let context = Arc::new(Context {
-                    path: &input.path,
-                    shown: input.path.display().to_string().into(),
-                    file: file as u32,
-                    format: options.format,
-                    names: &names,
-                    rules,
-                    schema: Arc::clone(&schema),
-                    images: &images,
-                    wanted: None,
-                    observer,
-                    input_source: input.source.as_deref(),
-                    source: options.source.as_deref(),
-                    stem: container::stem(&input.path),
-                    first_record,
-                });
-                let mut container = open(input)?;
-                while let Some(block) = container.next(observer)? {
-                    first_record += block.records();
-                    let (sender, receiver) = mpsc::sync_channel(1);
-                    let advance = block.advance();
-                    let context = Arc::clone(&context);
-                    // The receiver is gone only if the writer has failed; then nobody wants the rows.
-                    scope
-                        .spawn(move |_| drop(sender.send(context.images.parse(&*block, &context))));
-                    if queue.send((receiver, advance)).is_err() {
-                        // The writer has failed, and says why.
-                        return Err(Error::Interrupted);
-                    }
-                }
-                input_hashes.push(match container.hash()? {
-                    Some(hash) => hash.to_hex().to_string(),
-                    None => hash_file(&input.path)?,
-                });
-                Ok(())
-            };
-            let outcome = (0..options.inputs.len()).try_for_each(&mut read);
-            drop(queue);
-            outcome
-        });
-        (read, writer.join())
-    });
-    // The rows before a fault of an input may hold an earlier one, which is the one to report.
-    let sink = sink.unwrap_or_else(|panic| resume_unwind(panic))?;
-    read?;
+    let create = || PoolSink::create(options, &schema);
+    let read = read_inputs(options, &schema, open, create, observer)?;
     let summary = Summary {
-        input_hashes,
-        ..sink.finish(bytes)?
+        input_hashes: read.hashes,
+        ..read.sink.finish(read.bytes)?
     };
-    observer.advance(bytes.saturating_sub(observer.progress().0));
+    observer.advance(read.bytes.saturating_sub(observer.progress().0));
     Ok(summary)
 }
 
-/// Reading and writing, on a thread each, keep no more than this many busy.
-fn default_threads() -> usize {
-    std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(8)
-}
-
-/// Blocks being parsed, in order, with the bytes that each stands for.
-type Queue = mpsc::Receiver<(mpsc::Receiver<Result<Parsed>>, u64)>;
-
-/// Writes the rows of all blocks.
-fn write(blocks: Queue, mut sink: Sink, observer: &Observer) -> Result<Sink> {
-    for (parsed, advance) in blocks {
-        observer.check()?;
-        // Nothing is sent where parsing has panicked, and the panic goes on in the pool.
-        let parsed = parsed.recv().map_err(|_| Error::Interrupted)?;
-        sink.add(parsed?)?;
-        observer.advance(advance);
-    }
-    Ok(sink)
+fn read_part_opened(
+    options: &IngestOptions,
+    open: impl FnMut(&Input) -> Result<Box<dyn Container>>,
+    out: impl Write + Send,
+    observer: &Observer,
+) -> Result<()> {
+    let schema = Arc::new(table::schema(options.format, &options.inputs)?);
+    let create = || PartSink::create(out, options.strict);
+    let read = read_inputs(options, &schema, open, create, observer)?;
+    let [hash] = read.hashes.as_slice() else {
+        return Err(Error::Argument("a part is that of one input".into()));
+    };
+    read.sink.finish(hash)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Cursor;
     use std::path::Path;
 
+    use arrow_array::cast::AsArray;
+    use arrow_array::{Array, ArrayRef, LargeListArray, RecordBatch, UInt64Array};
+    use arrow_buffer::OffsetBuffer;
+    use arrow_ipc::reader::FileReader;
+    use arrow_ipc::writer::FileWriter;
+    use arrow_schema::DataType;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
+
+    fn ingest_within(
+        options: &IngestOptions,
+        limits: Limits,
+        observer: &Observer,
+    ) -> Result<Summary> {
+        ingest_opened(options, by_format(options, limits), observer)
+    }
 
     const SMALL: Limits = Limits {
         window: 64,
@@ -446,6 +455,182 @@ mod tests {
             let byte = text.find("tru").unwrap();
             let expected = format!("byte {byte}, record {first}: not JSON: found 't'");
             assert!(found.contains(&expected), "{found}");
+        }
+    }
+
+    /// A pool of three inputs: ids that repeat within and across them, none, bad records, carried images.
+    fn write_inputs(folder: &Path) -> Vec<Input> {
+        let image = STANDARD.encode(
+            b"BM\x1e\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x01\0\x01\0\x01\0\x18\0\xff\xff\xff\0",
+        );
+        let record = |row: usize| {
+            let id = match row % 7 {
+                0 => String::new(),
+                1 => format!(r#""id":"row-{}","#, row - 1),
+                _ => format!(r#""id":{},"#, row % 400),
+            };
+            let (mark, shown) = match row % 5 {
+                3 => (
+                    "<image>",
+                    format!(r#""image":"data:image/bmp;base64,{image}","#),
+                ),
+                4 if row.is_multiple_of(2) => ("<image>", String::new()),
+                _ => ("", String::new()),
+            };
+            let answer = if row % 11 == 10 { "" } else { "yes" };
+            format!(
+                r#"{{{id}{shown}"conversations":[{{"from":"human","value":"{mark}{}"}},{{"from":"gpt","value":"{answer}"}}]}}"#,
+                "é\\n".repeat(row % 23)
+            ) + "\n"
+        };
+        [0..200, 200..201, 201..450]
+            .into_iter()
+            .enumerate()
+            .map(|(number, rows)| {
+                let path = folder.join(format!("mix-{number}.jsonl"));
+                fs::write(&path, rows.map(record).collect::<String>()).unwrap();
+                let source = (number == 1).then(|| "given".to_owned());
+                Input { path, source }
+            })
+            .collect()
+    }
+
+    fn read_parts(options: &IngestOptions, limits: Limits) -> Result<Vec<PathBuf>> {
+        let inputs = options.inputs.iter().enumerate();
+        inputs
+            .map(|(number, input)| {
+                let one = IngestOptions {
+                    inputs: vec![input.clone()],
+                    ..options.clone()
+                };
+                let mut part = Vec::new();
+                let open = by_format(&one, limits);
+                read_part_opened(&one, open, &mut part, &Observer::default())?;
+                let path = options.out.with_extension(format!("{number}.part"));
+                fs::write(&path, part).unwrap();
+                Ok(path)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn parts_become_the_same_pool() {
+        let folder = tempfile::tempdir().unwrap();
+        let inputs = write_inputs(folder.path());
+        for renames_duplicates in [true, false] {
+            let whole = IngestOptions {
+                inputs: inputs.clone(),
+                renames_duplicates,
+                ..options(folder.path(), 2)
+            };
+            let expected = ingest_within(&whole, SMALL, &Observer::default()).unwrap();
+            assert!(expected.rejected[&Reason::NoAnswer] > 20);
+            assert!(expected.rejected[&Reason::ImageMarks] > 20);
+            assert_eq!(expected.images, 1);
+            match renames_duplicates {
+                true => assert!(expected.renamed > 60),
+                false => assert!(expected.rejected[&Reason::DuplicateId] > 60),
+            }
+            let joined = IngestOptions {
+                out: folder.path().join("joined.arrow"),
+                rejected: folder.path().join("joined.jsonl"),
+                ..whole.clone()
+            };
+            let parts = read_parts(&joined, SMALL).unwrap();
+            let observer = Observer::default();
+            let found = join_parts(&joined, &parts, &observer).unwrap();
+            assert_eq!(found, expected);
+            assert_eq!(observer.progress(), (expected.bytes, expected.bytes));
+            for (one, other) in [
+                (&joined.out, &whole.out),
+                (&joined.rejected, &whole.rejected),
+            ] {
+                assert!(fs::read(one).unwrap() == fs::read(other).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_which_something_is_wrong_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = IngestOptions {
+            inputs: write_inputs(folder.path()),
+            renames_duplicates: true,
+            ..options(folder.path(), 1)
+        };
+        let strict = IngestOptions {
+            strict: true,
+            ..options.clone()
+        };
+        let expected = ingest(&strict, &Observer::default()).unwrap_err();
+        let found = read_parts(&strict, LIMITS).unwrap_err();
+        assert_eq!(found.to_string(), expected.to_string());
+        // Each is whole, and that of another input, unless it is cut off or is no part at all.
+        let parts = read_parts(&options, SMALL).unwrap();
+        let join = |parts: &[PathBuf]| join_parts(&options, parts, &Observer::default());
+        let refused = |parts: &[PathBuf]| join(parts).unwrap_err().to_string();
+        assert!(refused(&parts[1..]).contains("2 parts of 3 inputs"));
+        let content = fs::read(&parts[0]).unwrap();
+        fs::write(&parts[0], &content[..content.len() - 9]).unwrap();
+        assert!(refused(&parts).contains("0.part is not a whole Arrow file"));
+        fs::write(&parts[0], content).unwrap();
+        join(&parts).unwrap();
+        fs::copy(&options.out, &parts[0]).unwrap();
+        assert!(refused(&parts).contains("it has no column 'records'"));
+    }
+
+    /// Puts other columns into the only block of a part.
+    fn with_columns(part: &[u8], change: impl Fn(&mut Vec<ArrayRef>)) -> Vec<u8> {
+        let mut reader = FileReader::try_new(Cursor::new(part), None).unwrap();
+        let block = reader.next().unwrap().unwrap();
+        let mut columns = block.columns().to_vec();
+        change(&mut columns);
+        let mut writer = FileWriter::try_new(Vec::new(), &block.schema()).unwrap();
+        let hash = blake3::hash(b"").to_hex();
+        writer.write_metadata("mllm_selector.input_hash", hash.as_str());
+        writer
+            .write(&RecordBatch::try_new(block.schema(), columns).unwrap())
+            .unwrap();
+        writer.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_part_that_lies_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = options(folder.path(), 1);
+        write_pool(folder.path());
+        options.renames_duplicates = true;
+        let [path] = &read_parts(&options, LIMITS).unwrap()[..] else {
+            panic!("one part")
+        };
+        let part = fs::read(path).unwrap();
+        let joined = |change: &dyn Fn(&mut Vec<ArrayRef>)| {
+            fs::write(path, with_columns(&part, change)).unwrap();
+            join_parts(&options, std::slice::from_ref(path), &Observer::default())
+        };
+        let number = |number: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![number])) };
+        joined(&|_| {}).unwrap();
+        for wrong in [0, 499, 501, 8193, u64::MAX] {
+            let error = joined(&|columns| columns[0] = number(wrong)).unwrap_err();
+            assert!(error.to_string().contains("batch 0 is damaged"), "{error}");
+        }
+        // Lists of fewer entries than there are, of none, and of a reason that there is not.
+        for column in [1, 2] {
+            let shorter = |columns: &mut Vec<ArrayRef>| {
+                let list = columns[column].as_list::<i64>();
+                let DataType::LargeList(item) = list.data_type() else {
+                    panic!("a list")
+                };
+                let offsets = OffsetBuffer::from_lengths([list.values().len() - 1]);
+                columns[column] = Arc::new(LargeListArray::new(
+                    Arc::clone(item),
+                    offsets,
+                    Arc::clone(list.values()),
+                    None,
+                ));
+            };
+            let error = joined(&shorter).unwrap_err().to_string();
+            assert!(error.contains("its samples are none"), "{error}");
         }
     }
 }

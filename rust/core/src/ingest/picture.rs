@@ -31,6 +31,14 @@ impl<'a> Picture<'a> {
         Self::Path(path, ImageKey::default())
     }
 
+    /// Returns how many bytes of the image are held in memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        match self {
+            Self::Bytes { bytes, .. } => bytes.len(),
+            Self::Path(..) | Self::Range { .. } => 0,
+        }
+    }
+
     /// Reads a path, a `file:` address or a `data:` address, which holds the image itself.
     ///
     /// # Errors

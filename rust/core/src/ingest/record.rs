@@ -68,12 +68,36 @@ pub(super) struct Draft<'a> {
     pub(super) conversations: Conversations<'a>,
 }
 
+impl Draft<'_> {
+    /// Returns how many bytes its texts and the images held in it take.
+    pub(super) fn bytes(&self) -> u64 {
+        let text = |text: &Option<Cow<'_, str>>| text.as_ref().map_or(0, |text| text.len());
+        let turns = match &self.conversations {
+            Conversations::Turns(turns) => turns.iter().map(Turn::bytes).sum(),
+            Conversations::Absent | Conversations::NotAList(_) => 0,
+        };
+        let given = [&self.image, &self.images].into_iter();
+        let pictures = given.flat_map(Images::pictures).chain(&self.carried);
+        let held: usize = pictures.map(Picture::held_bytes).sum();
+        (text(&self.id) + text(&self.source) + text(&self.system) + turns + held) as u64
+    }
+}
+
 #[derive(Default)]
 pub(super) enum Images<'a> {
     #[default]
     None,
     Given(Vec<Picture<'a>>),
     Wrong(&'static str),
+}
+
+impl<'a> Images<'a> {
+    fn pictures(&self) -> &[Picture<'a>] {
+        match self {
+            Self::Given(pictures) => pictures,
+            Self::None | Self::Wrong(_) => &[],
+        }
+    }
 }
 
 #[derive(Default)]
@@ -89,6 +113,15 @@ pub(super) enum Turn<'a> {
     Fields { role: Field<'a>, content: Field<'a> },
 }
 
+impl Turn<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::NotAnObject(_) => 0,
+            Self::Fields { role, content } => role.bytes() + content.bytes(),
+        }
+    }
+}
+
 /// A field that should be a string.
 #[derive(Default)]
 pub(super) enum Field<'a> {
@@ -101,6 +134,13 @@ pub(super) enum Field<'a> {
 }
 
 impl<'a> Field<'a> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Absent | Self::NotAString(_) | Self::BadParts(_) => 0,
+        }
+    }
+
     pub(super) fn or(self, other: Self) -> Self {
         match self {
             Self::Absent => other,

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::Error as NoCode;
+use serde::{Deserialize, Serialize};
 
 use super::split::Place;
 
 /// Reason codes of `rejected.jsonl`, in the order in which the rules are checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// Longer than ingest holds in memory.
@@ -52,6 +54,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Reads a code.
+    pub(super) fn from_code(code: &str) -> Option<Self> {
+        Self::deserialize(IntoDeserializer::<NoCode>::into_deserializer(code)).ok()
+    }
+
     /// The code as it stands in `rejected.jsonl`.
     pub fn code(self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use super::container::{Context, Facts, Parsed};
+use super::container::{Context, Facts, Parsed, id_of};
 use super::images::key;
 use super::picture::Picture;
 use super::record::{Draft, Refusal, Sample};
@@ -67,7 +67,7 @@ impl<'a> Rows<'a> {
     fn push(&mut self, sample: &Sample<'_>, place: Place) {
         let id = match &sample.id {
             Some(id) => Cow::Borrowed(id.as_ref()),
-            None => Cow::Owned(format!("row-{}", self.context.first_record + place.record)),
+            None => Cow::Owned(id_of(self.context.first_record + place.record)),
         };
         self.columns
             .push(&id, source(sample, self.context), sample, &place);
@@ -75,6 +75,7 @@ impl<'a> Rows<'a> {
         self.facts.push(Facts {
             place,
             id: key(id.as_bytes()),
+            has_id: sample.id.is_some(),
             answers: sample.turns.iter().filter(is_answer).count(),
             images: sample
                 .images

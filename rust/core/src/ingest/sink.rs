@@ -13,7 +13,7 @@ use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, Schema};
 use arrow_select::filter::filter_record_batch;
 
-use super::container::{self, Facts, Parsed};
+use super::container::{self, Facts, Parsed, Sink};
 use super::hashed::{HashedMap, HashedSet};
 use super::images::{ImageKey, key};
 use super::reject::{Reason, Rejected, Rejection, shown};
@@ -21,7 +21,7 @@ use super::{IngestOptions, Summary};
 use crate::files::WholeFile;
 use crate::{Error, Result};
 
-pub(super) struct Sink {
+pub(super) struct PoolSink {
     /// The inputs in words.
     input: String,
     pool_path: PathBuf,
@@ -39,7 +39,7 @@ pub(super) struct Sink {
     summary: Summary,
 }
 
-impl Sink {
+impl PoolSink {
     pub(super) fn create(options: &IngestOptions, schema: &Schema) -> Result<Self> {
         let rejected = WholeFile::create(&options.rejected)?;
         let pool = FileWriter::try_new(WholeFile::create(&options.out)?, schema)
@@ -58,37 +58,6 @@ impl Sink {
             examples: BTreeMap::new(),
             summary: Summary::default(),
         })
-    }
-
-    /// Writes the rows and rejected records of the next block.
-    pub(super) fn add(&mut self, parsed: Parsed) -> Result<()> {
-        let Parsed {
-            mut rows,
-            mut facts,
-            mut rejected,
-            input,
-        } = parsed;
-        let is_new: Vec<bool> = facts.iter().map(|row| self.ids.insert(row.id)).collect();
-        if is_new.contains(&false) && self.renames_duplicates {
-            rows = self.rename(&rows, &facts, &is_new);
-        } else if is_new.contains(&false) {
-            let ids = rows.column(0).as_string::<i64>();
-            rejected.extend(duplicates(&input, &facts, ids, &is_new));
-            rejected.sort_by_key(|record| record.record);
-            let mut keep = is_new.iter();
-            facts.retain(|_| keep.next() == Some(&true));
-            rows = filter_record_batch(&rows, &BooleanArray::from(is_new))
-                .map_err(|error| arrow_error(error, self.pool_path.clone()))?;
-        }
-        self.count(&facts, rows.column(1).as_string::<i64>());
-        if rows.num_rows() > 0 {
-            self.pool
-                .write(&rows)
-                .map_err(|error| arrow_error(error, self.pool_path.clone()))?;
-        }
-        rejected
-            .into_iter()
-            .try_for_each(|record| self.reject(record))
     }
 
     /// Gives samples whose ids are taken new ones: the id, a hyphen and the lowest free number from 2.
@@ -204,7 +173,40 @@ impl Sink {
     }
 }
 
-fn refused(record: &Rejected) -> Error {
+impl Sink for PoolSink {
+    fn add(&mut self, parsed: Parsed) -> Result<()> {
+        let Parsed {
+            mut rows,
+            mut facts,
+            mut rejected,
+            input,
+        } = parsed;
+        let is_new: Vec<bool> = facts.iter().map(|row| self.ids.insert(row.id)).collect();
+        if is_new.contains(&false) && self.renames_duplicates {
+            rows = self.rename(&rows, &facts, &is_new);
+        } else if is_new.contains(&false) {
+            let ids = rows.column(0).as_string::<i64>();
+            rejected.extend(duplicates(&input, &facts, ids, &is_new));
+            rejected.sort_by_key(|record| record.record);
+            let mut keep = is_new.iter();
+            facts.retain(|_| keep.next() == Some(&true));
+            rows = filter_record_batch(&rows, &BooleanArray::from(is_new))
+                .map_err(|error| arrow_error(error, self.pool_path.clone()))?;
+        }
+        self.count(&facts, rows.column(1).as_string::<i64>());
+        if rows.num_rows() > 0 {
+            self.pool
+                .write(&rows)
+                .map_err(|error| arrow_error(error, self.pool_path.clone()))?;
+        }
+        rejected
+            .into_iter()
+            .try_for_each(|record| self.reject(record))
+    }
+}
+
+/// Says that a record is rejected where none may be.
+pub(super) fn refused(record: &Rejected) -> Error {
     Error::Pool(format!(
         "{}: record {} (byte {}){} is rejected, and --strict allows none: {}: {}",
         record.input,
@@ -236,7 +238,7 @@ fn duplicates(
         .collect()
 }
 
-fn arrow_error(error: ArrowError, path: PathBuf) -> Error {
+pub(super) fn arrow_error(error: ArrowError, path: PathBuf) -> Error {
     match error {
         ArrowError::IoError(_, source) => Error::io("write", path, source),
         other => Error::io("write", path, io::Error::other(other)),

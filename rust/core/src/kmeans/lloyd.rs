@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{KMeans, KMeansOptions};
+use super::{KMeans, KMeansOptions, compare_rows};
 use crate::linalg::{
     BLOCK_ROWS, Block, Centres, Chunk, Metric, Norms, Rows, Scratch, Shortlist, Sums, ordered_sum,
 };
@@ -176,21 +176,14 @@ impl<'a> Lloyd<'a> {
     /// Finds the nearest centroid of every row.
     pub(super) fn assign_all(&mut self, observer: &Observer) -> Result<()> {
         let centres = self.centres(observer)?;
-        let (rows, squared_norms) = (&self.rows, &self.squared_norms);
-        let labels = self.labels.par_chunks_mut(BLOCK_ROWS);
-        let scores = self.scores.par_chunks_mut(BLOCK_ROWS);
-        labels.zip(scores).enumerate().try_for_each_init(
-            Scratch::default,
-            |scratch, (number, (labels, scores))| {
+        compare_rows(
+            &self.rows,
+            &self.squared_norms,
+            &mut self.labels,
+            &mut self.scores,
+            |block, scratch, labels, scores| {
                 observer.check()?;
-                let first = number * BLOCK_ROWS;
-                let range = first..first + labels.len();
-                let block = Block {
-                    rows,
-                    squared_norms: &squared_norms[range.clone()],
-                    range,
-                };
-                centres.assign(&block, scratch, labels, scores, None);
+                centres.assign(block, scratch, labels, scores, None);
                 observer.advance(labels.len() as u64);
                 Ok(())
             },

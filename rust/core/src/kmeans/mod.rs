@@ -9,7 +9,7 @@ use std::iter;
 use lloyd::Lloyd;
 use rayon::prelude::*;
 
-use crate::linalg::{Metric, Norms, Rows};
+use crate::linalg::{BLOCK_ROWS, Block, Metric, Norms, Rows, Scratch};
 use crate::rng::{Rng, Stream};
 use crate::{Error, Observer, Result};
 
@@ -107,6 +107,32 @@ fn warm_up(k: usize, train_rows: usize) -> impl Iterator<Item = usize> {
         Some(count * GROWTH)
     })
     .take_while(move |count| count * 2 <= train_rows)
+}
+
+/// Compares rows with centroids, block by block in parallel; `compare` notes the nearest centroid of each row of a
+/// block in its labels, and how near it is in its scores.
+fn compare_rows(
+    rows: &Rows,
+    squared_norms: &[f32],
+    labels: &mut [u32],
+    scores: &mut [f32],
+    compare: impl Fn(&Block, &mut Scratch, &mut [u32], &mut [f32]) -> Result<()> + Sync,
+) -> Result<()> {
+    let blocks = labels
+        .par_chunks_mut(BLOCK_ROWS)
+        .zip(scores.par_chunks_mut(BLOCK_ROWS));
+    blocks
+        .enumerate()
+        .try_for_each_init(Scratch::default, |scratch, (number, (labels, scores))| {
+            let first = number * BLOCK_ROWS;
+            let range = first..first + labels.len();
+            let block = Block {
+                rows,
+                squared_norms: &squared_norms[range.clone()],
+                range,
+            };
+            compare(&block, scratch, labels, scores)
+        })
 }
 
 fn check(rows: &Rows, options: &KMeansOptions) -> Result<()> {

@@ -5,10 +5,8 @@
 //! candidate's weight is the number of rows that it is nearest to, and k-means++ on the weighted candidates
 //! chooses the centroids. A round compares all rows with its candidates at once.
 
-use rayon::prelude::*;
-
-use super::KMeansOptions;
-use crate::linalg::{BLOCK_ROWS, Block, Centres, Norms, Rows, Scratch, ordered_sum};
+use super::{KMeansOptions, compare_rows};
+use crate::linalg::{Centres, Norms, Rows, ordered_sum};
 use crate::rng::{Rng, Stream};
 use crate::{Observer, Result};
 
@@ -81,20 +79,14 @@ impl Drawn<'_> {
             self.centres.push(&vector, squared[row]);
         }
         let centres = &self.centres;
-        let labels = self.labels.par_chunks_mut(BLOCK_ROWS);
-        let blocks = labels.zip(self.scores.par_chunks_mut(BLOCK_ROWS));
-        blocks.enumerate().try_for_each_init(
-            Scratch::default,
-            |scratch, (number, (labels, scores))| {
+        compare_rows(
+            rows,
+            squared,
+            &mut self.labels,
+            &mut self.scores,
+            |block, scratch, labels, scores| {
                 observer.check()?;
-                let first = number * BLOCK_ROWS;
-                let range = first..first + labels.len();
-                let block = Block {
-                    rows,
-                    squared_norms: &squared[range.clone()],
-                    range,
-                };
-                centres.attract(&block, scratch, from, labels, scores);
+                centres.attract(block, scratch, from, labels, scores);
                 Ok(())
             },
         )

@@ -3,6 +3,7 @@
 mod rows;
 pub(crate) mod schema;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ pub struct ArrowFile {
     blocks: Arc<[Block]>,
     /// First row of each batch, then the number of rows.
     starts: Arc<[u64]>,
+    /// What whoever wrote the file noted at its end.
+    notes: Arc<HashMap<String, String>>,
 }
 
 impl ArrowFile {
@@ -89,6 +92,9 @@ impl ArrowFile {
             .iter()
             .flat_map(|blocks| blocks.iter().copied())
             .collect();
+        let notes = footer.custom_metadata().into_iter().flatten();
+        let notes = notes.filter_map(|note| Some((note.key()?.into(), note.value()?.into())));
+        let notes = notes.collect();
         let mut widths = Vec::new();
         for field in schema.fields() {
             buffer_widths(field.data_type(), &mut widths)
@@ -110,6 +116,7 @@ impl ArrowFile {
             projection,
             blocks: blocks.into(),
             starts: starts.into(),
+            notes: Arc::new(notes),
         })
     }
 
@@ -164,6 +171,11 @@ impl ArrowFile {
         self.schema.metadata().get(key).map(String::as_str)
     }
 
+    /// Returns a value that stands at the end of the file, and not in its schema.
+    pub(crate) fn note(&self, key: &str) -> Option<&str> {
+        self.notes.get(key).map(String::as_str)
+    }
+
     /// Returns the batch that holds a row and the row's place in it.
     pub fn locate(&self, row: u64) -> Option<(usize, usize)> {
         if row >= self.rows() {
@@ -210,9 +222,15 @@ impl ArrowFile {
         ))
     }
 
-    fn damaged(&self, batch: usize, why: &str) -> Error {
+    /// Says what is wrong with a batch.
+    pub(crate) fn damaged(&self, batch: usize, why: &str) -> Error {
+        self.damaged_file(&format!("batch {batch} is damaged: {why}"))
+    }
+
+    /// Says what is wrong with the file.
+    pub(crate) fn damaged_file(&self, why: &str) -> Error {
         Error::Pool(format!(
-            "{}: batch {batch} is damaged: {why}; delete the file and make it again",
+            "{}: {why}; delete the file and make it again",
             self.path.display()
         ))
     }

@@ -10,7 +10,9 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field};
-use mllm_selector_core::ingest::{Dialect, Format, Framing, Images, IngestOptions, Input, ingest};
+use mllm_selector_core::ingest::{
+    Dialect, Format, Framing, Images, IngestOptions, Input, ingest, join_parts,
+};
 use mllm_selector_core::pool::{ArrowFile, PoolFile};
 use mllm_selector_core::{Error, Observer};
 use serde::de::IgnoredAny;
@@ -66,7 +68,8 @@ fn check_places(pool: &PoolFile, input: &[u8]) {
     }
 }
 
-/// Opens the bytes as a pool file and as a part of the scores, and looks at all there is in them.
+/// Opens the bytes as a pool file, as a part of the scores and as a part of a pool, and looks at all there is in
+/// them.
 pub(crate) fn open_arrow(bytes: &[u8]) {
     let folder = folder();
     let path = folder.path().join("file.arrow");
@@ -75,6 +78,30 @@ pub(crate) fn open_arrow(bytes: &[u8]) {
         read_pool(&pool);
     }
     let _ = read_all(&path, &score_columns());
+    if !bytes.is_empty() {
+        join(folder.path(), &path);
+    }
+}
+
+/// Makes a pool of a file as the only part; an error or a whole pool must come of it.
+fn join(folder: &Path, part: &Path) {
+    let options = IngestOptions {
+        threads: Some(1),
+        ..IngestOptions::new(
+            vec![Input {
+                path: part.to_path_buf(),
+                source: None,
+            }],
+            Format::WebDataset,
+            folder.join("pool.arrow"),
+            folder.join("rejected.jsonl"),
+        )
+    };
+    if let Ok(summary) = join_parts(&options, &[part.to_path_buf()], &Observer::default()) {
+        let pool = PoolFile::open(&options.out).unwrap();
+        assert!(read_pool(&pool));
+        assert_eq!(pool.columns().rows(), summary.samples);
+    }
 }
 
 /// Reads a pool by columns and by rows, which must agree; says whether all of it is whole.
