@@ -254,8 +254,6 @@ class OnnxEngine:
         self._feature_width = int(features.shape[1])
         embedding = next(node for node in self._scorer.get_outputs() if node.name == "sample_embedding")
         self.embedding_size = int(embedding.shape[1])
-        self._only_outputs = self._ort.RunOptions()
-        self._only_outputs.only_execute_path_to_fetches = True
         self._features = self._new_features(1)
 
     @property
@@ -311,7 +309,7 @@ class OnnxEngine:
         for output in outputs:
             binding.bind_output(output, "cpu")
         with memory_errors():
-            session.run_with_iobinding(binding, self._only_outputs)
+            session.run_with_iobinding(binding)
         return {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
 
     def _new_features(self, rows: int) -> Any:
