@@ -76,9 +76,10 @@ class Scoring:
     metric : str
         What stands for the necessity: ``nll``, ``upd``, ``visnec`` or ``ifd``.
     positions : str
-        Of which positions the embedding is the mean: ``all``, ``answer`` or ``image``.
+        Of which positions the embedding is the mean: ``all``, ``answer`` or ``image``; or ``inputs``: that of
+        the question's words and of the image's features, which no language model is run for.
     cheap : bool
-        Whether clusters are made of embeddings that no language model is run for.
+        Whether clusters, settled ones, are made of the embeddings of the inputs, as for samples of clusters.
     of_each : int or None
         How many samples of each cheap cluster are scored; None for all.
     power : float
@@ -120,24 +121,37 @@ SCORING_ABLATIONS = {
     "answer embedding": Scoring(positions="answer"),
     "image embedding": Scoring(positions="image"),
 }
-SCORINGS = {
-    **CHEAPER,
-    **SCORING_ABLATIONS,
-    "answer, k-center": Scoring(positions="answer"),
-    "answer, skip 0.95": Scoring(positions="answer"),
-    "answer, 50 groups": Scoring(positions="answer"),
-    "answer, trim 10 %": Scoring(positions="answer"),
-}
-"""Methods that are the package's default but for what it is given."""
-
 CANDIDATES: dict[str, dict[str, Any]] = {
     "skip 0.95": {"skip_duplicates": 0.95},
     "skip 0.99": {"skip_duplicates": 0.99},
+    "skip 0.98, facility": {"skip_duplicates": 0.98, "within": "facility-location"},
     "answer, k-center": {"within": "k-center"},
     "answer, skip 0.95": {"skip_duplicates": 0.95},
     "answer, 50 groups": {"group_count": 50},
     "answer, trim 10 %": {"trim": 0.1},
+    "inputs": {},
+    "inputs, skip 0.98": {"skip_duplicates": 0.98},
+    "inputs, skip 0.99": {"skip_duplicates": 0.99},
+    "inputs, skip 0.995": {"skip_duplicates": 0.995},
+    "inputs, facility": {"within": "facility-location"},
+    "inputs, skip 0.98, facility": {"skip_duplicates": 0.98, "within": "facility-location"},
+    "inputs, skip 0.99, facility": {"skip_duplicates": 0.99, "within": "facility-location"},
+    "inputs, k-center": {"within": "k-center"},
+    "inputs, middle": {"within": "middle"},
+    "inputs, 50 groups": {"group_count": 50},
+    "inputs, 150 groups": {"group_count": 150},
+    "inputs, 400 groups": {"group_count": 400},
+    "inputs, trim 10 %": {"trim": 0.1},
+    "inputs, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
 }
+SCORINGS = {
+    **CHEAPER,
+    **SCORING_ABLATIONS,
+    **{name: Scoring(positions="answer") for name in CANDIDATES if name.startswith("answer")},
+    **{name: Scoring(positions="inputs") for name in CANDIDATES if name.startswith("inputs")},
+}
+"""Methods whose necessity or embeddings are other ones than the package's default has."""
+
 TUNED = (
     *("random", "grouped", "answer embedding", "within k-center", "trim 10 %", "50 groups"),
     *("all, cheap clusters", "within facility", "skip 0.98", *CANDIDATES),
