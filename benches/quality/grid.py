@@ -14,6 +14,7 @@ __all__ = [
     "BY_DEFAULT",
     "CHEAPER",
     "METHODS",
+    "PASSED",
     "PLANS",
     "RIVALS",
     "SCORINGS",
@@ -169,6 +170,8 @@ METHODS: dict[str, dict[str, Any]] = {
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
 
 SEED_PERCENT, SEED_EPOCHS, EPOCHS = 2.5, 12, 4
+PASSED = {"steps": 15.0, "full": 100.0}
+"""Of how much of the pool, in percent, four epochs take as many steps as the trainings of a length."""
 # Of 10,000 samples; a few clusters have less than is asked of each.
 _CLUSTERS_PERCENT = 0.71
 SMALL_COST = 0.111
@@ -217,7 +220,7 @@ class Case:
     budget : float
         Percent of the pool.
     length : str
-        ``epochs``: four passes over the subset; ``steps``: as many steps as four passes over 15 % take.
+        ``epochs``: four passes over the subset; else a name in `PASSED`.
     start : str
         ``pretrained`` or ``seed``: the weights that training starts from.
     """
@@ -318,6 +321,15 @@ def _steps() -> list[Case]:
     return _cases(DRAWS, (1, 5, 40), FEW, length="steps") + _cases(DRAWS, (100,), ("random",), length="steps")
 
 
+def _full_steps() -> list[Case]:
+    """As many steps as the full pool gets, so that a part is not at a disadvantage by its fewer steps."""
+    methods = ("random", "grouped")
+    return [
+        *_cases((*DRAWS, *MORE_DRAWS), (50,), methods, length="full"),
+        *_cases(DRAWS, (40, 15), methods, length="full"),
+    ]
+
+
 def _tune() -> list[Case]:
     return _cases(TUNING_DRAWS, (5, 15), TUNED)
 
@@ -335,6 +347,19 @@ def _finalists() -> list[Case]:
     ]
 
 
+def _finals() -> list[Case]:
+    """List what the tuning draws chose by the rule, and the first of its changes alone, on the others."""
+    chosen = ("inputs", "inputs, facility, trim 10 %")
+    return [
+        *_cases((*DRAWS, *MORE_DRAWS), (5, 15), chosen),
+        *_cases(DRAWS, (5, 15), chosen, mix="uniform"),
+        *_cases(DRAWS, (5, 15), chosen, wrong=0.15),
+        *_cases(DRAWS, (5, 15), chosen, wrong=0.0),
+        *_cases((*DRAWS, *MORE_DRAWS), (50, 40), chosen),
+        *_cases(DRAWS, (1,), chosen),
+    ]
+
+
 PLANS = {
     "main": _main,
     "rivals": _rivals,
@@ -347,11 +372,13 @@ PLANS = {
     "sampled": _sampled,
     "start": _start,
     "steps": _steps,
+    "full-steps": _full_steps,
     "more": _more,
     "trade": _trade,
     "scoring": _scoring,
     "tune": _tune,
     "finalists": _finalists,
+    "finals": _finals,
 }
 
 

@@ -281,7 +281,7 @@ class World:
 
     @cached_property
     def _inputs(self) -> NDArray[np.float32]:
-        """Embeddings of the inputs, as `mllm_selector.families.scorer.ScorerGraph.embed_inputs` makes them."""
+        """Embeddings of the inputs, made as in `mllm_selector.families.scorer.ScorerGraph.embed_inputs`."""
         data, words = self.data, self.prepared.pretrained.words[0].detach()
         asked = ~data.is_answer & (data.text != world.PAD) & (data.text != world.ANSWER)
         question = (words[data.text] * asked[..., None]).sum(1) / asked.sum(1, keepdim=True)
@@ -340,7 +340,7 @@ def run_cases(prepared: Prepared, todo: list[Case], records: Records, at_once: i
                     yield f"{case.method} {case.budget:g} %: {error}"
             if not chosen:
                 continue
-            seen = round((15 if length == "steps" else budget) / 100 * len(of.pool)) * settings.epochs
+            seen = round(grid.PASSED.get(length, budget) / 100 * len(of.pool)) * settings.epochs
             orders = np.stack([epochs(rows, seen, [draw, _ORDER]) for rows in chosen.values()])
             began = time.monotonic()
             first = prepared.pretrained if start == "pretrained" else of.seed_model()
