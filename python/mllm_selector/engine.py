@@ -330,6 +330,9 @@ class OnnxEngine:
     def _open(self, path: Path, providers: list[Any]) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads or 0
+        # Each graph has threads of its own, which by default go on asking for work after a run and so take
+        # the cores from the other graph and from the images' loaders.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         try:
             return self._ort.InferenceSession(str(path), options, providers=providers)
