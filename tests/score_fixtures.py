@@ -162,3 +162,25 @@ def parts(folder: Path) -> dict[str, bytes]:
 def column(folder: Path, name: str) -> list[Any]:
     tables = [pa.ipc.open_file(path).read_all() for path in sorted((folder / "scores").glob("part-*"))]
     return pa.concat_tables(tables)[name].to_pylist()
+
+
+def input_embedding(folder: Path, messages: list[tuple[str, str]], images: list[Any]) -> np.ndarray:
+    """The input embedding by the unmodified model, its own processor and plain NumPy."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    text = "\n".join(content.replace("<image>", " ").strip() for role, content in messages if role == "user")
+    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    found = [model.get_input_embeddings()(ids).detach().double().numpy().mean(0)]
+    if images:
+        inputs = processor(text="<image>" * len(images), images=images, return_tensors="pt")
+        with torch.no_grad():
+            features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+        rows = torch.cat(list(features)).reshape(-1, len(found[0])).double().numpy()
+        found += [rows.mean(0), rows.max(0)]
+    else:
+        found += [np.zeros_like(found[0])] * 2
+    whole = np.concatenate([part / max(np.linalg.norm(part), 1e-12) for part in found])
+    return whole / np.linalg.norm(whole)

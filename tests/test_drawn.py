@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from mllm_selector import cli, families
 from mllm_selector.arrays import pick
@@ -31,7 +30,7 @@ from mllm_selector.sampling import cluster_count
 from mllm_selector.scoring.opening import open_torch
 from mllm_selector.selection import Selection
 from model_fixtures import export_once
-from score_fixtures import Notes, ask, column, exported_run, many, parts
+from score_fixtures import Notes, ask, column, exported_run, input_embedding, many, parts
 
 pytest_plugins = ["score_fixtures"]
 
@@ -47,27 +46,6 @@ def embeddings(folder: Path) -> np.ndarray:
 
 def clusters(folder: Path) -> Clusters:
     return Clusters.load(folder / "scores" / "clusters.arrow")
-
-
-def own_embedding(folder: Path, messages: list[tuple[str, str]], images: list[Any]) -> np.ndarray:
-    """The input embedding by the unmodified model, its own processor and plain NumPy."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    text = "\n".join(content.replace("<image>", " ").strip() for role, content in messages if role == "user")
-    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-    found = [model.get_input_embeddings()(ids).detach().double().numpy().mean(0)]
-    if images:
-        inputs = processor(text="<image>" * len(images), images=images, return_tensors="pt")
-        with torch.no_grad():
-            features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-        rows = torch.cat(list(features)).reshape(-1, len(found[0])).double().numpy()
-        found += [rows.mean(0), rows.max(0)]
-    else:
-        found += [np.zeros_like(found[0])] * 2
-    whole = np.concatenate([part / max(np.linalg.norm(part), 1e-12) for part in found])
-    return whole / np.linalg.norm(whole)
 
 
 # Scoring
@@ -86,7 +64,7 @@ def test_embeddings_are_those_of_the_unmodified_model(
     assert any(len(shown) > 1 for _, shown in samples)
     for row, (messages, shown) in enumerate(samples):
         pictures = [Image.open(images / str(name)) for name in shown]
-        expected = own_embedding(export_once("clip-llama").model, messages, pictures)
+        expected = input_embedding(export_once("clip-llama").model, messages, pictures)
         assert np.abs(found[row] - expected).max() < 1e-3  # float16
         if not shown:
             assert not found[row][32:].any()
@@ -246,10 +224,12 @@ def test_graphs_of_an_earlier_version_say_so(
 ) -> None:
     run = make_run(many(4))
     (run / "onnx" / "inputs.onnx").unlink()
-    score_run(run)
-    shutil.rmtree(run / "scores")
-    with pytest.raises(ScoreError, match=r"made by an earlier version.* run 'mllm-selector export'"):
+    message = r"made by an earlier version.* run 'mllm-selector export'.* go on"
+    with pytest.raises(ScoreError, match=f"{message}$"):
         score_run(run, scored_per_cluster=1)
+    with pytest.raises(ScoreError, match=f"{message}; or give --embedding all$"):
+        score_run(run)
+    assert score_run(run, embedding="all")["embedding_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -260,6 +240,7 @@ def test_graphs_of_an_earlier_version_say_so(
         ({"cluster_count": 5}, "--cluster-count is for --scored-per-cluster"),
         ({"scored_per_cluster": 1, "metrics": "miwv"}, "leave out miwv or --scored-per-cluster"),
         ({"scored_per_cluster": 1, "embedding": "image"}, "embeddings are those of the inputs"),
+        ({"scored_per_cluster": 1, "embedding": "all"}, "embeddings are those of the inputs"),
     ],
 )
 def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -15,20 +16,24 @@ import onnx.numpy_helper
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable, score_schema
 from mllm_selector.engine import OnnxEngine
-from mllm_selector.errors import RunDirectoryError, ScoreError
+from mllm_selector.errors import DeviceMemoryError, RunDirectoryError, ScoreError
+from mllm_selector.families.base import INPUT_EMBEDDING
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
 from mllm_selector.metrics import Answer, Metrics, Variant
 from mllm_selector.pool import Pool
-from mllm_selector.scoring import loading, scorer
+from mllm_selector.scoring import loading, scorer, sweeps
+from mllm_selector.scoring.opening import open_torch
 from mllm_selector.scoring.shards import ShardScores
 from mllm_selector.scoring.tables import score_table
 from model_fixtures import export_once, picture, write_pool
-from score_fixtures import Notes, ask, column, many, parts
+from score_fixtures import Notes, ask, column, input_embedding, many, parts
 
 pytest_plugins = ["score_fixtures"]
 
@@ -38,7 +43,7 @@ pytest_plugins = ["score_fixtures"]
 def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, images: Path) -> None:
     samples = [*many(60), ask("hi"), ask("look", "no", [(images / "3.png").read_bytes()])]
     folder = make_run(samples)
-    counts = score_run(folder)
+    counts = score_run(folder, embedding="all")
     table = ScoreTable.load(folder / "scores")
     embeddings = np.concatenate(table.embeddings).astype(np.float64)
     model_folder = export_once("clip-llama").model
@@ -84,6 +89,53 @@ def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, imag
     }
 
 
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_embeddings_of_the_inputs_come_with_the_losses(
+    make_run: Any, score_run: Any, images: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [*many(24), ask("hi"), ask("look", "no", [(images / "3.png").read_bytes()])]
+    model = export_once("clip-llama").model
+    if engine == "torch":
+        by_torch = open_torch(families.load(model), model, "float32", "cpu")
+        monkeypatch.setattr(sweeps, "open_engine", lambda *_, **__: by_torch)
+    inputs, states = make_run(samples, name="inputs"), make_run(samples, name="states")
+    counts = score_run(inputs)
+    assert counts["embedding_size"] == 96
+    assert counts["images_encoded"] == score_run(states, embedding="all")["images_encoded"]
+    for name in ("nll_sum", "answer_tokens", "nll"):
+        assert column(inputs, name) == column(states, name)
+    found = np.concatenate(ScoreTable.load(inputs / "scores").embeddings).astype(np.float64)
+    assert any(len(shown) > 1 for _, shown in samples)
+    for row, (messages, shown) in enumerate(samples):
+        pictures = [
+            Image.open(io.BytesIO(image) if isinstance(image, bytes) else images / image) for image in shown
+        ]
+        expected = input_embedding(model, messages, pictures)
+        assert np.abs(found[row] - expected).max() < 1e-3  # float16
+
+
+def test_a_reading_that_is_halved_keeps_its_embedding(
+    make_run: Any, score_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = many(20)
+    whole, halved = make_run(samples, name="whole"), make_run(samples, name="halved")
+    score_run(whole)
+    real = OnnxEngine.read
+
+    def read(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
+        if tuple(outputs) == (INPUT_EMBEDDING,) and len(inputs["input_ids"]) > 2:
+            raise DeviceMemoryError
+        return real(self, inputs, outputs)
+
+    monkeypatch.setattr(OnnxEngine, "read", read)
+    counts = score_run(halved)
+    assert counts["halved_batches"] > 0
+    assert counts["scored"] == 20
+    for name in ("nll", "embedding"):
+        expected, found = (np.array(column(folder, name), np.float64) for folder in (whole, halved))
+        assert np.abs(expected - found).max() < 1e-3
+
+
 def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
     samples = many(20)
     folder = make_run(samples)
@@ -98,7 +150,7 @@ def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
         "mllm_selector.batches": batches,
         "mllm_selector.work": work,
     }
-    assert part.schema.equals(score_schema(32, metadata=metadata), check_metadata=True)
+    assert part.schema.equals(score_schema(96, metadata=metadata), check_metadata=True)
     assert part["row"].to_pylist() == [16, 17, 18, 19]
     quotients = part["nll_sum"].to_numpy() / part["answer_tokens"].to_numpy()
     assert np.allclose(part["nll"].to_numpy(), quotients, rtol=1e-6)

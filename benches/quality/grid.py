@@ -13,6 +13,7 @@ __all__ = [
     "ABLATIONS",
     "BY_DEFAULT",
     "CHEAPER",
+    "FINALS",
     "METHODS",
     "PASSED",
     "PLANS",
@@ -145,11 +146,18 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "inputs, trim 10 %": {"trim": 0.1},
     "inputs, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
 }
+NEAR_ON_INPUTS = ("k-center, inputs", "coincide, inputs")
+RIVALS_ON_INPUTS = {
+    f"{name}, inputs": RIVALS[name] for name in ("k-center", "coincide", "semdedup", "presel", "d3", "visnec")
+}
+"""Rivals with the embeddings that the package's default has."""
+
 SCORINGS = {
     **CHEAPER,
     **SCORING_ABLATIONS,
     **{name: Scoring(positions="answer") for name in CANDIDATES if name.startswith("answer")},
     **{name: Scoring(positions="inputs") for name in CANDIDATES if name.startswith("inputs")},
+    **{name: Scoring(positions="inputs") for name in RIVALS_ON_INPUTS},
 }
 """Methods whose necessity or embeddings are other ones than the package's default has."""
 
@@ -159,6 +167,9 @@ TUNED = (
 )
 """What might be a better default; tried on the tuning draws."""
 
+FINALS = ("inputs", "inputs, facility, trim 10 %")
+"""What the tuning draws chose by the rule, after the first of its changes alone."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "families equal": {"method": "stratified", "param": {"share": "equal"}},
@@ -166,6 +177,7 @@ METHODS: dict[str, dict[str, Any]] = {
     **ABLATIONS,
     **{name: {} for name in SCORINGS},
     **CANDIDATES,
+    **RIVALS_ON_INPUTS,
 }
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
 
@@ -349,15 +361,20 @@ def _finalists() -> list[Case]:
 
 def _finals() -> list[Case]:
     """List what the tuning draws chose by the rule, and the first of its changes alone, on the others."""
-    chosen = ("inputs", "inputs, facility, trim 10 %")
     return [
-        *_cases((*DRAWS, *MORE_DRAWS), (5, 15), chosen),
-        *_cases(DRAWS, (5, 15), chosen, mix="uniform"),
-        *_cases(DRAWS, (5, 15), chosen, wrong=0.15),
-        *_cases(DRAWS, (5, 15), chosen, wrong=0.0),
-        *_cases((*DRAWS, *MORE_DRAWS), (50, 40), chosen),
-        *_cases(DRAWS, (1,), chosen),
+        *_cases((*DRAWS, *MORE_DRAWS), (5, 15), FINALS),
+        *_cases(DRAWS, (5, 15), FINALS, mix="uniform"),
+        *_cases(DRAWS, (5, 15), FINALS, wrong=0.15),
+        *_cases(DRAWS, (5, 15), FINALS, wrong=0.0),
+        *_cases((*DRAWS, *MORE_DRAWS), (50, 40), FINALS),
+        *_cases(DRAWS, (1,), FINALS),
     ]
+
+
+def _rivals_inputs() -> list[Case]:
+    """List the rivals that read embeddings on those of the inputs, the nearest ones with ten draws."""
+    near = _cases((*DRAWS, *MORE_DRAWS), (5, 15), NEAR_ON_INPUTS)
+    return near + _cases(DRAWS, (5, 15), tuple(RIVALS_ON_INPUTS))
 
 
 PLANS = {
@@ -379,6 +396,7 @@ PLANS = {
     "tune": _tune,
     "finalists": _finalists,
     "finals": _finals,
+    "rivals-inputs": _rivals_inputs,
 }
 
 

@@ -249,10 +249,12 @@ class ScoreOptions(StageOptions):
         metavar="N",
     )
     embedding: str = option(
-        "all",
-        help="Positions whose hidden states are averaged to a sample's embedding: all, those of its images, "
-        "or those of its text. Samples without images take all in place of image.",
-        choices=("all", "image", "text"),
+        "inputs",
+        help="What a sample's embedding is made of: its inputs, that is the mean token embedding of its "
+        "questions and mean and maximum of its image features, before the language model (inputs); or the "
+        "mean hidden state of all positions (all), of its images (image) or of its text (text). Samples "
+        "without images take all in place of image.",
+        choices=("inputs", "all", "image", "text"),
     )
     embedding_size: int | None = option(
         None, help="Project embeddings to this many numbers; default the model's own width.", metavar="N"
@@ -354,10 +356,10 @@ class ScoreOptions(StageOptions):
                 "be scored; leave out miwv or --scored-per-cluster"
             )
             raise UsageError(msg)
-        if self.embedding != "all":
+        if self.embedding != "inputs":
             msg = (
                 f"--embedding {self.embedding}: with --scored-per-cluster, embeddings are those of the "
-                "inputs, of text and images; leave it out"
+                "inputs; leave it out"
             )
             raise UsageError(msg)
 

@@ -258,16 +258,14 @@ class _Look:
         what: str,
         total: int,
     ) -> Rate:
-        if options.scored_per_cluster is None:
-            width: int | None = engine.embedding_size
-            self._rates.readings = len(first_variants(options.metrics))
-        else:
-            width = engine.input_embedding_size
-            self._rates.readings = 1
+        is_drawn = options.scored_per_cluster is not None
+        self._rates.readings = 1 if is_drawn else len(first_variants(options.metrics))
+        is_of_inputs = options.embedding == "inputs"
+        width = engine.input_embedding_size if is_of_inputs else engine.embedding_size
         if width is None:
             msg = (
                 "the graphs were made by an earlier version and have no embedding of the inputs; "
-                "export them anew"
+                "export them anew, or give --embedding all"
             )
             raise ScoreError(msg)
         self._rates.embedding_size = options.embedding_size or width

@@ -191,20 +191,25 @@ def probe_score(
     budget = BatchBudget(tokens or known.tokens, images or known.image_rows)
     reset_peak_memory()
     measure = partial(_measured, engine, family, pool, options, budget)
-    variants = first_variants(options.metrics)
+    variants, per_cluster = first_variants(options.metrics), options.scored_per_cluster
+    # Drawn samples have their embeddings from the pass over all inputs.
+    embedding = options.embedding if per_cluster is None else "all"
+    with_inputs = embedding == "inputs"
     count, seconds = measure(
-        Wanted(options.metrics, options.embedding),
-        lambda rows: encode_shard(pool, rows, family, options, variants),
+        Wanted(options.metrics, embedding),
+        lambda rows: encode_shard(pool, rows, family, options, variants, with_inputs=with_inputs),
     )
     basis, width = f"scoring {count:,} samples {what}", engine.embedding_size
-    if options.scored_per_cluster is not None:
-        share = min(1.0, options.scored_per_cluster * cluster_count(samples, options.cluster_count) / samples)
+    if options.embedding == "inputs":
+        width = engine.input_embedding_size or 0
+    if per_cluster is not None:
+        share = min(1.0, per_cluster * cluster_count(samples, options.cluster_count) / samples)
         read, seconds_read = measure(
-            Wanted(pooled="text", only_inputs=True), lambda rows: encode_inputs(pool, rows, family, options)
+            Wanted(embedding="inputs", only_inputs=True),
+            lambda rows: encode_inputs(pool, rows, family, options),
         )
         basis = f"reading the inputs of {read:,} samples and {basis}, {share:.2%} of the pool being scored"
         count, seconds = read, seconds_read + share * seconds * read / count
-        width = engine.input_embedding_size or 0
     # row, summed loss, number of answer tokens and metrics as numbers; embeddings are float16.
     size = 2 * (options.embedding_size or width) + 16 + 4 * len(options.metrics.names)
     return Rate(count, seconds, basis, memory_mb=peak_memory_mb(), disk=size)

@@ -62,7 +62,7 @@ UNSCORED = {
 }
 
 GROUPS = {
-    "cluster": "k-means clusters of the seed model's embeddings",
+    "cluster": "k-means clusters of the embeddings",
     "necessity": "strata of equal size by necessity",
     "source": "the sources",
     "random": "random groups",

@@ -174,7 +174,7 @@ def drawn_embeddings(
     family, pool, engine, budget
         What scores a sample of the pool.
     options : ScoreOptions
-        Seed of the draw, size of the projection, positions of the embeddings.
+        Seed of the draw, size of the projection, what embeddings are made of.
 
     Returns
     -------
@@ -186,10 +186,9 @@ def drawn_embeddings(
         If no sample can be scored.
     """
     rows = random_rows(max(PCA_SAMPLES, 8 * (options.embedding_size or 0)), len(pool), options.seed)
-    if options.scored_per_cluster is None:
-        shard, wanted = encode_shard(pool, rows, family, options), Wanted(pooled=options.embedding)
-    else:
-        shard, wanted = encode_inputs(pool, rows, family, options), Wanted(pooled="text", only_inputs=True)
+    only_inputs = options.embedding == "inputs"
+    shard = (encode_inputs if only_inputs else encode_shard)(pool, rows, family, options)
+    wanted = Wanted(embedding=options.embedding, only_inputs=only_inputs)
     with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:
         found = scorer.score(scorer.plan(shard), lambda *_: None).embeddings
     if not found:

@@ -93,18 +93,27 @@ class Wanted:
     ----------
     metrics : Metrics
         Which metrics.
-    pooled : str
-        The positions that embeddings are the mean of, as for `scorer_batch`.
+    embedding : str
+        What embeddings are made of, as `ScoreOptions.embedding` says.
     project : callable
         Projects embeddings, float32 of shape (batch, width).
     only_inputs : bool
-        Whether nothing but the embedding of the inputs is wanted, for which the language model is not run.
+        Whether nothing but the embedding of the inputs is wanted: the samples are those of `encode_inputs`,
+        and the language model is not run.
     """
 
     metrics: Metrics = field(default_factory=Metrics)
-    pooled: str = "all"
+    embedding: str = "all"
     project: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda embeddings: embeddings
     only_inputs: bool = False
+
+    @property
+    def pooled(self) -> str:
+        """The positions that a batch's embeddings are the mean of, as for `scorer_batch`."""
+        if self.only_inputs:
+            return "text"
+        # Hidden states come with the losses, wanted or not.
+        return "all" if self.embedding == "inputs" else self.embedding
 
 
 @dataclass
@@ -325,8 +334,15 @@ def _if_it_fits(make: Callable[..., Arrays], *arguments: Any) -> Arrays | None:
 def _scorer_inputs(
     family: Family, shard: EncodedShard, items: Sequence[Item], starts: Mapping[Hashable, int], pooled: str
 ) -> Arrays:
-    first_rows = [[starts[ref.key] for ref in shard.images[item]] for item in items]
-    return scorer_batch(family, [shard.samples[item] for item in items], first_rows, pooled)
+    samples = [shard.samples[item] for item in items]
+    return scorer_batch(family, samples, _first_rows(shard, items, starts), pooled)
+
+
+def _first_rows(
+    shard: EncodedShard, items: Sequence[Item], starts: Mapping[Hashable, int]
+) -> list[list[int]]:
+    """Return the first feature row of each image of some readings."""
+    return [[starts[ref.key] for ref in shard.images[item]] for item in items]
 
 
 class _Computing:
@@ -390,7 +406,9 @@ class _Computing:
                 pooled = self._wanted.pooled
                 with memory_errors():
                     self._read_whole(
-                        items, inputs or _scorer_inputs(self._family, self._shard, items, starts, pooled)
+                        items,
+                        starts,
+                        inputs or _scorer_inputs(self._family, self._shard, items, starts, pooled),
                     )
                 return
         except DeviceMemoryError:
@@ -404,20 +422,29 @@ class _Computing:
         self._read(items[:half], starts, None)
         self._read(items[half:], starts, None)
 
-    def _read_whole(self, items: Sequence[Item], inputs: Arrays) -> None:
+    def _read_whole(self, items: Sequence[Item], starts: Mapping[Hashable, int], inputs: Arrays) -> None:
         if self._wanted.only_inputs:
             self._read_inputs(items, inputs)
             return
         is_full = items[0][0] is Variant.FULL
         tokens = self._wanted.metrics.outputs if is_full else ("token_nll",)
+        is_pooled = is_full and self._wanted.embedding != "inputs"
         with self._done.timed():
-            result = self._engine.read(inputs, (*tokens, "sample_embedding") if is_full else tokens)
+            result = self._engine.read(inputs, (*tokens, "sample_embedding") if is_pooled else tokens)
+            if is_full and not is_pooled:
+                result |= self._engine.read(self._cut_down(items, starts), (INPUT_EMBEDDING,))
         samples = [self._shard.samples[item] for item in items]
         of_tokens = {name.removeprefix("token_"): split_answers(samples, result[name]) for name in tokens}
-        embeddings = self._wanted.project(result["sample_embedding"]) if is_full else [None] * len(items)
+        name = "sample_embedding" if is_pooled else INPUT_EMBEDDING
+        embeddings = self._wanted.project(result[name]) if is_full else [None] * len(items)
         for place, (item, embedding) in enumerate(zip(items, embeddings, strict=True)):
             of_sample = {name: values[place] for name, values in of_tokens.items()}
             self._scores.put(item, Answer(**of_sample, vocabulary=self._family.vocabulary), embedding)
+
+    def _cut_down(self, items: Sequence[Item], starts: Mapping[Hashable, int]) -> Arrays:
+        """Return what the embeddings of the inputs of some readings are made of."""
+        samples = [self._shard.inputs[item] for item in items]
+        return scorer_batch(self._family, samples, _first_rows(self._shard, items, starts), "text")
 
     def _read_inputs(self, items: Sequence[Item], inputs: Arrays) -> None:
         with self._done.timed():

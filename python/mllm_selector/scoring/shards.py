@@ -68,11 +68,15 @@ class EncodedShard:
         Their images.
     reasons : dict of Item to str
         Why others cannot be scored. A row that cannot be scored as it is has no other readings.
+    inputs : dict of Item to Encoded
+        What the embeddings of the inputs are made of, see `Family.inputs_of`; only where they are wanted, and
+        only of samples as they are.
     """
 
     samples: dict[Item, Encoded] = field(default_factory=dict)
     images: dict[Item, tuple[ImageRef, ...]] = field(default_factory=dict)
     reasons: dict[Item, str] = field(default_factory=dict)
+    inputs: dict[Item, Encoded] = field(default_factory=dict)
 
 
 @dataclass
@@ -131,6 +135,8 @@ def encode_shard(
     options: ScoreOptions,
     variants: Sequence[Variant] = (Variant.FULL,),
     examples: Mapping[int, int] | None = None,
+    *,
+    with_inputs: bool = False,
 ) -> EncodedShard:
     """Encode the samples of a shard, setting aside those that are too long or have no answer.
 
@@ -148,6 +154,8 @@ def encode_shard(
         The readings of each row.
     examples : mapping of int to int, optional
         The row that is each row's example, for `Variant.ONE_SHOT`.
+    with_inputs : bool
+        Whether the embeddings of the inputs are wanted besides.
     """
     limit = min(options.max_tokens, family.max_positions or options.max_tokens)
     shard = EncodedShard()
@@ -180,6 +188,8 @@ def encode_shard(
                     break
                 continue
             shard.samples[item] = encoded
+            if with_inputs and variant is Variant.FULL:
+                shard.inputs[item] = family.inputs_of(sample, encoded)
             uses = zip(reading.images, encoded.image_tokens, reading.places, strict=True)
             shard.images[item] = tuple(
                 ImageRef(_content(image), tokens, *place) for image, tokens, place in uses
@@ -192,9 +202,8 @@ def encode_inputs(pool: Pool, rows: Sequence[int], family: Family, options: Scor
 
     What cannot be scored is set aside here already.
     """
-    shard = encode_shard(pool, rows, family, options)
-    samples = {item: family.inputs_of(pool.sample(item[1]), shard.samples[item]) for item in shard.samples}
-    return EncodedShard(samples, shard.images, shard.reasons)
+    shard = encode_shard(pool, rows, family, options, with_inputs=True)
+    return EncodedShard(shard.inputs, shard.images, shard.reasons)
 
 
 def _sizes_in_store(pool: Pool, rows: Iterable[int]) -> dict[str | bytes, Size | SampleError]:

@@ -94,8 +94,8 @@ class Opened:
     def facts(self) -> Facts:
         """What is known now."""
         device = budget_memory(self.run, self.engine).device
-        engine, is_drawn = self.engine, self.options.scored_per_cluster is not None
-        inputs = engine.input_embedding_size if is_drawn else None
+        engine = self.engine
+        inputs = engine.input_embedding_size if self.options.embedding == "inputs" else None
         return Facts(engine.embedding_size, inputs, engine.provider, device, self.family.image_backend)
 
     def best_budget(self) -> BatchBudget:
@@ -147,8 +147,15 @@ class FirstSweep:
 
     def encode(self, opened: Opened, rows: range) -> EncodedShard:
         """See `Sweep.encode`."""
-        variants = first_variants(opened.options.metrics)
-        return encode_shard(opened.pool, rows, opened.family, opened.options, variants)
+        options = opened.options
+        return encode_shard(
+            opened.pool,
+            rows,
+            opened.family,
+            options,
+            first_variants(options.metrics),
+            with_inputs=options.embedding == "inputs",
+        )
 
     def table(self, opened: Opened, rows: range, scores: ShardScores) -> pa.Table:
         """See `Sweep.table`."""
@@ -169,7 +176,7 @@ class InputSweep:
 
     def wanted(self, options: ScoreOptions) -> Wanted:
         """See `Sweep.wanted`."""
-        return _projected(Wanted(pooled="text", only_inputs=True), self.projection)
+        return _projected(Wanted(embedding="inputs", only_inputs=True), self.projection)
 
     def encode(self, opened: Opened, rows: range) -> EncodedShard:
         """See `Sweep.encode`."""

@@ -96,7 +96,7 @@ def run(run: RunDirectory, options: ScoreOptions, progress: Progress) -> dict[st
         If embeddings are to be projected to more numbers than they have, more clusters are asked for than
         there are samples, or there is no Ray cluster.
     ScoreError
-        If the device cannot be used, the export is too old for ``scored_per_cluster``, or more than half of
+        If the device cannot be used, the export is too old for embeddings of the inputs, or more than half of
         the pool cannot be scored; the parts are kept.
     RunDirectoryError
         If the scores folder holds parts of another run.
@@ -325,13 +325,14 @@ class _Scoring:
 
 def _width(run: RunDirectory, options: ScoreOptions, facts: Facts) -> int:
     """Return the width of the embeddings that are made."""
-    if options.scored_per_cluster is None:
+    if options.embedding != "inputs":
         return facts.embedding_size
     if facts.input_embedding_size is None:
+        other = "" if options.scored_per_cluster is not None else "; or give --embedding all"
         msg = (
-            f"--scored-per-cluster: the graphs in {run.onnx} were made by an earlier version and have "
-            "no embedding of the inputs; delete that folder, run 'mllm-selector export' with its "
-            "options and go on"
+            f"--embedding inputs: the graphs in {run.onnx} were made by an earlier version and have no "
+            "embedding of the inputs; delete that folder, run 'mllm-selector export' with its options and "
+            f"go on{other}"
         )
         raise ScoreError(msg)
     return facts.input_embedding_size
