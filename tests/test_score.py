@@ -43,7 +43,7 @@ pytest_plugins = ["score_fixtures"]
 def test_scores_equal_the_unmodified_forward(make_run: Any, score_run: Any, images: Path) -> None:
     samples = [*many(60), ask("hi"), ask("look", "no", [(images / "3.png").read_bytes()])]
     folder = make_run(samples)
-    counts = score_run(folder, embedding="all")
+    counts = score_run(folder)
     table = ScoreTable.load(folder / "scores")
     embeddings = np.concatenate(table.embeddings).astype(np.float64)
     model_folder = export_once("clip-llama").model
@@ -99,9 +99,9 @@ def test_embeddings_of_the_inputs_come_with_the_losses(
         by_torch = open_torch(families.load(model), model, "float32", "cpu")
         monkeypatch.setattr(sweeps, "open_engine", lambda *_, **__: by_torch)
     inputs, states = make_run(samples, name="inputs"), make_run(samples, name="states")
-    counts = score_run(inputs)
+    counts = score_run(inputs, embedding="inputs")
     assert counts["embedding_size"] == 96
-    assert counts["images_encoded"] == score_run(states, embedding="all")["images_encoded"]
+    assert counts["images_encoded"] == score_run(states)["images_encoded"]
     for name in ("nll_sum", "answer_tokens", "nll"):
         assert column(inputs, name) == column(states, name)
     found = np.concatenate(ScoreTable.load(inputs / "scores").embeddings).astype(np.float64)
@@ -115,11 +115,12 @@ def test_embeddings_of_the_inputs_come_with_the_losses(
 
 
 def test_a_reading_that_is_halved_keeps_its_embedding(
-    make_run: Any, score_run: Any, monkeypatch: pytest.MonkeyPatch
+    make_run: Any, score_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # lower budgets are remembered
     samples = many(20)
     whole, halved = make_run(samples, name="whole"), make_run(samples, name="halved")
-    score_run(whole)
+    score_run(whole, embedding="inputs")
     real = OnnxEngine.read
 
     def read(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
@@ -128,7 +129,7 @@ def test_a_reading_that_is_halved_keeps_its_embedding(
         return real(self, inputs, outputs)
 
     monkeypatch.setattr(OnnxEngine, "read", read)
-    counts = score_run(halved)
+    counts = score_run(halved, embedding="inputs")
     assert counts["halved_batches"] > 0
     assert counts["scored"] == 20
     for name in ("nll", "embedding"):
@@ -150,7 +151,7 @@ def test_what_a_part_holds(make_run: Any, score_run: Any) -> None:
         "mllm_selector.batches": batches,
         "mllm_selector.work": work,
     }
-    assert part.schema.equals(score_schema(96, metadata=metadata), check_metadata=True)
+    assert part.schema.equals(score_schema(32, metadata=metadata), check_metadata=True)
     assert part["row"].to_pylist() == [16, 17, 18, 19]
     quotients = part["nll_sum"].to_numpy() / part["answer_tokens"].to_numpy()
     assert np.allclose(part["nll"].to_numpy(), quotients, rtol=1e-6)

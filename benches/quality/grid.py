@@ -21,6 +21,7 @@ __all__ = [
     "SCORINGS",
     "SCORING_ABLATIONS",
     "TUNED",
+    "TUNED_OVER_NOISE",
     "Case",
     "Records",
     "Scoring",
@@ -86,6 +87,9 @@ class Scoring:
         How many samples of each cheap cluster are scored; None for all.
     power : float
         What a cluster's mean necessity is raised to in its share.
+    floor : float
+        What is added to the necessity of every sample, as a multiple of the pool's mean: no group has a share
+        of about nothing, however easy it is.
     """
 
     seed_size: float = 1.0
@@ -95,6 +99,7 @@ class Scoring:
     cheap: bool = False
     of_each: int | None = None
     power: float = 1.0
+    floor: float = 0.0
 
 
 BY_DEFAULT = Scoring()
@@ -146,6 +151,17 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "inputs, trim 10 %": {"trim": 0.1},
     "inputs, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
 }
+OVER_NOISE: dict[str, dict[str, Any]] = {
+    "facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
+    "floor 0.25, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
+    "inputs, floor 0.25, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
+    "inputs, floor 0.5, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
+}
+"""More candidates, for pools with other shares of wrong answers too."""
+TUNED_OVER_NOISE = (
+    *("random", "grouped", "within facility", "inputs, facility, trim 10 %"),
+    *OVER_NOISE,
+)
 NEAR_ON_INPUTS = ("k-center, inputs", "coincide, inputs")
 RIVALS_ON_INPUTS = {
     f"{name}, inputs": RIVALS[name] for name in ("k-center", "coincide", "semdedup", "presel", "d3", "visnec")
@@ -158,6 +174,9 @@ SCORINGS = {
     **{name: Scoring(positions="answer") for name in CANDIDATES if name.startswith("answer")},
     **{name: Scoring(positions="inputs") for name in CANDIDATES if name.startswith("inputs")},
     **{name: Scoring(positions="inputs") for name in RIVALS_ON_INPUTS},
+    "floor 0.25, facility, trim 10 %": Scoring(floor=0.25),
+    "inputs, floor 0.25, facility, trim 10 %": Scoring(positions="inputs", floor=0.25),
+    "inputs, floor 0.5, facility, trim 10 %": Scoring(positions="inputs", floor=0.5),
 }
 """Methods whose necessity or embeddings are other ones than the package's default has."""
 
@@ -177,6 +196,7 @@ METHODS: dict[str, dict[str, Any]] = {
     **ABLATIONS,
     **{name: {} for name in SCORINGS},
     **CANDIDATES,
+    **OVER_NOISE,
     **RIVALS_ON_INPUTS,
 }
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
@@ -346,6 +366,15 @@ def _tune() -> list[Case]:
     return _cases(TUNING_DRAWS, (5, 15), TUNED)
 
 
+def _tune_noise() -> list[Case]:
+    """List candidates on tuning draws with other shares of wrong answers too."""
+    return [
+        case
+        for wrong in (0.0, 0.15, 0.05)
+        for case in _cases(TUNING_DRAWS, (5, 15), TUNED_OVER_NOISE, wrong=wrong)
+    ]
+
+
 def _finalists() -> list[Case]:
     """List what won on the tuning draws, on the others."""
     facility, finalists = ("within facility",), ("within facility", "skip 0.98", "all, cheap clusters")
@@ -365,9 +394,7 @@ def _finals() -> list[Case]:
         *_cases((*DRAWS, *MORE_DRAWS), (5, 15), FINALS),
         *_cases(DRAWS, (5, 15), FINALS, mix="uniform"),
         *_cases(DRAWS, (5, 15), FINALS, wrong=0.15),
-        *_cases(DRAWS, (5, 15), FINALS, wrong=0.0),
-        *_cases((*DRAWS, *MORE_DRAWS), (50, 40), FINALS),
-        *_cases(DRAWS, (1,), FINALS),
+        *_cases(DRAWS, (5, 15), (*FINALS, "all, cheap clusters"), wrong=0.0),
     ]
 
 
@@ -394,6 +421,7 @@ PLANS = {
     "trade": _trade,
     "scoring": _scoring,
     "tune": _tune,
+    "tune-noise": _tune_noise,
     "finalists": _finalists,
     "finals": _finals,
     "rivals-inputs": _rivals_inputs,

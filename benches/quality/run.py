@@ -238,6 +238,8 @@ class World:
             embedding = self._inputs.astype(np.float16)
         elif scoring.positions != "all":
             embedding = model.embed(self.seed_model(scoring), self.data, scoring.positions)
+        if scoring.floor:
+            necessity = necessity + np.float32(scoring.floor) * necessity.mean()
         if scoring.cheap:
             return self._by_clusters(necessity, self._cheap_clusters, scoring, count)
         if scoring.power != 1:
@@ -419,8 +421,8 @@ def main() -> None:
     """Run the plans that are asked for."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    plans = [name for name in grid.PLANS if name != "tune"]
-    parser.add_argument("--plan", nargs="+", choices=[*plans, "tune"], default=plans)
+    plans = [name for name in grid.PLANS if not name.startswith("tune")]
+    parser.add_argument("--plan", nargs="+", choices=list(grid.PLANS), default=plans)
     parser.add_argument(
         "--draws", nargs="+", type=int, metavar="N", help="Only these: processes may share a records file."
     )

@@ -249,12 +249,12 @@ class ScoreOptions(StageOptions):
         metavar="N",
     )
     embedding: str = option(
-        "inputs",
-        help="What a sample's embedding is made of: its inputs, that is the mean token embedding of its "
-        "questions and mean and maximum of its image features, before the language model (inputs); or the "
-        "mean hidden state of all positions (all), of its images (image) or of its text (text). Samples "
-        "without images take all in place of image.",
-        choices=("inputs", "all", "image", "text"),
+        "all",
+        help="What a sample's embedding is made of: the mean hidden state of all positions (all), of its "
+        "images (image) or of its text (text), where samples without images take all in place of image; or "
+        "its inputs, that is the mean token embedding of its questions and mean and maximum of its image "
+        "features, before the language model.",
+        choices=("all", "image", "text", "inputs"),
     )
     embedding_size: int | None = option(
         None, help="Project embeddings to this many numbers; default the model's own width.", metavar="N"
@@ -314,6 +314,11 @@ class ScoreOptions(StageOptions):
         matters=False,
     )
 
+    @property
+    def embeds_inputs(self) -> bool:
+        """Whether embeddings are those of the inputs."""
+        return self.embedding == "inputs" or self.scored_per_cluster is not None
+
     def check(self) -> None:
         """Check the scoring options."""
         if self.shard is not None and self.merge:
@@ -356,7 +361,7 @@ class ScoreOptions(StageOptions):
                 "be scored; leave out miwv or --scored-per-cluster"
             )
             raise UsageError(msg)
-        if self.embedding != "inputs":
+        if self.embedding not in ("all", "inputs"):
             msg = (
                 f"--embedding {self.embedding}: with --scored-per-cluster, embeddings are those of the "
                 "inputs; leave it out"

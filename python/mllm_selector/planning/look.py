@@ -260,12 +260,11 @@ class _Look:
     ) -> Rate:
         is_drawn = options.scored_per_cluster is not None
         self._rates.readings = 1 if is_drawn else len(first_variants(options.metrics))
-        is_of_inputs = options.embedding == "inputs"
-        width = engine.input_embedding_size if is_of_inputs else engine.embedding_size
+        width = engine.input_embedding_size if options.embeds_inputs else engine.embedding_size
         if width is None:
             msg = (
                 "the graphs were made by an earlier version and have no embedding of the inputs; "
-                "export them anew, or give --embedding all"
+                "export them anew"
             )
             raise ScoreError(msg)
         self._rates.embedding_size = options.embedding_size or width

@@ -193,19 +193,18 @@ def probe_score(
     measure = partial(_measured, engine, family, pool, options, budget)
     variants, per_cluster = first_variants(options.metrics), options.scored_per_cluster
     # Drawn samples have their embeddings from the pass over all inputs.
-    embedding = options.embedding if per_cluster is None else "all"
-    with_inputs = embedding == "inputs"
+    with_inputs = options.embeds_inputs and per_cluster is None
     count, seconds = measure(
-        Wanted(options.metrics, embedding),
+        Wanted(options.metrics, options.embedding if per_cluster is None else "all"),
         lambda rows: encode_shard(pool, rows, family, options, variants, with_inputs=with_inputs),
     )
     basis, width = f"scoring {count:,} samples {what}", engine.embedding_size
-    if options.embedding == "inputs":
+    if options.embeds_inputs:
         width = engine.input_embedding_size or 0
     if per_cluster is not None:
         share = min(1.0, per_cluster * cluster_count(samples, options.cluster_count) / samples)
         read, seconds_read = measure(
-            Wanted(embedding="inputs", only_inputs=True),
+            Wanted(only_inputs=True),
             lambda rows: encode_inputs(pool, rows, family, options),
         )
         basis = f"reading the inputs of {read:,} samples and {basis}, {share:.2%} of the pool being scored"

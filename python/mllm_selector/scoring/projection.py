@@ -186,9 +186,10 @@ def drawn_embeddings(
         If no sample can be scored.
     """
     rows = random_rows(max(PCA_SAMPLES, 8 * (options.embedding_size or 0)), len(pool), options.seed)
-    only_inputs = options.embedding == "inputs"
-    shard = (encode_inputs if only_inputs else encode_shard)(pool, rows, family, options)
-    wanted = Wanted(embedding=options.embedding, only_inputs=only_inputs)
+    if options.embeds_inputs:
+        shard, wanted = encode_inputs(pool, rows, family, options), Wanted(only_inputs=True)
+    else:
+        shard, wanted = encode_shard(pool, rows, family, options), Wanted(embedding=options.embedding)
     with ShardScorer(family, pool, engine, budget, options.workers, wanted=wanted) as scorer:
         found = scorer.score(scorer.plan(shard), lambda *_: None).embeddings
     if not found:

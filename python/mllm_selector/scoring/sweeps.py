@@ -95,7 +95,7 @@ class Opened:
         """What is known now."""
         device = budget_memory(self.run, self.engine).device
         engine = self.engine
-        inputs = engine.input_embedding_size if self.options.embedding == "inputs" else None
+        inputs = engine.input_embedding_size if self.options.embeds_inputs else None
         return Facts(engine.embedding_size, inputs, engine.provider, device, self.family.image_backend)
 
     def best_budget(self) -> BatchBudget:
@@ -154,7 +154,7 @@ class FirstSweep:
             opened.family,
             options,
             first_variants(options.metrics),
-            with_inputs=options.embedding == "inputs",
+            with_inputs=options.embeds_inputs,
         )
 
     def table(self, opened: Opened, rows: range, scores: ShardScores) -> pa.Table:
@@ -176,7 +176,7 @@ class InputSweep:
 
     def wanted(self, options: ScoreOptions) -> Wanted:
         """See `Sweep.wanted`."""
-        return _projected(Wanted(embedding="inputs", only_inputs=True), self.projection)
+        return _projected(Wanted(only_inputs=True), self.projection)
 
     def encode(self, opened: Opened, rows: range) -> EncodedShard:
         """See `Sweep.encode`."""

@@ -325,14 +325,14 @@ class _Scoring:
 
 def _width(run: RunDirectory, options: ScoreOptions, facts: Facts) -> int:
     """Return the width of the embeddings that are made."""
-    if options.embedding != "inputs":
+    if not options.embeds_inputs:
         return facts.embedding_size
     if facts.input_embedding_size is None:
-        other = "" if options.scored_per_cluster is not None else "; or give --embedding all"
+        name = "--embedding inputs" if options.scored_per_cluster is None else "--scored-per-cluster"
         msg = (
-            f"--embedding inputs: the graphs in {run.onnx} were made by an earlier version and have no "
-            "embedding of the inputs; delete that folder, run 'mllm-selector export' with its options and "
-            f"go on{other}"
+            f"{name}: the graphs in {run.onnx} were made by an earlier version and have "
+            "no embedding of the inputs; delete that folder, run 'mllm-selector export' with its "
+            "options and go on"
         )
         raise ScoreError(msg)
     return facts.input_embedding_size
