@@ -38,6 +38,7 @@ from mllm_selector.families.loading import load_model
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import length_batches, scorer_batch
+from mllm_selector.scoring.prefixes import alone
 from mllm_selector.stages.export import _export
 from scoring_setup import machine, make_llava, make_pool, prepare, score_once
 
@@ -155,7 +156,8 @@ def by_one_graph(family: Family, folder: Path, given: argparse.Namespace) -> tup
         pictures = [family.prepare(load_image(samples[row].images[0])) for row in batch]
         starts = [[place * tokens] for place in range(len(batch))]
         inputs.append(
-            family.vision_inputs(pictures) | scorer_batch(family, [encoded[row] for row in batch], starts)
+            family.vision_inputs(pictures)
+            | scorer_batch(family, alone([encoded[row] for row in batch]), starts)
         )
     losses = np.full(len(samples), np.nan, dtype=np.float32)
     started = time.perf_counter()
