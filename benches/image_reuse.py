@@ -5,7 +5,8 @@
 Makes a LLaVA whose vision tower does most of the work, a pool in which ten samples share each image,
 and scores it with
 
-- two graphs: the score stage, with everything it does;
+- two graphs: the score stage, with everything it does (samples of one image also share its tokens, see
+  prefix_sharing.py; the text model is a small part here);
 - one graph: vision tower and scorer exported together, the same batches. Its inputs are prepared before the
   clock starts, which favours it.
 
@@ -63,6 +64,7 @@ class Fused(torch.nn.Module):
         pooled_positions: torch.Tensor,
         answer_positions: torch.Tensor,
         answer_tokens: torch.Tensor,
+        **own: torch.Tensor,
     ) -> Any:
         """Return the scorer's outputs."""
         return self.scorer(
@@ -73,6 +75,7 @@ class Fused(torch.nn.Module):
             pooled_positions=pooled_positions,
             answer_positions=answer_positions,
             answer_tokens=answer_tokens,
+            **own,
         )
 
 
