@@ -54,12 +54,9 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     # More are drawn, for their images, than are scored.
     pool, images = make_pool(folder, given.nlvr, 2 * given.samples)
     parameters = make_llava(folder / "model", pool, SIZE, 2048)
-    print(
-        f"{machine()}\n{parameters / 1e6:.1f} M parameters, {given.samples} samples, {given.threads} threads\n"
-    )
-    print(
-        "| samples an image | tokens apart | together | samples/s apart | together | time apart / together |"
-    )
+    print(f"{machine()}\n{parameters / 1e6:.1f} M parameters, {given.samples} samples")
+    print(f"{given.threads} threads\n")
+    print("| samples an image | tokens apart | together | samples/s apart | together | apart / together |")
     print("|---|---|---|---|---|---|")
     worst = 0.0
     records = json.loads(pool.read_bytes())
