@@ -14,6 +14,7 @@ __all__ = [
     "BY_DEFAULT",
     "CHEAPER",
     "METHODS",
+    "PASSED",
     "PLANS",
     "RIVALS",
     "SCORINGS",
@@ -76,9 +77,10 @@ class Scoring:
     metric : str
         What stands for the necessity: ``nll``, ``upd``, ``visnec`` or ``ifd``.
     positions : str
-        Of which positions the embedding is the mean: ``all``, ``answer`` or ``image``.
+        Of which positions the embedding is the mean: ``all``, ``answer`` or ``image``; or ``inputs``: that of
+        the question's words and of the image's features, which no language model is run for.
     cheap : bool
-        Whether clusters are made of embeddings that no language model is run for.
+        Whether clusters, settled ones, are made of the embeddings of the inputs, as for samples of clusters.
     of_each : int or None
         How many samples of each cheap cluster are scored; None for all.
     power : float
@@ -120,24 +122,37 @@ SCORING_ABLATIONS = {
     "answer embedding": Scoring(positions="answer"),
     "image embedding": Scoring(positions="image"),
 }
-SCORINGS = {
-    **CHEAPER,
-    **SCORING_ABLATIONS,
-    "answer, k-center": Scoring(positions="answer"),
-    "answer, skip 0.95": Scoring(positions="answer"),
-    "answer, 50 groups": Scoring(positions="answer"),
-    "answer, trim 10 %": Scoring(positions="answer"),
-}
-"""Methods that are the package's default but for what it is given."""
-
 CANDIDATES: dict[str, dict[str, Any]] = {
     "skip 0.95": {"skip_duplicates": 0.95},
     "skip 0.99": {"skip_duplicates": 0.99},
+    "skip 0.98, facility": {"skip_duplicates": 0.98, "within": "facility-location"},
     "answer, k-center": {"within": "k-center"},
     "answer, skip 0.95": {"skip_duplicates": 0.95},
     "answer, 50 groups": {"group_count": 50},
     "answer, trim 10 %": {"trim": 0.1},
+    "inputs": {},
+    "inputs, skip 0.98": {"skip_duplicates": 0.98},
+    "inputs, skip 0.99": {"skip_duplicates": 0.99},
+    "inputs, skip 0.995": {"skip_duplicates": 0.995},
+    "inputs, facility": {"within": "facility-location"},
+    "inputs, skip 0.98, facility": {"skip_duplicates": 0.98, "within": "facility-location"},
+    "inputs, skip 0.99, facility": {"skip_duplicates": 0.99, "within": "facility-location"},
+    "inputs, k-center": {"within": "k-center"},
+    "inputs, middle": {"within": "middle"},
+    "inputs, 50 groups": {"group_count": 50},
+    "inputs, 150 groups": {"group_count": 150},
+    "inputs, 400 groups": {"group_count": 400},
+    "inputs, trim 10 %": {"trim": 0.1},
+    "inputs, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
 }
+SCORINGS = {
+    **CHEAPER,
+    **SCORING_ABLATIONS,
+    **{name: Scoring(positions="answer") for name in CANDIDATES if name.startswith("answer")},
+    **{name: Scoring(positions="inputs") for name in CANDIDATES if name.startswith("inputs")},
+}
+"""Methods whose necessity or embeddings are other ones than the package's default has."""
+
 TUNED = (
     *("random", "grouped", "answer embedding", "within k-center", "trim 10 %", "50 groups"),
     *("all, cheap clusters", "within facility", "skip 0.98", *CANDIDATES),
@@ -155,6 +170,8 @@ METHODS: dict[str, dict[str, Any]] = {
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
 
 SEED_PERCENT, SEED_EPOCHS, EPOCHS = 2.5, 12, 4
+PASSED = {"steps": 15.0, "full": 100.0}
+"""Of how much of the pool, in percent, four epochs take as many steps as the trainings of a length."""
 # Of 10,000 samples; a few clusters have less than is asked of each.
 _CLUSTERS_PERCENT = 0.71
 SMALL_COST = 0.111
@@ -203,7 +220,7 @@ class Case:
     budget : float
         Percent of the pool.
     length : str
-        ``epochs``: four passes over the subset; ``steps``: as many steps as four passes over 15 % take.
+        ``epochs``: four passes over the subset; else a name in `PASSED`.
     start : str
         ``pretrained`` or ``seed``: the weights that training starts from.
     """
@@ -304,6 +321,15 @@ def _steps() -> list[Case]:
     return _cases(DRAWS, (1, 5, 40), FEW, length="steps") + _cases(DRAWS, (100,), ("random",), length="steps")
 
 
+def _full_steps() -> list[Case]:
+    """As many steps as the full pool gets, so that a part is not at a disadvantage by its fewer steps."""
+    methods = ("random", "grouped")
+    return [
+        *_cases((*DRAWS, *MORE_DRAWS), (50,), methods, length="full"),
+        *_cases(DRAWS, (40, 15), methods, length="full"),
+    ]
+
+
 def _tune() -> list[Case]:
     return _cases(TUNING_DRAWS, (5, 15), TUNED)
 
@@ -321,6 +347,19 @@ def _finalists() -> list[Case]:
     ]
 
 
+def _finals() -> list[Case]:
+    """List what the tuning draws chose by the rule, and the first of its changes alone, on the others."""
+    chosen = ("inputs", "inputs, facility, trim 10 %")
+    return [
+        *_cases((*DRAWS, *MORE_DRAWS), (5, 15), chosen),
+        *_cases(DRAWS, (5, 15), chosen, mix="uniform"),
+        *_cases(DRAWS, (5, 15), chosen, wrong=0.15),
+        *_cases(DRAWS, (5, 15), chosen, wrong=0.0),
+        *_cases((*DRAWS, *MORE_DRAWS), (50, 40), chosen),
+        *_cases(DRAWS, (1,), chosen),
+    ]
+
+
 PLANS = {
     "main": _main,
     "rivals": _rivals,
@@ -333,11 +372,13 @@ PLANS = {
     "sampled": _sampled,
     "start": _start,
     "steps": _steps,
+    "full-steps": _full_steps,
     "more": _more,
     "trade": _trade,
     "scoring": _scoring,
     "tune": _tune,
     "finalists": _finalists,
+    "finals": _finals,
 }
 
 

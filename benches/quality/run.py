@@ -234,7 +234,9 @@ class World:
         scoring = grid.scoring_of(method)
         scores = self.scores(scoring)
         necessity, embedding = scores[scoring.metric], scores["embedding"]
-        if scoring.positions != "all":
+        if scoring.positions == "inputs":
+            embedding = self._inputs.astype(np.float16)
+        elif scoring.positions != "all":
             embedding = model.embed(self.seed_model(scoring), self.data, scoring.positions)
         if scoring.cheap:
             return self._by_clusters(necessity, self._cheap_clusters, scoring, count)
@@ -278,16 +280,21 @@ class World:
         return told.labels.astype(np.int64)
 
     @cached_property
-    def _cheap_clusters(self) -> NDArray[np.int64]:
+    def _inputs(self) -> NDArray[np.float32]:
+        """Embeddings of the inputs, made as in `mllm_selector.families.scorer.ScorerGraph.embed_inputs`."""
         data, words = self.data, self.prepared.pretrained.words[0].detach()
-        asked = torch.cumsum(data.text == world.ANSWER, dim=1) == 0
+        asked = ~data.is_answer & (data.text != world.PAD) & (data.text != world.ANSWER)
         question = (words[data.text] * asked[..., None]).sum(1) / asked.sum(1, keepdim=True)
         features = data.features.to(words.dtype)
         parts = [question, features.mean(1), features.amax(1)]
         embedding = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in parts], dim=1)
-        clusters = round((len(data) / 2) ** 0.5)
-        matrix = np.ascontiguousarray(embedding.cpu().numpy())
-        return kmeans(matrix, clusters, metric="cosine", seed=self.draw).labels.astype(np.int64)
+        matrix: NDArray[np.float32] = embedding.cpu().numpy()
+        return np.ascontiguousarray(matrix / math.sqrt(len(parts)))
+
+    @cached_property
+    def _cheap_clusters(self) -> NDArray[np.int64]:
+        clusters = round((len(self.data) / 2) ** 0.5)
+        return kmeans(self._inputs, clusters, metric="cosine", seed=self.draw).labels.astype(np.int64)
 
     def describe(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Say what a selection holds: shares of wrong answers, near-duplicates, hints and families."""
@@ -333,7 +340,7 @@ def run_cases(prepared: Prepared, todo: list[Case], records: Records, at_once: i
                     yield f"{case.method} {case.budget:g} %: {error}"
             if not chosen:
                 continue
-            seen = round((15 if length == "steps" else budget) / 100 * len(of.pool)) * settings.epochs
+            seen = round(grid.PASSED.get(length, budget) / 100 * len(of.pool)) * settings.epochs
             orders = np.stack([epochs(rows, seen, [draw, _ORDER]) for rows in chosen.values()])
             began = time.monotonic()
             first = prepared.pretrained if start == "pretrained" else of.seed_model()
