@@ -5,7 +5,8 @@
 Makes a LLaVA whose vision tower does most of the work, a pool in which ten samples share each image,
 and scores it with
 
-- two graphs: the score stage, with everything it does;
+- two graphs: the score stage, with everything it does (samples of one image also share its tokens, see
+  prefix_sharing.py; the text model is a small part here);
 - one graph: vision tower and scorer exported together, the same batches. Its inputs are prepared before the
   clock starts, which favours it.
 
@@ -38,6 +39,7 @@ from mllm_selector.families.loading import load_model
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import length_batches, scorer_batch
+from mllm_selector.scoring.prefixes import alone
 from mllm_selector.stages.export import _export
 from scoring_setup import machine, make_llava, make_pool, prepare, score_once
 
@@ -62,6 +64,7 @@ class Fused(torch.nn.Module):
         pooled_positions: torch.Tensor,
         answer_positions: torch.Tensor,
         answer_tokens: torch.Tensor,
+        **own: torch.Tensor,
     ) -> Any:
         """Return the scorer's outputs."""
         return self.scorer(
@@ -72,6 +75,7 @@ class Fused(torch.nn.Module):
             pooled_positions=pooled_positions,
             answer_positions=answer_positions,
             answer_tokens=answer_tokens,
+            **own,
         )
 
 
@@ -155,7 +159,8 @@ def by_one_graph(family: Family, folder: Path, given: argparse.Namespace) -> tup
         pictures = [family.prepare(load_image(samples[row].images[0])) for row in batch]
         starts = [[place * tokens] for place in range(len(batch))]
         inputs.append(
-            family.vision_inputs(pictures) | scorer_batch(family, [encoded[row] for row in batch], starts)
+            family.vision_inputs(pictures)
+            | scorer_batch(family, alone([encoded[row] for row in batch]), starts)
         )
     losses = np.full(len(samples), np.nan, dtype=np.float32)
     started = time.perf_counter()

@@ -30,6 +30,7 @@ from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import length_batches, scorer_batch
 from mllm_selector.scoring.opening import open_torch
+from mllm_selector.scoring.prefixes import alone
 from scoring_setup import machine
 
 OUTPUTS = ["token_nll", "sample_embedding"]
@@ -55,7 +56,7 @@ def main() -> int:
     encoded = [family.encode(sample) for sample in samples]
     batches = length_batches([len(each) for each in encoded], given.token_budget)
     batch = [encoded[row] for row in batches[len(batches) // 2]]
-    inputs = scorer_batch(family, batch, [[0] * len(each.image_tokens) for each in batch])
+    inputs = scorer_batch(family, alone(batch), [[0] * len(each.image_tokens) for each in batch])
     tokens = inputs["attention_mask"].size
     print(
         f"{machine()}; {given.threads} threads\nbatch of {len(batch)} samples, {tokens} tokens with padding\n"

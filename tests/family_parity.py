@@ -17,7 +17,14 @@ from mllm_selector import families
 from mllm_selector.engine import Engine, OnnxEngine
 from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Family
 from mllm_selector.families.loading import load_model
-from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
+from mllm_selector.scoring.batching import (
+    ImageUse,
+    embedding_places,
+    plan_features,
+    scorer_batch,
+    split_answers,
+)
+from mllm_selector.scoring.prefixes import PrefixGroup, alone, shared_prefixes
 from model_fixtures import picture
 
 SIZES = [(48, 40), (80, 60), (30, 100), (200, 60), (64, 64), (33, 150), (200, 200)]
@@ -38,19 +45,23 @@ def size_of(image: Any) -> tuple[int, int]:
     return SIZES[image[1]]
 
 
-def talk(seed: int, *sizes: int) -> Talk:
-    """A conversation that shows pictures of these sizes; every third has a second question."""
+def talk(seed: int, *sizes: int, album: int | None = None) -> Talk:
+    """A conversation that shows pictures of these sizes; every third has a second question.
+
+    Those of one album show the same pictures.
+    """
     draw = np.random.default_rng(seed)
     words = np.array(["how", "many", "red", "blue", "boxes", "squares", "is", "there", "a", "wall", "?"])
     question = "<image>\n" * len(sizes) + " ".join(draw.choice(words, draw.integers(1, 40)))
     turns = [("user", question), ("assistant", " ".join(draw.choice(words, draw.integers(1, 12))))]
     if seed % 3 == 2:
         turns += [("user", "and the other ?"), ("assistant", "no")]
-    return Talk(tuple(turns), tuple((10 * seed + place, size) for place, size in enumerate(sizes)))
+    return Talk(tuple(turns), tuple((10 * (album or seed) + place, size) for place, size in enumerate(sizes)))
 
 
 TALKS = [talk(1), talk(2, 3), talk(3, 0, 2), talk(4, 5, 4, 1), talk(5, 6), talk(6)]
-BATCHES = [[0], [1], [3], [0, 5], [0, 1, 2, 3], [3, 4, 2, 5, 1]]
+TALKS += [talk(7, 3, album=2), talk(8, 3, album=2), talk(9, 0, 2, album=3), talk(10, 3, album=2)]
+BATCHES = [[0], [1], [3], [0, 5], [0, 1, 2, 3], [3, 4, 2, 5, 1], [6, 1], [0, 1, 8, 6, 2, 4, 7, 9]]
 
 
 def expected(folder: Path) -> list[tuple[float, Any, Any]]:
@@ -112,12 +123,21 @@ def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float
         [plan.starts[0][key] for key in zip(each.images, sample.image_tokens, strict=True)]
         for each, sample in zip(talks, samples, strict=True)
     ]
-    scores = engine.read(scorer_batch(family, samples, starts), SCORER_OUTPUTS)
-    losses = split_answers(samples, scores["token_nll"])
-    only_inputs = [family.inputs_of(*each) for each in zip(talks, samples, strict=True)]
+    places = [[place] for place in range(len(talks))]
+    if family.shares_prefixes:
+        places = shared_prefixes(samples, [each.images for each in talks], np.inf, np.inf)
+    groups = [PrefixGroup(tuple(samples[place] for place in group)) for group in places]
+    scores = engine.read(scorer_batch(family, groups, [starts[group[0]] for group in places]), SCORER_OUTPUTS)
+    order = [place for group in places for place in group]
+    losses = split_answers([samples[place] for place in order], scores["token_nll"])
+    means = np.empty(len(talks))
+    means[order] = [each.mean(dtype=np.float64) for each in losses]
+    found = scores["sample_embedding"][embedding_places(groups)]
+    embeddings = np.empty_like(found)
+    embeddings[order] = found
+    only_inputs = alone([family.inputs_of(*each) for each in zip(talks, samples, strict=True)])
     of_inputs = engine.read(scorer_batch(family, only_inputs, starts, "text"), (INPUT_EMBEDDING,))
-    means = [float(each.mean(dtype=np.float64)) for each in losses]
-    return means, scores["sample_embedding"], of_inputs[INPUT_EMBEDDING]
+    return means.tolist(), embeddings, of_inputs[INPUT_EMBEDDING]
 
 
 def differences(family: Family, graphs: Path, reference: list[tuple[float, Any, Any]]) -> tuple[float, float]:

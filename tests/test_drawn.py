@@ -107,7 +107,9 @@ def test_the_language_model_is_not_run_for_the_inputs(monkeypatch: pytest.Monkey
         "input_ids": np.array([[5, 6, 7]]),
         "attention_mask": np.ones((1, 3), np.int64),
         "image_rows": np.full((1, 3), -1),
-        "pooled_positions": np.array([[1, 1, 0]]),
+        "pooled_positions": np.array([[[1, 1, 0]]]),
+        "position_ids": np.array([[0, 1, 2]]),
+        "branches": np.zeros((1, 3), np.int64),
         "answer_positions": np.array([10**6]),
         "answer_tokens": np.array([1]),
     }

@@ -118,7 +118,9 @@ def inputs(first: int) -> dict[str, Any]:
         "input_ids": np.array([[1, *[3] * 16, 20, 30]]),
         "attention_mask": np.ones((1, 19), dtype=np.int64),
         "image_rows": np.array([[-1, *range(first, first + 16), -1, -1]]),
-        "pooled_positions": np.ones((1, 19), dtype=np.int64),
+        "pooled_positions": np.ones((1, 1, 19), dtype=np.int64),
+        "position_ids": np.arange(19)[None],
+        "branches": np.zeros((1, 19), dtype=np.int64),
         "answer_positions": np.array([17]),
         "answer_tokens": np.array([30]),
     }

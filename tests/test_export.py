@@ -24,6 +24,7 @@ from mllm_selector.families.chat import encode_for_training
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import scorer_batch, split_answers
+from mllm_selector.scoring.prefixes import alone
 from mllm_selector.stages import export
 from model_fixtures import MODELS, Exported, clip_llama, done, export_once, picture
 
@@ -71,7 +72,7 @@ def run_graphs(family: Family, engine: OnnxEngine, batch: list[Talk]) -> Any:
         prepared = family.prepare(open_picture(batch[i].images[j]))
         engine.see(family.vision_inputs([prepared]), row, samples[i].image_tokens[j])
         row += samples[i].image_tokens[j]
-    scores = engine.read(scorer_batch(family, samples, starts), SCORER_OUTPUTS)
+    scores = engine.read(scorer_batch(family, alone(samples), starts), SCORER_OUTPUTS)
     return scores | {
         name: split_answers(samples, scores[name]) for name in ("token_nll", "token_entropy", "token_hit")
     }

@@ -28,6 +28,7 @@ from model_fixtures import done, picture
 
 WHOLE_METHOD = ("llava_onevision", "qwen2_5_vl", "smolvlm", "gemma3")
 HALF = ("llava_next", "qwen3_vl", "paligemma2")
+SEES_LATER_TOKENS = ("paligemma", "paligemma2", "gemma3")
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
 """Largest difference of a mean loss, in nats."""
 
@@ -99,11 +100,16 @@ def reference(name: str) -> Any:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_graphs_equal_the_unmodified_forward(name: str) -> None:
-    """In batches of one and of several, with no, one, two and three images of different sizes.
+    """In batches of one and of several, with no, one, two and three images of different sizes, some shared.
 
     Each sample has one reference, so its scores do not depend on the batch either.
     """
     compare(name, "float32")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_samples_share_what_they_begin_with_where_no_token_sees_later_ones(name: str) -> None:
+    assert families.load(model_folder(name)).shares_prefixes is (name not in SEES_LATER_TOKENS)
 
 
 @pytest.mark.parametrize("name", HALF)

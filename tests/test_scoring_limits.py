@@ -259,7 +259,8 @@ engine = OnnxEngine(Path(sys.argv[1]), "cpu", threads=1)
 def read(batch, length):
     ones = np.ones((batch, length), dtype=np.int64)
     return engine.read(
-        {"input_ids": ones, "attention_mask": ones, "pooled_positions": ones, "image_rows": -ones,
+        {"input_ids": ones, "attention_mask": ones, "pooled_positions": ones[:, None], "image_rows": -ones,
+         "position_ids": ones, "branches": 0 * ones,
          "answer_positions": np.arange(batch * length), "answer_tokens": ones.reshape(-1)},
         ("token_nll",))
 read(2, 8)

@@ -96,7 +96,9 @@ def test_the_same_modules_are_run_whatever_order_inputs_come_in() -> None:
     inputs = {
         "answer_tokens": np.array([30]),
         "answer_positions": np.array([17]),
-        "pooled_positions": np.ones((1, 19), dtype=np.int64),
+        "pooled_positions": np.ones((1, 1, 19), dtype=np.int64),
+        "position_ids": np.arange(19)[None],
+        "branches": np.zeros((1, 19), dtype=np.int64),
         "image_rows": np.array([[-1, *range(5, 21), -1, -1]]),
         "attention_mask": np.ones((1, 19), dtype=np.int64),
         "input_ids": np.array([[1, *[3] * 16, 20, 30]]),

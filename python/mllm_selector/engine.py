@@ -249,7 +249,14 @@ class OnnxEngine:
         if self._scorer.get_providers()[0] != self.provider:
             raise ScoreError(_no_cuda("the CUDA provider started for one graph only"))
         self._device = "cuda" if self.provider == _CUDA else "cpu"
-        features = next(node for node in self._scorer.get_inputs() if node.name == "features")
+        inputs = {node.name: node for node in self._scorer.get_inputs()}
+        if len(inputs["pooled_positions"].shape) != 3:
+            msg = (
+                f"{folder / SCORER} was exported by an earlier version; score with that version, or use "
+                "another --run-dir"
+            )
+            raise ScoreError(msg)
+        features = inputs["features"]
         self._feature_type, self._feature_bytes = _TYPES[features.type]
         self._feature_width = int(features.shape[1])
         embedding = next(node for node in self._scorer.get_outputs() if node.name == "sample_embedding")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,8 @@ class AnyresFamily(Family):
         Features of a tile in each direction.
     """
 
+    causal: ClassVar[bool] = True
+
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         super().__init__(folder, trust_remote_code=trust_remote_code)
         vision = self.config.vision_config
@@ -199,7 +201,7 @@ class AnyresFamily(Family):
         """See `Family.torch_inputs`."""
         import torch
 
-        inputs = self.scorer_inputs(batch)
+        inputs = self.model_inputs(batch)
         if prepared:
             both = Family.vision_inputs(self, prepared)
             inputs |= {name: both[name] for name in ("pixel_values", "image_sizes")}

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
+    "BRANCHES",
     "INPUT_EMBEDDING",
     "SCORER_OUTPUTS",
     "Arrays",
@@ -56,6 +57,14 @@ SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
 
 INPUT_EMBEDDING = "input_embedding"
 """A further output, for which the language model is not run; the export makes a graph of its own of it."""
+
+BRANCHES = "branches"
+"""Input of scorers whose samples may share what they begin with: 0 at shared tokens, else whose they are."""
+
+SHARING_TEXTS = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+)
+"""Text models of transformers that take position ids and any mask, and know places by these alone."""
 
 Arrays = dict[str, NDArray[Any]]
 """Inputs of a graph by name."""
@@ -159,6 +168,8 @@ class Family(ABC):
         That placeholder, where the tokenizer has no such attribute.
     one_size : bool
         Whether all pictures have the same feature rows whatever their size, so that sizes are not read.
+    causal : bool
+        Whether a token sees all tokens before it and no other, whatever stands there.
     config : transformers.PreTrainedConfig
         The content of ``config.json``.
     parts : ProcessorParts
@@ -176,6 +187,7 @@ class Family(ABC):
     image_token_name: ClassVar[str] = "image_token"
     image_token: ClassVar[str] = IMAGE_MARK
     one_size: ClassVar[bool] = False
+    causal: ClassVar[bool] = False
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         self.folder = folder
@@ -217,6 +229,17 @@ class Family(ABC):
         """Most tokens that the model has positions for; None if there is no limit."""
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else int(limit)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether samples that begin alike may share it: the scorer then takes `BRANCHES` and positions."""
+        text = self.config.get_text_config()
+        kinds = getattr(text, "layer_types", None)
+        if kinds is None:
+            kinds = [
+                "full_attention" if getattr(text, "sliding_window", None) is None else "sliding_attention"
+            ]
+        return self.causal and text.model_type in SHARING_TEXTS and set(kinds) == {"full_attention"}
 
     @property
     def vocabulary(self) -> int:
@@ -337,7 +360,10 @@ class Family(ABC):
 
     def positioned(self, sample: Encoded) -> Encoded:
         """Add what the model's scorer needs for each token beside its id, as `Encoded.per_token`."""
-        return sample
+        if not self.shares_prefixes:
+            return sample
+        places = np.arange(len(sample), dtype=np.int64)
+        return replace(sample, per_token={"position_ids": places, BRANCHES: np.zeros_like(places)})
 
     @abstractmethod
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
@@ -380,11 +406,18 @@ class Family(ABC):
             for name in arrays[0]
         }
 
+    def model_inputs(self, batch: Sequence[Encoded]) -> Arrays:
+        """Return `scorer_inputs` without what the unmodified model finds by itself."""
+        inputs = self.scorer_inputs(batch)
+        for name in (BRANCHES, "position_ids"):
+            inputs.pop(name, None)
+        return inputs
+
     def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
         """Return what the unmodified model's ``forward`` takes for a batch: the reference of the export."""
         import torch
 
-        inputs = self.scorer_inputs(batch)
+        inputs = self.model_inputs(batch)
         if prepared:
             inputs |= self.vision_inputs(prepared)
         return {name: torch.from_numpy(array) for name, array in inputs.items()}
@@ -407,7 +440,7 @@ class Family(ABC):
         from mllm_selector.families.scorer import ScorerGraph
 
         parts = (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings())
-        return ScorerGraph(*parts, embedding_layer).graph()
+        return ScorerGraph(*parts, embedding_layer).graph(shares_prefixes=self.shares_prefixes)
 
 
 def check_rows(found: int, rows: int | None) -> None:

@@ -48,18 +48,13 @@ class GemmaScorerGraph(ScorerGraph):
         together = (blocks.unsqueeze(2) == blocks.unsqueeze(1)) & (blocks >= 0).unsqueeze(2)
         before = (key <= query).unsqueeze(0)
         kept = attention_mask.bool().unsqueeze(1)
-        masks: Any = self._added((before | together) & kept, merged)
+        masks: Any = self.added_mask((before | together) & kept, merged)
         if self.window is not None:
             near = (key > query - self.window).unsqueeze(0)
             sliding = (before | together) & near if self.window_over_blocks else (before & near) | together
-            masks = {"full_attention": masks, "sliding_attention": self._added(sliding & kept, merged)}
+            masks = {"full_attention": masks, "sliding_attention": self.added_mask(sliding & kept, merged)}
         positions = key + self.first_position
         return super().decode(merged, masks, position_ids=positions)
-
-    @staticmethod
-    def _added(allowed: Tensor, like: Tensor) -> Tensor:
-        """Return what is added to attention scores, shape (batch, 1, length, length)."""
-        return torch.where(allowed, 0.0, torch.finfo(like.dtype).min).to(like.dtype).unsqueeze(1)
 
     def logits(self, states: Tensor) -> Tensor:
         """Project hidden states to the vocabulary, capped where the model does so (Gemma 2)."""

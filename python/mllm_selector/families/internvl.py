@@ -26,6 +26,7 @@ class InternVlFamily(Family):
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     image_token_name: ClassVar[str] = "context_image_token"
     image_token: ClassVar[str] = "<IMG_CONTEXT>"
+    causal: ClassVar[bool] = True
 
     @property
     def tile_rows(self) -> int:

@@ -44,6 +44,7 @@ class LlavaFamily(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     one_size: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         super().__init__(folder, trust_remote_code=trust_remote_code)

@@ -172,6 +172,7 @@ class QwenFamily(Family):
     """
 
     image_token: ClassVar[str] = "<|image_pad|>"
+    causal: ClassVar[bool] = True
 
     @property
     def merge(self) -> int:
@@ -195,7 +196,7 @@ class QwenFamily(Family):
     def positioned(self, sample: Encoded) -> Encoded:
         """Add ``position_ids``, shape (3, length)."""
         positions = rope_positions(sample.is_image, sample.image_grids)
-        return replace(sample, per_token={"position_ids": positions})
+        return replace(sample, per_token={**super().positioned(sample).per_token, "position_ids": positions})
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
         """See `Family.prepare`: ``pixel_values``, shape (patches, values of a patch), and the grid."""
@@ -240,8 +241,7 @@ class QwenFamily(Family):
         """See `Family.torch_inputs`; the model finds positions by itself."""
         import torch
 
-        inputs = self.scorer_inputs(batch)
-        del inputs["position_ids"]
+        inputs = self.model_inputs(batch)
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.feature_token_id).astype(np.int64)
         if prepared:
             inputs |= Family.vision_inputs(self, prepared)
@@ -269,7 +269,8 @@ class QwenFamily(Family):
 
         module = self.scorer(model, embedding_layer)
         example = {"position_ids": torch.zeros(3, 2, 7, dtype=torch.int64)}
-        return module.graph(example, {"position_ids": {1: "batch", 2: "length"}})
+        axes = {"position_ids": {1: "batch", 2: "length"}}
+        return module.graph(example, axes, shares_prefixes=self.shares_prefixes)
 
     def scorer(self, model: Any, embedding_layer: int) -> ScorerGraph:
         """Return the module that reads."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Graph
+from mllm_selector.families.base import BRANCHES, INPUT_EMBEDDING, SCORER_OUTPUTS, Graph
 
 __all__ = ["ScorerGraph"]
 
@@ -24,6 +24,8 @@ class ScorerGraph(nn.Module):
 
     Only answer positions reach the vocabulary projection, and logits stay inside. Which feature row stands at
     which position is said by the caller, so features of an image can serve many samples from where they lie.
+
+    A row of the batch is a sample, or several that share what they begin with (`BRANCHES`).
 
     A model that merges or reads in its own way overrides `merge` or `decode`; inputs of its own (position
     ids, token types), which `Family.scorer_inputs` makes, reach `decode` by their names.
@@ -65,16 +67,16 @@ class ScorerGraph(nn.Module):
 
         Parameters
         ----------
-        input_ids, attention_mask : Tensor of int64, shape (batch, length)
+        input_ids, attention_mask : Tensor of int64, shape (rows, length)
             Padded on the right.
-        image_rows : Tensor of int64, shape (batch, length)
+        image_rows : Tensor of int64, shape (rows, length)
             Row of `features` that stands at this position, -1 where a token does.
-        features : Tensor, shape (rows, width)
+        features : Tensor, shape (feature rows, width)
             At least one row, whether used or not.
-        pooled_positions : Tensor of int64, shape (batch, length)
-            1 at the positions that the embedding is the mean of, else 0.
+        pooled_positions : Tensor of int64, shape (rows, samples, length)
+            For each sample of a row, 1 at the positions that its embedding is the mean of, else 0.
         answer_positions : Tensor of int64, shape (answers,)
-            Place in the flattened batch, ``sample * length + position``, that predicts each answer token.
+            Place in the flattened batch, ``row * length + position``, that predicts each answer token.
         answer_tokens : Tensor of int64, shape (answers,)
             Id of each answer token.
         **own : Tensor
@@ -88,9 +90,9 @@ class ScorerGraph(nn.Module):
             Entropy of the distribution that each answer token is drawn from, in nats.
         token_hit : Tensor of float32, shape (answers,)
             1 where the answer token is the most likely one, else 0.
-        sample_embedding : Tensor of float32, shape (batch, width)
+        sample_embedding : Tensor of float32, shape (rows * samples, width)
             Mean of hidden states over the pooled positions, L2-normalised; zeros where none is pooled.
-        input_embedding : Tensor of float32, shape (batch, 3 * width)
+        input_embedding : Tensor of float32, shape (rows * samples, 3 * width)
             What is known before the decoder, see `embed_inputs`.
         """
         merged = self.merge(input_ids, image_rows, features)
@@ -108,7 +110,7 @@ class ScorerGraph(nn.Module):
 
         Returns
         -------
-        Tensor of float32, shape (batch, 3 * width)
+        Tensor of float32, shape (rows * samples, 3 * width)
             Mean of the pooled token embeddings, mean and maximum of the image's feature rows, each
             L2-normalised, together L2-normalised again. What a sample lacks is zeros.
         """
@@ -121,22 +123,19 @@ class ScorerGraph(nn.Module):
         is_image = (image_rows >= 0).unsqueeze(-1)
         has_image = is_image.long().sum(1) > 0
         largest = torch.where(is_image, states, torch.finfo(states.dtype).min).amax(1)
-        parts = torch.cat(
-            [
-                self.pool(states, pooled_positions),
-                self.pool(states, is_image.squeeze(-1).long()),
-                _normalised(torch.where(has_image, largest, torch.zeros_like(largest))),
-            ],
-            dim=-1,
-        )
-        return _normalised(parts)
+        largest = _normalised(torch.where(has_image, largest, torch.zeros_like(largest)))
+        mean = self.pool(states, is_image.transpose(1, 2).long())
+        # All samples of a row show the same images.
+        of_images = torch.cat([mean, largest], dim=-1).unsqueeze(1)
+        of_images = of_images.expand(-1, pooled_positions.shape[1], -1).flatten(0, 1)
+        return _normalised(torch.cat([self.pool(states, pooled_positions), of_images], dim=-1))
 
     def merge(self, input_ids: Tensor, image_rows: Tensor, features: Tensor) -> Tensor:
         """Put feature rows in the place of image tokens.
 
         Returns
         -------
-        Tensor, shape (batch, length, width)
+        Tensor, shape (rows, length, width)
             What the decoder reads.
         """
         batch, length = input_ids.shape
@@ -151,9 +150,12 @@ class ScorerGraph(nn.Module):
 
         Returns
         -------
-        last, chosen : Tensor, shape (batch, length, width)
+        last, chosen : Tensor, shape (rows, length, width)
             Hidden states that logits are made of, and those of the layer that embeddings are made of.
         """
+        branches = own.pop(BRANCHES, None)
+        if branches is not None:
+            attention_mask = self.branched_mask(attention_mask, branches, merged)
         states = self.decoder(
             inputs_embeds=merged,
             attention_mask=attention_mask,
@@ -163,6 +165,18 @@ class ScorerGraph(nn.Module):
         )
         last = states.last_hidden_state
         return last, last if self.embedding_layer == -1 else states.hidden_states[self.embedding_layer]
+
+    def branched_mask(self, attention_mask: Tensor, branches: Tensor, like: Tensor) -> Tensor:
+        """Let each token see the shared ones and those of its own sample, up to itself; see `added_mask`."""
+        query = torch.arange(like.shape[1], device=like.device).unsqueeze(1)
+        before = (query.transpose(0, 1) <= query).unsqueeze(0)
+        own = (branches.unsqueeze(1) == 0) | (branches.unsqueeze(1) == branches.unsqueeze(2))
+        return self.added_mask(before & own & attention_mask.bool().unsqueeze(1), like)
+
+    @staticmethod
+    def added_mask(allowed: Tensor, like: Tensor) -> Tensor:
+        """Return what is added to attention scores, shape (rows, 1, length, length)."""
+        return torch.where(allowed, 0.0, torch.finfo(like.dtype).min).to(like.dtype).unsqueeze(1)
 
     def losses(
         self, states: Tensor, answer_positions: Tensor, answer_tokens: Tensor
@@ -182,19 +196,28 @@ class ScorerGraph(nn.Module):
 
     def pool(self, states: Tensor, pooled_positions: Tensor) -> Tensor:
         """Average hidden states to an embedding of each sample; see `forward`."""
-        weight = pooled_positions.unsqueeze(-1).float()
+        weight = pooled_positions.float()
         # A mean first, so that the squares of the norm cannot overflow in long samples.
-        return _normalised((states.float() * weight).sum(1) / weight.sum(1).clamp(min=1))
+        mean = weight @ states.float() / weight.sum(-1, keepdim=True).clamp(min=1)
+        return _normalised(mean).flatten(0, 1)
 
-    def graph(self, example: dict[str, Tensor] | None = None, axes: Axes | None = None) -> Graph:
+    def graph(
+        self,
+        example: dict[str, Tensor] | None = None,
+        axes: Axes | None = None,
+        *,
+        shares_prefixes: bool = False,
+    ) -> Graph:
         """Describe the export of this module.
 
         Parameters
         ----------
         example : dict of str to Tensor, optional
-            Example of each input of the model's own, for a batch of 2 samples of 7 positions.
+            Example of each input of the model's own, for a batch of 2 rows of 7 positions.
         axes : dict of str to dict of int to str, optional
             Names of their dynamic axes; ``batch`` and ``length`` are those of the ids.
+        shares_prefixes : bool
+            `Family.shares_prefixes`: whether `BRANCHES` and ``position_ids`` are inputs.
         """
         weight = next(self.embedding.parameters())
         batch = {0: "batch", 1: "length"}
@@ -203,7 +226,9 @@ class ScorerGraph(nn.Module):
             "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
             "image_rows": torch.tensor([[-1, 0, 1, -1, -1, -1, -1], [-1, 2, -1, -1, -1, -1, -1]]),
             "features": self.feature_example(3, weight),
-            "pooled_positions": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
+            "pooled_positions": torch.tensor(
+                [[[1] * 7, [0] * 7], [[1] * 4 + [0] * 3, [1, 1, 1, 0, 1, 0, 0]]]
+            ),
             "answer_positions": torch.tensor([4, 5, 9]),
             "answer_tokens": torch.tensor([1, 1, 1]),
         }
@@ -212,10 +237,16 @@ class ScorerGraph(nn.Module):
             "attention_mask": batch,
             "image_rows": batch,
             "features": {0: "rows"},
-            "pooled_positions": batch,
+            "pooled_positions": {0: "batch", 1: "samples", 2: "length"},
             "answer_positions": {0: "answers"},
             "answer_tokens": {0: "answers"},
         }
+        if shares_prefixes:
+            common |= {
+                "position_ids": torch.arange(7).expand(2, -1).clone(),
+                BRANCHES: torch.tensor([[0] * 7, [0, 0, 0, 1, 2, 0, 0]]),
+            }
+            common_axes |= {"position_ids": batch, BRANCHES: batch}
         return Graph(
             self, common | (example or {}), common_axes | (axes or {}), (*SCORER_OUTPUTS, INPUT_EMBEDDING)
         )

@@ -58,6 +58,7 @@ class SmolVlmFamily(Family):
     """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration` of transformers."""
 
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")
+    causal: ClassVar[bool] = True
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         super().__init__(folder, trust_remote_code=trust_remote_code)
@@ -104,7 +105,7 @@ class SmolVlmFamily(Family):
         """See `Family.torch_inputs`; the model takes the tiles of all images of a sample along an axis."""
         import torch
 
-        inputs = self.scorer_inputs(batch)
+        inputs = self.model_inputs(batch)
         counts = [sum(sample.image_tokens) // self.tile_rows for sample in batch]
         if prepared:
             pixels = self.vision_inputs(prepared)["pixel_values"]

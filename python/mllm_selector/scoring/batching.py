@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_selector.families.base import Arrays, Encoded, Family
+from mllm_selector.scoring.prefixes import PrefixGroup
 
 __all__ = [
     "BatchBudget",
     "FeaturePlan",
     "ImageUse",
     "Placement",
+    "embedding_places",
     "length_batches",
     "plan_features",
     "scorer_batch",
@@ -70,7 +72,7 @@ def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]
 
 
 def scorer_batch(
-    family: Family, batch: Sequence[Encoded], starts: Sequence[Sequence[int]], pooled: str = "all"
+    family: Family, batch: Sequence[PrefixGroup], starts: Sequence[Sequence[int]], pooled: str = "all"
 ) -> Arrays:
     """Return the scorer's inputs for a batch, all but the features.
 
@@ -78,29 +80,32 @@ def scorer_batch(
     ----------
     family : Family
         The model's family.
-    batch : sequence of Encoded
+    batch : sequence of PrefixGroup
         The samples, each with an answer token after its first position.
     starts : sequence of sequence of int
-        First feature row of each image of each sample.
+        First feature row of each image of each group.
     pooled : {"all", "image", "text"}
         The positions that the embeddings are the mean of. Samples without images take all in place of image.
     """
-    inputs = family.scorer_inputs(batch)
+    inputs = family.scorer_inputs([group.joined for group in batch])
     length = inputs["input_ids"].shape[1]
-    pooled_positions = inputs["attention_mask"].copy()
+    pooled_positions = np.zeros((len(batch), _most_samples(batch), length), dtype=np.int64)
     image_rows = np.full((len(batch), length), -1, dtype=np.int64)
     places, tokens = [], []
-    for row, (sample, first_rows) in enumerate(zip(batch, starts, strict=True)):
-        blocks = zip(first_rows, sample.image_tokens, strict=True)
+    for row, (group, first_rows) in enumerate(zip(batch, starts, strict=True)):
+        blocks = zip(first_rows, group.joined.image_tokens, strict=True)
         rows = [np.arange(first, first + count) for first, count in blocks]
         if rows:
-            image_rows[row, np.flatnonzero(sample.is_image)] = np.concatenate(rows)
-        if pooled == "text" or (pooled == "image" and rows):
-            pooled_positions[row, : len(sample)] &= sample.is_image == (pooled == "image")
-        # A token is predicted from the position before it; nothing predicts the first.
-        answers = np.flatnonzero(sample.is_answer[1:])
-        places.append(row * length + answers)
-        tokens.append(sample.ids[answers + 1])
+            image_rows[row, np.flatnonzero(group.joined.is_image)] = np.concatenate(rows)
+        for index, sample in enumerate(group.samples):
+            is_pooled = np.ones(len(sample), dtype=np.bool_)
+            if pooled == "text" or (pooled == "image" and rows):
+                is_pooled = sample.is_image == (pooled == "image")
+            pooled_positions[row, index, group.places(index, np.flatnonzero(is_pooled))] = 1
+            # A token is predicted from the position before it; nothing predicts the first.
+            answers = np.flatnonzero(sample.is_answer[1:])
+            places.append(row * length + group.places(index, answers))
+            tokens.append(sample.ids[answers + 1])
     return {
         **inputs,
         "image_rows": image_rows,
@@ -108,6 +113,16 @@ def scorer_batch(
         "answer_positions": np.concatenate(places),
         "answer_tokens": np.concatenate(tokens),
     }
+
+
+def embedding_places(batch: Sequence[PrefixGroup]) -> NDArray[np.int64]:
+    """Return the row of each sample, in the order of the groups, in an embedding output of the scorer."""
+    most = _most_samples(batch)
+    return np.concatenate([row * most + np.arange(len(each.samples)) for row, each in enumerate(batch)])
+
+
+def _most_samples(batch: Sequence[PrefixGroup]) -> int:
+    return max(len(group.samples) for group in batch)
 
 
 def split_answers(batch: Sequence[Encoded], tokens: NDArray[Any]) -> list[NDArray[Any]]:

@@ -29,6 +29,7 @@ from mllm_selector.resources import gpu_name, processor_name
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget, length_batches, scorer_batch
 from mllm_selector.scoring.parts import BATCHES, KEY
+from mllm_selector.scoring.prefixes import alone
 from mllm_selector.scoring.shards import EncodedShard, encode_shard
 
 __all__ = ["BudgetMemory", "best_budget", "budget_memory", "find_budget", "settle_budget"]
@@ -230,7 +231,7 @@ def _find_tokens(family: Family, engine: Engine, shard: EncodedShard, most: int)
     def tokens_per_second(budget: int) -> float:
         batches = length_batches(lengths, budget)
         longest, middle = (
-            scorer_batch(family, samples, [[0] * len(sample.image_tokens) for sample in samples])
+            scorer_batch(family, alone(samples), [[0] * len(sample.image_tokens) for sample in samples])
             for samples in (
                 [shard.samples[rows[place]] for place in batch]
                 for batch in (batches[0], batches[len(batches) // 2])

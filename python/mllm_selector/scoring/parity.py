@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import chain
 from math import inf, isnan
 from typing import Any
 
@@ -19,7 +20,14 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import ExportError
 from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Arrays, Encoded, Family
 from mllm_selector.families.chat import IMAGE_MARK
-from mllm_selector.scoring.batching import ImageUse, plan_features, scorer_batch, split_answers
+from mllm_selector.scoring.batching import (
+    ImageUse,
+    embedding_places,
+    plan_features,
+    scorer_batch,
+    split_answers,
+)
+from mllm_selector.scoring.prefixes import PrefixGroup, alone, shared_prefixes
 
 __all__ = [
     "BatchDifference",
@@ -31,8 +39,9 @@ __all__ = [
     "reference",
 ]
 
-# Numbers of images of the samples of each batch: none, one, two; batches of one and of several.
-BATCHES = ((0,), (1,), (2, 0, 1), (1, 0, 2, 0, 1))
+# Numbers of images of the samples of each batch: none, one, two; batches of one and of several. Samples of a
+# batch show the same pictures, so those with as many of them can share what they begin with.
+BATCHES = ((0,), (1,), (2, 0, 1), (1, 0, 2, 0, 1), (2, 1, 1, 2, 1))
 # Words in question and answer, so that lengths are ragged.
 WORDS = ((3, 1), (9, 5), (30, 12), (5, 40), (17, 2))
 # Height and width of the pictures, for models whose features depend on them.
@@ -111,12 +120,26 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of a sample: which one, in how many feature rows, and prepared."""
+
+    image: bytes
+    rows: int
+    arrays: Arrays
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """What identifies its features."""
+        return self.image, self.rows
+
+
+@dataclass(frozen=True)
 class Expected:
     """A batch of samples, also cut down to their inputs, and what the model says of each."""
 
     samples: list[Encoded]
     inputs: list[Encoded]
-    pictures: list[list[Arrays]]
+    pictures: list[list[Picture]]
     nll: NDArray[np.float64]
     entropy: NDArray[np.float64]
     embedding: NDArray[np.float64]
@@ -173,15 +196,16 @@ def reference(family: Family, model: Any, embedding_layer: int = -1) -> list[Exp
     for batch, image_counts in enumerate(BATCHES):
         samples, inputs, pictures, scores = [], [], [], []
         for position, image_count in enumerate(image_counts):
-            conversation = _conversation(100 * batch + 10 * position, image_count, *WORDS[position])
+            conversation = _conversation(batch, 10 * position, image_count, *WORDS[position])
             encoded = family.encode(conversation, lambda image: _picture(image).size)
             _compare_tokens(family, conversation, encoded)
             shown = zip(conversation.images, encoded.image_tokens, strict=True)
-            prepared = [family.prepare(_picture(image), rows) for image, rows in shown]
+            prepared = [Picture(image, rows, family.prepare(_picture(image), rows)) for image, rows in shown]
             samples.append(encoded)
             inputs.append(family.inputs_of(conversation, encoded))
             pictures.append(prepared)
-            scores.append(plain_scores(family, model, encoded, prepared, embedding_layer))
+            arrays = [picture.arrays for picture in prepared]
+            scores.append(plain_scores(family, model, encoded, arrays, embedding_layer))
         batches.append(
             Expected(
                 samples,
@@ -248,40 +272,44 @@ def check_against(family: Family, engine: Engine, expected: Sequence[Expected]) 
 
 
 def _compare(family: Family, engine: Engine, expected: Expected) -> BatchDifference:
-    scores = _score(family, engine, expected)
+    order, scores = _score(family, engine, expected)
+    samples = [expected.samples[place] for place in order]
     losses, entropies = (
-        np.array([tokens.mean(dtype=np.float64) for tokens in split_answers(expected.samples, scores[name])])
+        np.array([tokens.mean(dtype=np.float64) for tokens in split_answers(samples, scores[name])])
         for name in ("token_nll", "token_entropy")
     )
     return BatchDifference(
         tokens=[len(sample) for sample in expected.samples],
         images=[len(images) for images in expected.pictures],
-        nll_difference=float(np.abs(losses - expected.nll).max()),
-        entropy_difference=float(np.abs(entropies - expected.entropy).max()),
-        embedding_difference=float(np.abs(scores["sample_embedding"] - expected.embedding).max()),
+        nll_difference=float(np.abs(losses - expected.nll[order]).max()),
+        entropy_difference=float(np.abs(entropies - expected.entropy[order]).max()),
+        embedding_difference=float(np.abs(scores["sample_embedding"] - expected.embedding[order]).max()),
         input_difference=float(np.abs(scores[INPUT_EMBEDDING] - expected.input_embedding).max()),
     )
 
 
-def _score(family: Family, engine: Engine, expected: Expected) -> Arrays:
-    keys = [[(row, place) for place in range(len(images))] for row, images in enumerate(expected.pictures)]
-    uses = [
-        ImageUse(key, rows)
-        for row, sample in enumerate(expected.samples)
-        for key, rows in zip(keys[row], sample.image_tokens, strict=True)
-    ]
+def _score(family: Family, engine: Engine, expected: Expected) -> tuple[list[int], Arrays]:
+    """Return the order in which the samples were read, and outputs; embeddings of inputs are in theirs."""
+    pictures = {picture.key: picture for of_sample in expected.pictures for picture in of_sample}
+    uses = [ImageUse(picture.key, picture.rows) for picture in pictures.values()]
     plan = plan_features([uses], capacity=0, rows_at_once=sum(use.rows for use in uses))
     engine.reserve(plan.rows)
     for placement in plan.encode[0]:
-        prepared = [expected.pictures[row][place] for row, place in (image.key for image in placement.images)]
+        prepared = [pictures[image.key].arrays for image in placement.images]
         rows = sum(image.rows for image in placement.images)
         engine.see(family.vision_inputs(prepared), placement.starts[0], rows)
+    keys = [tuple(picture.key for picture in of_sample) for of_sample in expected.pictures]
     starts = [[plan.starts[0][key] for key in of_sample] for of_sample in keys]
-    full, inputs = (
-        scorer_batch(family, samples, starts, pooled)
-        for samples, pooled in ((expected.samples, "all"), (expected.inputs, "text"))
-    )
-    return engine.read(full, SCORER_OUTPUTS) | engine.read(inputs, (INPUT_EMBEDDING,))
+    groups = [[place] for place in range(len(keys))]
+    if family.shares_prefixes:
+        # However little is shared: the check is about being right.
+        groups = shared_prefixes(expected.samples, keys, inf, inf)
+    batch = [PrefixGroup(tuple(expected.samples[place] for place in group)) for group in groups]
+    full = scorer_batch(family, batch, [starts[group[0]] for group in groups])
+    scores = engine.read(full, SCORER_OUTPUTS)
+    scores["sample_embedding"] = scores["sample_embedding"][embedding_places(batch)]
+    inputs = scorer_batch(family, alone(expected.inputs), starts, "text")
+    return list(chain(*groups)), scores | engine.read(inputs, (INPUT_EMBEDDING,))
 
 
 def _compare_tokens(family: Family, conversation: _Conversation, encoded: Encoded) -> None:
@@ -297,7 +325,7 @@ def _compare_tokens(family: Family, conversation: _Conversation, encoded: Encode
         raise ExportError(msg)
 
 
-def _conversation(seed: int, images: int, question: int, answer: int) -> _Conversation:
+def _conversation(batch: int, seed: int, images: int, question: int, answer: int) -> _Conversation:
     vocabulary = [
         "how",
         "many",
@@ -313,7 +341,7 @@ def _conversation(seed: int, images: int, question: int, answer: int) -> _Conver
         ",",
         ".",
     ]
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng([batch, seed])
     marks = f"{IMAGE_MARK}\n" * images
     messages = [
         ("user", marks + " ".join(draw.choice(vocabulary, question))),
@@ -321,7 +349,7 @@ def _conversation(seed: int, images: int, question: int, answer: int) -> _Conver
     ]
     if answer > 10:
         messages += [("user", "and why ?"), ("assistant", " ".join(draw.choice(vocabulary, 4)))]
-    return _Conversation(tuple(messages), tuple(bytes([seed % 256, image]) for image in range(images)))
+    return _Conversation(tuple(messages), tuple(bytes([batch, image]) for image in range(images)))
 
 
 def _picture(image: Any) -> Any:

@@ -28,15 +28,20 @@ from mllm_selector.scoring.batching import (
     BatchBudget,
     FeaturePlan,
     ImageUse,
+    embedding_places,
     length_batches,
     plan_features,
     scorer_batch,
     split_answers,
 )
 from mllm_selector.scoring.loading import ImageLoader, ahead
+from mllm_selector.scoring.prefixes import PrefixGroup, shared_prefixes
 from mllm_selector.scoring.shards import EncodedShard, ImageRef, Item, ShardScores
 
 __all__ = ["PlannedShard", "ShardScorer", "Wanted", "Work"]
+
+Items = tuple[Item, ...]
+"""Readings of one form that are read as one sequence, see `PrefixGroup`."""
 
 FEATURE_BYTES = 1 << 30
 """Most memory for image features that wait for samples to use them."""
@@ -50,7 +55,7 @@ class PlannedShard:
     """A shard, what of it is computed together, and its images, which are already being loaded."""
 
     shard: EncodedShard
-    batches: list[list[Item]]
+    batches: list[list[Items]]
     features: FeaturePlan
     pictures: Iterator[Arrays | SampleError]
 
@@ -80,7 +85,7 @@ class _Read:
     Inputs that are None are made when it is their turn.
     """
 
-    items: tuple[Item, ...]
+    groups: tuple[Items, ...]
     starts: Mapping[Hashable, int]
     inputs: Arrays | None
 
@@ -197,7 +202,8 @@ class ShardScorer:
 
     def plan(self, shard: EncodedShard) -> PlannedShard:
         """Decide what is computed together, and start to load the first images; may run in a thread."""
-        return self._plan(shard, list(shard.samples), FEATURE_BYTES)
+        shares = self._family.shares_prefixes and not self._wanted.only_inputs
+        return self._plan(shard, _batches(shard, self._budget.tokens, shares=shares), FEATURE_BYTES)
 
     def score(self, planned: PlannedShard, on_batch: Callable[[int, int], None]) -> ShardScores:
         """Score a shard.
@@ -212,17 +218,19 @@ class ShardScorer:
         shard = planned.shard
         scores = ShardScores(reasons=dict(shard.reasons))
         self._compute(planned, self._engine, scores, on_batch)
+        again = scores.not_finite
         if self._exact is None:
-            return scores
-        again = scores.take_not_finite()
+            # What is not finite in one sample makes those not finite that are read in one sequence with it.
+            groups = {item: group for batch in planned.batches for group in batch for item in group}
+            again = [item for item in again if len(groups[item]) > 1]
         if again:
-            scores.rescored = len(again)
-            exact = self._exact()
-            self._compute(self._plan(shard, again, FEATURE_BYTES), exact, scores, lambda *_: None)
+            scores.take_again(again)
+            batches = _batches(shard, self._budget.tokens, again, shares=False)
+            engine = self._engine if self._exact is None else self._exact()
+            self._compute(self._plan(shard, batches, FEATURE_BYTES), engine, scores, lambda *_: None)
         return scores
 
-    def _plan(self, shard: EncodedShard, items: Iterable[Item], feature_bytes: int) -> PlannedShard:
-        batches = _batches(shard, items, self._budget.tokens)
+    def _plan(self, shard: EncodedShard, batches: list[list[Items]], feature_bytes: int) -> PlannedShard:
         images, uses = _image_uses(shard, batches)
         capacity = feature_bytes // self._engine.feature_row_bytes
         features = plan_features(uses, capacity, self._budget.image_rows)
@@ -252,7 +260,7 @@ class ShardScorer:
         try:
             engine.reserve(planned.features.rows)
         except DeviceMemoryError:
-            planned = self._plan(planned.shard, itertools.chain(*planned.batches), 0)
+            planned = self._plan(planned.shard, planned.batches, 0)
         try:
             engine.reserve(planned.features.rows)
         except DeviceMemoryError as error:
@@ -264,21 +272,49 @@ class ShardScorer:
         return planned
 
 
-def _batches(shard: EncodedShard, items: Iterable[Item], token_budget: int) -> list[list[Item]]:
+def _batches(
+    shard: EncodedShard, token_budget: int, items: Iterable[Item] | None = None, *, shares: bool
+) -> list[list[Items]]:
     """Form batches of one variant each, so that a sample's scores do not depend on the other variants.
 
+    Parameters
+    ----------
+    shard : EncodedShard
+        The readings.
+    token_budget : int
+        See `BatchBudget`.
+    items : iterable of Item, optional
+        Which of them; by default all.
+    shares : bool
+        Whether readings that begin alike share it.
+
+    Notes
+    -----
     Batches of all variants are run together, longest first: a sample's readings are about as long as each
     other, so the features of its images wait for a short time only.
     """
     by_variant: dict[Variant, list[Item]] = {}
-    for item in sorted(items):
+    for item in sorted(shard.samples if items is None else items):
         by_variant.setdefault(item[0], []).append(item)
-    batches = [
-        [same[place] for place in batch]
-        for same in by_variant.values()
-        for batch in length_batches([len(shard.samples[item]) for item in same], token_budget)
+    batches = []
+    for same in by_variant.values():
+        groups = _groups(shard, same, token_budget) if shares else [(item,) for item in same]
+        lengths = [len(_sequence(shard, group)) for group in groups]
+        for batch in length_batches(lengths, token_budget):
+            batches.append((lengths[batch[0]], [groups[place] for place in batch]))
+    return [batch for _, batch in sorted(batches, key=lambda each: -each[0])]
+
+
+def _groups(shard: EncodedShard, items: Sequence[Item], token_budget: int) -> list[Items]:
+    samples = [shard.samples[item] for item in items]
+    images = [tuple(ref.key for ref in shard.images[item]) for item in items]
+    return [
+        tuple(items[place] for place in group) for group in shared_prefixes(samples, images, token_budget)
     ]
-    return sorted(batches, key=lambda batch: -len(shard.samples[batch[0]]))
+
+
+def _sequence(shard: EncodedShard, group: Items) -> PrefixGroup:
+    return PrefixGroup(tuple(shard.samples[item] for item in group))
 
 
 def _work(
@@ -304,16 +340,17 @@ def _work(
                     ready.append((image, start, picture))
             yield from _seeing(family, ready)
         readable = []
-        for item in batch:
-            failed = next((ref.key for ref in shard.images[item] if ref.key in broken), None)
+        for group in batch:
+            failed = next((ref.key for ref in shard.images[group[0]] if ref.key in broken), None)
             if failed is None:
-                readable.append(item)
+                readable.append(group)
             else:
-                scores.reasons[item] = broken[failed]
+                scores.reasons |= dict.fromkeys(group, broken[failed])
         if readable:
             inputs = _if_it_fits(_scorer_inputs, family, shard, readable, starts, pooled)
             yield _Read(tuple(readable), starts, inputs)
-        yield len(batch), sum(len(shard.samples[item]) for item in batch)
+        items = list(itertools.chain(*batch))
+        yield len(items), sum(len(shard.samples[item]) for item in items)
 
 
 def _seeing(family: Family, ready: Sequence[tuple[ImageUse, int, Arrays]]) -> Iterator[_See]:
@@ -332,10 +369,10 @@ def _if_it_fits(make: Callable[..., Arrays], *arguments: Any) -> Arrays | None:
 
 
 def _scorer_inputs(
-    family: Family, shard: EncodedShard, items: Sequence[Item], starts: Mapping[Hashable, int], pooled: str
+    family: Family, shard: EncodedShard, groups: Sequence[Items], starts: Mapping[Hashable, int], pooled: str
 ) -> Arrays:
-    samples = [shard.samples[item] for item in items]
-    return scorer_batch(family, samples, _first_rows(shard, items, starts), pooled)
+    first_rows = _first_rows(shard, [group[0] for group in groups], starts)
+    return scorer_batch(family, [_sequence(shard, group) for group in groups], first_rows, pooled)
 
 
 def _first_rows(
@@ -387,42 +424,44 @@ class _Computing:
 
     def read(self, work: _Read) -> None:
         """Score readings; one that does not fit alone is set aside."""
-        blind = {item: why for item in work.items if (why := self._why_blind(item)) is not None}
-        self._scores.reasons |= blind
-        items = tuple(item for item in work.items if item not in blind)
-        if items:
-            self._read(items, work.starts, None if blind else work.inputs)
+        blind = {group: why for group in work.groups if (why := self._why_blind(group[0])) is not None}
+        for group, why in blind.items():
+            self._scores.reasons |= dict.fromkeys(group, why)
+        groups = tuple(group for group in work.groups if group not in blind)
+        if groups:
+            self._read(groups, work.starts, None if blind else work.inputs)
 
     def _why_blind(self, item: Item) -> str | None:
         return next(
             (self._blind[ref.key] for ref in self._shard.images[item] if ref.key in self._blind), None
         )
 
-    def _read(self, items: tuple[Item, ...], starts: Mapping[Hashable, int], inputs: Arrays | None) -> None:
-        tokens = len(items) * max(len(self._shard.samples[item]) for item in items)
-        fits = self._most_tokens is None or tokens <= self._most_tokens or len(items) == 1
+    def _read(self, groups: tuple[Items, ...], starts: Mapping[Hashable, int], inputs: Arrays | None) -> None:
+        tokens = len(groups) * max(len(_sequence(self._shard, group)) for group in groups)
+        is_one = len(groups) == 1 and len(groups[0]) == 1
+        fits = self._most_tokens is None or tokens <= self._most_tokens or is_one
         try:
             if fits:
                 pooled = self._wanted.pooled
                 with memory_errors():
                     self._read_whole(
-                        items,
+                        groups,
                         starts,
-                        inputs or _scorer_inputs(self._family, self._shard, items, starts, pooled),
+                        inputs or _scorer_inputs(self._family, self._shard, groups, starts, pooled),
                     )
                 return
         except DeviceMemoryError:
             self._done.splits += 1
             # Batches are of about one size: the following ones are not even tried.
             self._most_tokens = tokens // 2
-            if len(items) == 1:
-                self._scores.reasons[items[0]] = f"out-of-memory: {tokens} tokens, scored alone"
+            if is_one:
+                self._scores.reasons[groups[0][0]] = f"out-of-memory: {tokens} tokens, scored alone"
                 return
-        half = len(items) // 2
-        self._read(items[:half], starts, None)
-        self._read(items[half:], starts, None)
+        for half in _halves(groups):
+            self._read(half, starts, None)
 
-    def _read_whole(self, items: Sequence[Item], starts: Mapping[Hashable, int], inputs: Arrays) -> None:
+    def _read_whole(self, groups: Sequence[Items], starts: Mapping[Hashable, int], inputs: Arrays) -> None:
+        items = list(itertools.chain(*groups))
         if self._wanted.only_inputs:
             self._read_inputs(items, inputs)
             return
@@ -435,15 +474,19 @@ class _Computing:
                 result |= self._engine.read(self._cut_down(items, starts), (INPUT_EMBEDDING,))
         samples = [self._shard.samples[item] for item in items]
         of_tokens = {name.removeprefix("token_"): split_answers(samples, result[name]) for name in tokens}
-        name = "sample_embedding" if is_pooled else INPUT_EMBEDDING
-        embeddings = self._wanted.project(result[name]) if is_full else [None] * len(items)
+        embeddings: Iterable[NDArray[np.float32] | None] = [None] * len(items)
+        if is_pooled:
+            places = embedding_places([_sequence(self._shard, group) for group in groups])
+            embeddings = self._wanted.project(result["sample_embedding"][places])
+        elif is_full:
+            embeddings = self._wanted.project(result[INPUT_EMBEDDING])
         for place, (item, embedding) in enumerate(zip(items, embeddings, strict=True)):
             of_sample = {name: values[place] for name, values in of_tokens.items()}
             self._scores.put(item, Answer(**of_sample, vocabulary=self._family.vocabulary), embedding)
 
     def _cut_down(self, items: Sequence[Item], starts: Mapping[Hashable, int]) -> Arrays:
         """Return what the embeddings of the inputs of some readings are made of."""
-        samples = [self._shard.inputs[item] for item in items]
+        samples = [PrefixGroup((self._shard.inputs[item],)) for item in items]
         return scorer_batch(self._family, samples, _first_rows(self._shard, items, starts), "text")
 
     def _read_inputs(self, items: Sequence[Item], inputs: Arrays) -> None:
@@ -453,15 +496,25 @@ class _Computing:
             self._scores.put_inputs(item, embedding)
 
 
+def _halves(groups: tuple[Items, ...]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
+    """Halve a batch, or the only group of one."""
+    if len(groups) > 1:
+        half = len(groups) // 2
+        return groups[:half], groups[half:]
+    (group,) = groups
+    half = len(group) // 2
+    return (group[:half],), (group[half:],)
+
+
 def _image_uses(
-    shard: EncodedShard, batches: Sequence[Sequence[Item]]
+    shard: EncodedShard, batches: Sequence[Sequence[Items]]
 ) -> tuple[dict[Hashable, ImageRef], list[list[ImageUse]]]:
     """Find the distinct images, and those that each batch needs in order of first use."""
     images: dict[Hashable, ImageRef] = {}
     uses = []
     for batch in batches:
         needed: dict[Hashable, ImageUse] = {}
-        for item in batch:
+        for item, *_ in batch:  # the others of a group show the same images
             for ref, count in zip(shard.images[item], shard.samples[item].image_tokens, strict=True):
                 images.setdefault(ref.key, ref)
                 needed.setdefault(ref.key, ImageUse(ref.key, count))

@@ -94,7 +94,7 @@ class ShardScores:
     images_encoded : int
         Images that were turned into features; one that had to be encoded again counts again.
     rescored : int
-        Readings scored again in float32, since half precision gave no finite score.
+        Readings scored again, each alone and in float32, since they had no finite score.
     """
 
     answers: dict[Item, Answer] = field(default_factory=dict)
@@ -103,12 +103,16 @@ class ShardScores:
     images_encoded: int = 0
     rescored: int = 0
 
-    def take_not_finite(self) -> list[Item]:
-        """Return the readings whose scores were not finite, as if they had not been scored yet."""
-        items = sorted(item for item, reason in self.reasons.items() if reason.startswith(NOT_FINITE))
+    @property
+    def not_finite(self) -> list[Item]:
+        """The readings whose scores are not finite."""
+        return sorted(item for item, reason in self.reasons.items() if reason.startswith(NOT_FINITE))
+
+    def take_again(self, items: Sequence[Item]) -> None:
+        """Forget why some readings were not scored, as if they had not been tried yet."""
+        self.rescored = len(items)
         for item in items:
             del self.reasons[item]
-        return items
 
     def put(self, item: Item, answer: Answer, embedding: NDArray[np.float32] | None = None) -> None:
         """Enter a reading's scores, unless they are not finite."""
