@@ -26,7 +26,7 @@ from mllm_selector.scoring.parity import Check, check_against, reference
 __all__ = ["run"]
 
 FUSED_OPSET = 23
-"""The first ONNX opset with Attention, RMSNormalization and RotaryEmbedding, which engines compute as a whole.
+"""The first ONNX opset with Attention, RMSNormalization and RotaryEmbedding, each computed as a whole.
 
 It is for models that are given positions: ONNX Runtime refuses a RotaryEmbedding whose angles are one row for
 all samples, and masks that a model makes for itself are of more kinds than its Attention takes.
