@@ -166,7 +166,7 @@ def made() -> Exported:
 
 @pytest.fixture
 def stand_in(made: Exported, monkeypatch: pytest.MonkeyPatch) -> Exported:
-    def copy(graph: Graph, path: Path) -> None:
+    def copy(graph: Graph, path: Path, opset: int | None) -> None:
         for file in made.graphs.glob(f"{path.name}*"):
             shutil.copy(file, path.parent)
 

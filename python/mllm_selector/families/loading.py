@@ -136,8 +136,7 @@ def load_model(
     precision : str
         ``float32``, ``float16`` or ``bfloat16``.
     attention : str or None
-        Variant of the attention; ``eager``, written out, becomes the fastest graphs. None: what
-        transformers chooses by itself.
+        Variant of the attention; ``eager`` is written out. None: what transformers chooses by itself.
     trust_remote_code : bool
         Whether Python code that comes with the model may run.
 

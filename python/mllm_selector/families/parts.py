@@ -13,6 +13,7 @@ from typing import Any
 
 from mllm_selector.errors import ModelError
 from mllm_selector.families.loading import quiet_transformers
+from mllm_selector.families.pixels import use_tables
 
 __all__ = ["ProcessorParts", "load_parts"]
 
@@ -26,7 +27,7 @@ class ProcessorParts:
     tokenizer : transformers.PreTrainedTokenizerBase
         The tokenizer.
     image_processor : transformers.BaseImageProcessor
-        The image processor in its Pillow variant, where there is one.
+        The image processor in its Pillow variant, where there is one, with `use_tables`.
     chat_template : str or None
         The template in the model's own files.
     settings : dict
@@ -72,6 +73,7 @@ def load_parts(model: str | Path, *, trust_remote_code: bool = False) -> Process
                 "processor.save_pretrained(DIR) writes"
             )
             raise ModelError(msg) from error
+    use_tables(image_processor)
     return ProcessorParts(tokenizer, image_processor, template, settings)
 
 

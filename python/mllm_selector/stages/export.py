@@ -25,6 +25,13 @@ from mllm_selector.scoring.parity import Check, check_against, reference
 
 __all__ = ["run"]
 
+FUSED_OPSET = 23
+"""The first ONNX opset with Attention, RMSNormalization and RotaryEmbedding, each computed as a whole.
+
+It is for models that are given positions: ONNX Runtime refuses a RotaryEmbedding whose angles are one row for
+all samples, and masks that a model makes for itself are of more kinds than its Attention takes.
+"""
+
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.16}
 """Largest difference of a mean loss (nats) or of an embedding's element from the model's own, in float32."""
 
@@ -70,14 +77,16 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     with atomic_folder(run.onnx) as temporary:
         family = families.load(folder, trust_remote_code=trust)
         _check_layer(options.embedding_layer, family)
-        model = load_model(folder, trust_remote_code=trust)
+        fused = family.shares_prefixes
+        model = load_model(folder, attention="sdpa" if fused else "eager", trust_remote_code=trust)
         # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
         expected = reference(family, model, options.embedding_layer)
         progress.update(next(steps))
         if options.engine == "onnx":
             for precision in precisions:
                 graphs = graph_folder(temporary, options.precision, precision)
-                _write_graphs(family, model, precision, options.embedding_layer, graphs)
+                opset = FUSED_OPSET if fused else None
+                _write_graphs(family, model, precision, options.embedding_layer, graphs, opset)
                 progress.update(next(steps))
         del model
         with writing(run.onnx):
@@ -120,11 +129,13 @@ def _check_layer(layer: int, family: Family) -> None:
         raise UsageError(msg)
 
 
-def _write_graphs(family: Family, model: Any, precision: str, embedding_layer: int, folder: Path) -> None:
+def _write_graphs(
+    family: Family, model: Any, precision: str, embedding_layer: int, folder: Path, opset: int | None
+) -> None:
     folder.mkdir(exist_ok=True)
     to_precision(model, precision)
-    _export(family.vision_graph(model), folder / VISION)
-    _export(family.scorer_graph(model, embedding_layer), folder / SCORER)
+    _export(family.vision_graph(model), folder / VISION, opset)
+    _export(family.scorer_graph(model, embedding_layer), folder / SCORER, opset)
     _keep(folder / SCORER, (INPUT_EMBEDDING,), folder / INPUTS)
     _keep(folder / SCORER, SCORER_OUTPUTS, folder / SCORER)
 
@@ -150,7 +161,7 @@ def _open(
     return OnnxEngine(graphs, "cuda" if precision == "bfloat16" else "cpu")
 
 
-def _export(graph: Graph, path: Path) -> None:
+def _export(graph: Graph, path: Path, opset: int | None = None) -> None:
     import torch
 
     # An axis name stands for one length, wherever it occurs.
@@ -169,6 +180,7 @@ def _export(graph: Graph, path: Path) -> None:
                 input_names=list(graph.example),
                 output_names=list(graph.outputs),
                 dynamic_shapes=shapes,
+                opset_version=opset,
             )
             assert program is not None  # what dynamo=True returns; for the type checker
             _drop_metadata(program.model)
