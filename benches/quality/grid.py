@@ -270,6 +270,8 @@ class Case:
 DRAWS = range(5)
 MORE_DRAWS = range(5, 10)
 TUNING_DRAWS = range(1000, 1005)
+# Draws from 2000 on are for one question, which was put after the tables of the others had been seen.
+FRESH_DRAWS = range(2000, 2010)
 FEW = ("random", "grouped", "families equal")
 NEAREST = (*FEW, "stratified", "coincide", "presel", "k-center")
 
@@ -404,6 +406,15 @@ def _rivals_inputs() -> list[Case]:
     return near + _cases(DRAWS, (5, 15), tuple(RIVALS_ON_INPUTS))
 
 
+def _fresh() -> list[Case]:
+    """Ask again, on draws that nobody has seen, whether facility location inside groups is better.
+
+    Set before they were run: it is taken for better if one of the differences to `grouped` at 5, 15 and
+    50 % is clearly above zero, and none clearly below.
+    """
+    return _cases(FRESH_DRAWS, (15, 5, 50), ("grouped", "within facility", "random"))
+
+
 PLANS = {
     "main": _main,
     "rivals": _rivals,
@@ -425,6 +436,7 @@ PLANS = {
     "finalists": _finalists,
     "finals": _finals,
     "rivals-inputs": _rivals_inputs,
+    "fresh": _fresh,
 }
 
 
