@@ -302,13 +302,21 @@ def test_tables_are_made_of_records(tmp_path: Path) -> None:
             )  # fmt: skip
     tuned = Case(draw=grid.TUNING_DRAWS.start, method="grouped", budget=5)
     records.add("key", tuned, accuracy=[0.123] * len(world.FAMILIES), wrong=0.05, copies=0.2)
-    results, tuning = (tables.Results(records.of("key"), tuning=tuning) for tuning in (False, True))
+    fresh = Case(draw=grid.FRESH_DRAWS.start, method="grouped", budget=5)
+    records.add("key", fresh, accuracy=[0.456] * len(world.FAMILIES), wrong=0.05, copies=0.2)
+    results, tuning, unseen = (
+        tables.Results(records.of("key"), draws=draws)
+        for draws in (range(1000), grid.TUNING_DRAWS, grid.FRESH_DRAWS)
+    )
     told = results.gain({"method": "grouped", "budget": 5}, {"method": "random", "budget": 5})
     assert told is not None
     assert told.mean == pytest.approx(20)
     assert told.half_width == pytest.approx(4.3027 * 10 / np.sqrt(3), rel=1e-4)
-    text = tables.text(results, tuning, tables.Results({}, nlvr.MIX), 6, "key")
+    text = tables.text(results, tuning, unseen, tables.Results({}, nlvr.MIX), "key")
     assert text.index("## Looking for a better default") < text.index("| grouped | 12.3 (1) |")
+    fresh_row = text.index("| grouped | 45.6 (1) |")
+    assert text.index("from\n2000 on") < fresh_row < text.index("## 0% wrong answers")
+    assert "\n6 trainings, draws 0 to 2 " in text
     assert "| grouped | 70.0 +- 24.8 (3) | +20.0 +- 24.8 (3) |" in text
     assert "is not told apart from random" in text
     assert "plan `noise`" in text
@@ -318,11 +326,12 @@ def test_every_plan_names_methods_that_there_are() -> None:
     planned = list(grid.planned(list(grid.PLANS)))
     assert {case.method for case in planned} <= set(grid.METHODS)
     assert len(planned) == len(set(planned))
-    tuned = {case.draw for case in grid.planned([name for name in grid.PLANS if name.startswith("tune")])}
-    reported = {
-        case.draw for case in grid.planned([name for name in grid.PLANS if not name.startswith("tune")])
-    }
-    assert not tuned & reported
+    for case in planned:
+        assert case.draw < 1000 or case.draw in (*grid.TUNING_DRAWS, *grid.FRESH_DRAWS)
+    for start, draws in (("tune", grid.TUNING_DRAWS), ("fresh", grid.FRESH_DRAWS)):
+        of = {name: {case.draw for case in grid.planned([name])} for name in grid.PLANS}
+        for name, found in of.items():
+            assert found <= set(draws) if name.startswith(start) else not found & set(draws)
 
 
 @pytest.fixture(scope="module")

@@ -410,9 +410,15 @@ def _fresh() -> list[Case]:
     """Ask again, on draws that nobody has seen, whether facility location inside groups is better.
 
     Set before they were run: it is taken for better if one of the differences to `grouped` at 5, 15 and
-    50 % is clearly above zero, and none clearly below.
+    50 % is clearly above zero, and none clearly below. The full pool and other shares of wrong answers
+    were added when the answer was known.
     """
-    return _cases(FRESH_DRAWS, (15, 5, 50), ("grouped", "within facility", "random"))
+    methods = ("grouped", "within facility", "random")
+    return [
+        *_cases(FRESH_DRAWS, (15, 5, 50), methods),
+        *_cases(FRESH_DRAWS, (100,), ("random",)),
+        *[case for wrong in (0.0, 0.15) for case in _cases(FRESH_DRAWS, (5, 15), methods, wrong=wrong)],
+    ]
 
 
 PLANS = {
