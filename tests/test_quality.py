@@ -425,6 +425,6 @@ def test_the_real_pool_is_trained_on_and_told(prepared: nlvr.NlvrPrepared, tmp_p
     assert all(len(row["accuracy"]) == len(row["families"]) == len(nlvr.FAMILIES) for row in rows.values())
     majority = prepared.world(0, "nlvr", 0.0).by_majority()
     assert majority[nlvr.FAMILIES.index("nlvr-statement")] in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    results = tables.Results({Case(draw=0): {}})
-    text = tables.text(results, tables.Results({}), tables.Results(rows, nlvr.MIX), 0, "key")
+    results, nothing = tables.Results({Case(draw=0): {}}), tables.Results({})
+    text = tables.text(results, nothing, nothing, tables.Results(rows, nlvr.MIX), "key")
     assert "| nlvr-statement | 13% |" in text

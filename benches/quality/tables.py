@@ -382,6 +382,7 @@ def text(results: Results, tuning: Results, fresh: Results, real: Results, setti
     """Return RESULTS.md."""
     rivals = _ordered(results, ["random", "families equal", *grid.RIVALS])
     done = {case.draw for case in results.rows}
+    half, everything = {"budget": 50}, {"method": "random", "budget": 100}
     parts = [
         "# Does training on the chosen part beat training on a random part?",
         "",
@@ -503,7 +504,21 @@ def text(results: Results, tuning: Results, fresh: Results, real: Results, setti
         "differences to `grouped` at 5, 15 and 50 % is clearly above zero, and none clearly below.",
         "",
         *_against_random(fresh, ["random", "grouped", "within facility"], (5, 15, 50), notes=False),
+        (
+            "Half of the pool by `within facility` against all of it on these draws: "
+            f"{_signed(fresh.gain(half | {'method': 'within facility'}, everything))}; by `grouped`: "
+            f"{_signed(fresh.gain(half | {'method': 'grouped'}, everything))}."
+        ),
+        "",
     ]
+    for wrong in (0.0, 0.15):
+        parts += [
+            f"The same draws with {wrong:.0%} wrong answers:",
+            "",
+            *_against_random(
+                fresh, ["random", "grouped", "within facility"], (5, 15), notes=False, wrong=wrong
+            ),
+        ]
     for wrong in (0.0, 0.15):
         parts += [
             f"## {wrong:.0%} wrong answers",
