@@ -31,6 +31,7 @@ import torch
 from scoring_setup import (
     VOCABULARY,
     Scored,
+    best_in_turns,
     machine,
     make_llava,
     make_pool,
@@ -74,16 +75,12 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
         "image_budget": 1024,
         "workers": 1,
     }
-    best: dict[str, Scored] = {}
-    for _ in range(given.repeats):
-        for name in ("onnx", "torch", "loop"):
-            result = (
-                score_by_loop(folder / "onnx", model, images)
-                if name == "loop"
-                else score_once(folder / name, **options)
-            )
-            if name not in best or result.seconds < best[name].seconds:
-                best[name] = result
+    contenders = {
+        "onnx": lambda: score_once(folder / "onnx", **options),
+        "torch": lambda: score_once(folder / "torch", **options),
+        "loop": lambda: score_by_loop(folder / "onnx", model, images),
+    }
+    best = best_in_turns(given.repeats, contenders, lambda result: result.seconds)
     return show(best, parameters, given)
 
 

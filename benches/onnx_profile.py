@@ -2,7 +2,8 @@
 
     python benches/cpu_scoring.py --work DIR && python benches/onnx_profile.py --run-dir DIR/onnx
 
-Prints milliseconds by operator, and of a whole batch with each level of graph optimisation and in PyTorch.
+Prints milliseconds by operator, and of a whole batch with each level of graph optimisation, with attention
+written out in place of whole operators, and in PyTorch.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import onnxruntime as ort
 
 from mllm_selector import families
 from mllm_selector.engine import SCORER
+from mllm_selector.families.loading import load_model
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import length_batches, scorer_batch
 from mllm_selector.scoring.opening import open_torch
 from mllm_selector.scoring.prefixes import alone
+from mllm_selector.stages.export import _export
 from scoring_setup import machine
 
 OUTPUTS = ["token_nll", "sample_embedding"]
@@ -69,6 +72,11 @@ def main() -> int:
     for level in LEVELS:
         session = open_session(graph, given.threads, level)
         print(f"| {level} | {best(given.repeats, session, feeds):.1f} |")
+    with tempfile.TemporaryDirectory() as temporary:
+        eager = Path(temporary) / SCORER
+        _export(family.scorer_graph(load_model(model, attention="eager")), eager)
+        session = open_session(eager, given.threads, LEVELS[-1])
+        print(f"| attention written out | {best(given.repeats, session, feeds):.1f} |")
     engine = open_torch(family, model, "float32", "cpu", given.threads)
     engine.reserve(256)
     print(f"| PyTorch | {fastest(given.repeats, lambda: engine.read(inputs, OUTPUTS)):.1f} |\n")

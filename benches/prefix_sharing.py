@@ -17,10 +17,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -28,11 +29,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from mllm_selector.demo.model import ModelSize
 from mllm_selector.engine import OnnxEngine
-from mllm_selector.scoring import scorer
-from scoring_setup import Scored, machine, make_llava, make_pool, prepare, score_once
+from mllm_selector.scoring import groups
+from scoring_setup import Scored, best_in_turns, machine, make_llava, make_pool, prepare, score_once
 
 SIZE = ModelSize(hidden=192, vision_layers=1, text_layers=6, image_side=192, patch_side=12, vocabulary=2000)
-CONTENDERS = ("together", "apart")
 
 
 def main() -> int:
@@ -64,11 +64,11 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
         pool.write_text(json.dumps(list(sharing(records, per_image))))
         prepare(folder / "run", pool, images, folder / "model")
         best = measure(folder / "run", given)
-        together, apart = (best[name] for name in CONTENDERS)
-        worst = max(worst, float(np.abs(together[0].necessity - apart[0].necessity).max()))
+        together, alone = best["together"], best["apart"]
+        worst = max(worst, float(np.abs(together[0].necessity - alone[0].necessity).max()))
         print(
-            f"| {per_image} | {apart[1]:,} | {together[1]:,} | {given.samples / apart[0].seconds:.1f} | "
-            f"{given.samples / together[0].seconds:.1f} | {apart[0].seconds / together[0].seconds:.2f} |"
+            f"| {per_image} | {alone[1]:,} | {together[1]:,} | {given.samples / alone[0].seconds:.1f} | "
+            f"{given.samples / together[0].seconds:.1f} | {alone[0].seconds / together[0].seconds:.2f} |"
         )
     print(f"\nworst difference of a mean loss {worst:.1e} nats")
     return 0 if worst <= 1e-4 else 1
@@ -93,41 +93,31 @@ def measure(run: Path, given: argparse.Namespace) -> dict[str, tuple[Scored, int
         "image_budget": 1024,
         "workers": 1,
     }
-    best: dict[str, tuple[Scored, int]] = {}
-    for _ in range(given.repeats):
-        for name in CONTENDERS:
-            with counted() as tokens, apart() if name == "apart" else nullcontext():
-                scored = score_once(run, **options)
-            if name not in best or scored.seconds < best[name][0].seconds:
-                best[name] = scored, sum(tokens)
-    return best
+
+    def score(context: Any) -> tuple[Scored, int]:
+        counting, tokens = counted()
+        with counting, context:
+            scored = score_once(run, **options)
+        return scored, sum(tokens)
+
+    contenders = {"together": lambda: score(nullcontext()), "apart": lambda: score(apart())}
+    return best_in_turns(given.repeats, contenders, lambda result: result[0].seconds)
 
 
-@contextmanager
-def counted() -> Iterator[list[int]]:
-    """Note how many tokens each batch has, without padding."""
+def counted() -> tuple[Any, list[int]]:
+    """Return a context in which it is noted how many tokens each batch has, and the notes."""
     read, tokens = OnnxEngine.read, []
 
     def noted(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
         tokens.append(int(inputs["attention_mask"].sum()))
         return read(self, inputs, outputs)
 
-    OnnxEngine.read = noted  # type: ignore[method-assign]
-    try:
-        yield tokens
-    finally:
-        OnnxEngine.read = read  # type: ignore[method-assign]
+    return patch.object(OnnxEngine, "read", noted), tokens
 
 
-@contextmanager
-def apart() -> Iterator[None]:
-    """Give every sample a sequence of its own."""
-    shared = scorer.shared_prefixes
-    scorer.shared_prefixes = lambda samples, *_: [[place] for place in range(len(samples))]
-    try:
-        yield
-    finally:
-        scorer.shared_prefixes = shared
+def apart() -> Any:
+    """Return a context in which every sample has a sequence of its own."""
+    return patch.object(groups, "shared_prefixes", lambda samples, *_: [[at] for at in range(len(samples))])
 
 
 if __name__ == "__main__":

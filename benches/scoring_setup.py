@@ -6,10 +6,11 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import score
 
 LOOP_BATCH = 8
+T = TypeVar("T")
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "pillow", "numpy")
 VOCABULARY = 32_000
@@ -79,6 +81,17 @@ class Scored:
     def busy(self) -> float:
         """Seconds in which the engine computed."""
         return self.seconds * (1 - self.idle)
+
+
+def best_in_turns(
+    repeats: int, contenders: Mapping[str, Callable[[], T]], seconds: Callable[[T], float]
+) -> dict[str, T]:
+    """Let contenders take turns; return the fastest result of each by name."""
+    results: dict[str, list[T]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            results[name].append(run())
+    return {name: min(found, key=seconds) for name, found in results.items()}
 
 
 def machine() -> str:

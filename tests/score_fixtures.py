@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pyarrow as pa
 import pytest
 
 from mllm_selector import cli
-from mllm_selector.config import ScoreOptions
+from mllm_selector.artifacts import ScoreTable
+from mllm_selector.config import ExportOptions, ScoreOptions
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.stages import score
@@ -107,6 +110,49 @@ def score_run(images: Path) -> Callable[..., dict[str, Any]]:
             return score.run(held, ScoreOptions(**given), progress or SilentProgress())
 
     return run
+
+
+@pytest.fixture
+def scored(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[dict[str, Any], ScoreTable]]:
+    """Score a pool with a model of the fixtures, in a directory and with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(
+        pool: list[Any], model: str = "clip-llama", change: Any = None, **options: Any
+    ) -> tuple[dict[str, Any], ScoreTable]:
+        folder = tmp_path / f"scored-{len(list(tmp_path.iterdir()))}"
+        precision = "float16" if model.endswith("float16") else "float32"
+        with RunDirectory(folder) as held:
+            write_pool(folder, pool)
+            shutil.copytree(export_once(model).graphs, held.onnx)
+            if change is not None:
+                change(held.onnx)
+            held.stages["ingest"] = done(options={"images": str(images)})
+            held.stages["seed"] = done()
+            held.stages["export"] = done(options=ExportOptions(precision=precision).as_json())
+            held.stages["score"] = StageRecord(state="running", key="key")
+            given = {"device": "cpu", "token_budget": 512, "shard_size": 40, **options}
+            counts = score.run(held, ScoreOptions(**given), SilentProgress())
+            return counts, ScoreTable.load(held.scores)
+
+    return run
+
+
+def poison(graph: Path, value: float) -> None:
+    """Give the token of the character 127 an embedding of that value."""
+    from transformers import AutoProcessor
+
+    folder = next(parent for parent in graph.parents if (parent / "processor").is_dir())
+    tokenizer = AutoProcessor.from_pretrained(folder / "processor").tokenizer
+    token = tokenizer("\x7f", add_special_tokens=False)["input_ids"][0]
+    model = onnx.load(graph)
+    table = next(weight for weight in model.graph.initializer if list(weight.dims) == [400, 32])
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[token] = value
+    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+    onnx.save(model, graph)
 
 
 def run(*arguments: object, at: Path) -> None:

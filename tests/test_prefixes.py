@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 
 from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable
-from mllm_selector.config import ScoreOptions
 from mllm_selector.engine import OnnxEngine, memory_errors
 from mllm_selector.errors import ScoreError
 from mllm_selector.families.base import BRANCHES, Encoded
-from mllm_selector.progress import SilentProgress
-from mllm_selector.rundir import RunDirectory, StageRecord
-from mllm_selector.scoring import scorer
+from mllm_selector.scoring import groups as groups_
 from mllm_selector.scoring.batching import embedding_places, split_answers
 from mllm_selector.scoring.prefixes import OWN_SHARE, PrefixGroup, alone, shared_prefixes
-from mllm_selector.stages import score
-from model_fixtures import done, export_once, picture, write_pool
+from model_fixtures import export_once
+from score_fixtures import poison
+
+pytest_plugins = ["score_fixtures"]
 
 IMAGE = 3
 
@@ -139,45 +138,15 @@ def pool_of(images: int, each: int, question: int = 3) -> list[Any]:
     ]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(9):
-        picture(index).save(folder / f"{index}.png")
-    return folder
-
-
-@pytest.fixture
-def scored(tmp_path: Path, images: Path) -> Callable[..., tuple[dict[str, Any], ScoreTable]]:
-    """Score a pool with a model of the fixtures, in a directory of its own."""
-
-    def run(
-        pool: list[Any], model: str = "clip-llama", change: Any = None, **options: Any
-    ) -> tuple[dict[str, Any], ScoreTable]:
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        with RunDirectory(folder) as held:
-            write_pool(folder, pool)
-            shutil.copytree(export_once(model).graphs, held.onnx)
-            if change is not None:
-                change(held.onnx)
-            held.stages["ingest"] = done(options={"images": str(images)})
-            held.stages["seed"] = done()
-            held.stages["export"] = done()
-            held.stages["score"] = StageRecord(state="running", key="key")
-            given = {"device": "cpu", "token_budget": 512, "image_budget": 512, "shard_size": 40, **options}
-            counts = score.run(held, ScoreOptions(**given), SilentProgress())
-            return counts, ScoreTable.load(held.scores)
-
-    return run
-
-
 @pytest.fixture
 def by_itself(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Call something with every sample in a sequence of its own."""
 
     def call(what: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(scorer, "shared_prefixes", lambda samples, *_: [[at] for at in range(len(samples))])
+            patch.setattr(
+                groups_, "shared_prefixes", lambda samples, *_: [[at] for at in range(len(samples))]
+            )
             return what(*arguments, **options)
 
     return call
@@ -265,8 +234,6 @@ def test_one_unreadable_image_takes_all_its_samples_and_no_others(scored: Any, i
 
 def test_a_sample_without_a_finite_score_takes_no_other_along(scored: Any, by_itself: Any) -> None:
     """Nothing of a sample but zero times its values reaches the others, and that is not zero if infinite."""
-    from test_scoring_limits import poison
-
     pool = pool_of(3, 8)
     pool[4] = ([("user", "<image>\nhow \x7f many"), ("assistant", "yes")], pool[4][1])
     counts, table = scored(pool, change=lambda graphs: poison(graphs / "scorer.onnx", np.inf))

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.numpy_helper
 import PIL.Image
 import pytest
 import torch
 
-from mllm_selector.artifacts import ScoreTable
-from mllm_selector.config import ExportOptions, ScoreOptions
 from mllm_selector.engine import OnnxEngine, memory_errors
 from mllm_selector.errors import DeviceMemoryError, ScoreError
 from mllm_selector.families import images as images_
 from mllm_selector.families.llava import LlavaFamily
-from mllm_selector.progress import SilentProgress
-from mllm_selector.rundir import RunDirectory, StageRecord
-from mllm_selector.scoring import loading, scorer
-from mllm_selector.stages import score
-from model_fixtures import done, export_once, picture, write_pool
+from mllm_selector.scoring import groups, loading
+from model_fixtures import export_once
+from score_fixtures import poison
+
+pytest_plugins = ["score_fixtures"]
 
 WORDS = ["how", "many", "red", "blue", "boxes", "squares", "is", "there", "a", "wall", "?", "yes", "no"]
 
@@ -47,39 +42,6 @@ def samples(count: int, seed: int = 2) -> list[Any]:
 def ask(text: str) -> Any:
     """A sample without images."""
     return [("user", text), ("assistant", "yes")], []
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(9):
-        picture(index).save(folder / f"{index}.png")
-    return folder
-
-
-@pytest.fixture
-def scored(tmp_path: Path, images: Path) -> Callable[..., tuple[dict[str, Any], ScoreTable]]:
-    """Score a pool with a model of the fixtures, in a directory of its own."""
-
-    def run(
-        pool: list[Any], model: str = "clip-llama", change: Any = None, **options: Any
-    ) -> tuple[dict[str, Any], ScoreTable]:
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        precision = "float16" if model.endswith("float16") else "float32"
-        with RunDirectory(folder) as held:
-            write_pool(folder, pool)
-            shutil.copytree(export_once(model).graphs, held.onnx)
-            if change is not None:
-                change(held.onnx)
-            held.stages["ingest"] = done(options={"images": str(images)})
-            held.stages["seed"] = done()
-            held.stages["export"] = done(options=ExportOptions(precision=precision).as_json())
-            held.stages["score"] = StageRecord(state="running", key="key")
-            given = {"device": "cpu", "token_budget": 512, "shard_size": 40, **options}
-            counts = score.run(held, ScoreOptions(**given), SilentProgress())
-            return counts, ScoreTable.load(held.scores)
-
-    return run
 
 
 # Memory
@@ -206,7 +168,7 @@ def test_batches_that_do_not_fit_while_they_are_made_are_halved(
 ) -> None:
     pool = samples(60)
     whole, expected = scored(pool)
-    owner = scorer if of == "scorer_batch" else LlavaFamily
+    owner = groups if of == "scorer_batch" else LlavaFamily
     make = getattr(owner, of)
 
     def little(*arguments: Any) -> Any:
@@ -314,18 +276,3 @@ def test_what_is_not_finite_in_float32_either_is_set_aside(scored: Any) -> None:
     assert counts["rescored"] == 1
     assert counts["set_aside"] == {"not-finite": 1}
     assert table.reasons[3].as_py().startswith("not-finite: summed loss nan")
-
-
-def poison(graph: Path, value: float) -> None:
-    """Give the token of the character 127 an embedding of that value."""
-    from transformers import AutoProcessor
-
-    folder = next(parent for parent in graph.parents if (parent / "processor").is_dir())
-    tokenizer = AutoProcessor.from_pretrained(folder / "processor").tokenizer
-    token = tokenizer("\x7f", add_special_tokens=False)["input_ids"][0]
-    model = onnx.load(graph)
-    table = next(weight for weight in model.graph.initializer if list(weight.dims) == [400, 32])
-    values = onnx.numpy_helper.to_array(table).copy()
-    values[token] = value
-    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
-    onnx.save(model, graph)

@@ -162,18 +162,11 @@ TUNED_OVER_NOISE = (
     *("random", "grouped", "within facility", "inputs, facility, trim 10 %"),
     *OVER_NOISE,
 )
-NEAR_ON_INPUTS = ("k-center, inputs", "coincide, inputs")
-RIVALS_ON_INPUTS = {
-    f"{name}, inputs": RIVALS[name] for name in ("k-center", "coincide", "semdedup", "presel", "d3", "visnec")
-}
-"""Rivals with the embeddings that the package's default has."""
-
 SCORINGS = {
     **CHEAPER,
     **SCORING_ABLATIONS,
     **{name: Scoring(positions="answer") for name in CANDIDATES if name.startswith("answer")},
     **{name: Scoring(positions="inputs") for name in CANDIDATES if name.startswith("inputs")},
-    **{name: Scoring(positions="inputs") for name in RIVALS_ON_INPUTS},
     "floor 0.25, facility, trim 10 %": Scoring(floor=0.25),
     "inputs, floor 0.25, facility, trim 10 %": Scoring(positions="inputs", floor=0.25),
     "inputs, floor 0.5, facility, trim 10 %": Scoring(positions="inputs", floor=0.5),
@@ -197,7 +190,6 @@ METHODS: dict[str, dict[str, Any]] = {
     **{name: {} for name in SCORINGS},
     **CANDIDATES,
     **OVER_NOISE,
-    **RIVALS_ON_INPUTS,
 }
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
 
@@ -400,12 +392,6 @@ def _finals() -> list[Case]:
     ]
 
 
-def _rivals_inputs() -> list[Case]:
-    """List the rivals that read embeddings on those of the inputs, the nearest ones with ten draws."""
-    near = _cases((*DRAWS, *MORE_DRAWS), (5, 15), NEAR_ON_INPUTS)
-    return near + _cases(DRAWS, (5, 15), tuple(RIVALS_ON_INPUTS))
-
-
 def _fresh() -> list[Case]:
     """Ask again, on draws that nobody has seen, whether facility location inside groups is better.
 
@@ -441,7 +427,6 @@ PLANS = {
     "tune-noise": _tune_noise,
     "finalists": _finalists,
     "finals": _finals,
-    "rivals-inputs": _rivals_inputs,
     "fresh": _fresh,
 }
 

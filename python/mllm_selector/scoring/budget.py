@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from mllm_selector.locking import locked
 from mllm_selector.pool import Pool
 from mllm_selector.resources import gpu_name, processor_name
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.scoring.batching import BatchBudget, length_batches, scorer_batch
+from mllm_selector.scoring.batching import BatchBudget
+from mllm_selector.scoring.groups import group_batches, group_inputs
 from mllm_selector.scoring.parts import BATCHES, KEY
-from mllm_selector.scoring.prefixes import alone
 from mllm_selector.scoring.shards import EncodedShard, encode_shard
 
 __all__ = ["BudgetMemory", "best_budget", "budget_memory", "find_budget", "settle_budget"]
@@ -223,25 +223,20 @@ def _largest_picture(family: Family, pool: Pool, shard: EncodedShard) -> tuple[i
 
 
 def _find_tokens(family: Family, engine: Engine, shard: EncodedShard, most: int) -> int:
-    rows = sorted(shard.samples)
-    lengths = [len(shard.samples[row]) for row in rows]
+    longest_sample = max(map(len, shard.samples.values()))
     # What features hold does not change the time, so all images lie in the same rows.
     engine.reserve(max([1, *(count for sample in shard.samples.values() for count in sample.image_tokens)]))
+    starts: dict[Hashable, int] = {ref.key: 0 for refs in shard.images.values() for ref in refs}
 
     def tokens_per_second(budget: int) -> float:
-        batches = length_batches(lengths, budget)
-        longest, middle = (
-            scorer_batch(family, alone(samples), [[0] * len(sample.image_tokens) for sample in samples])
-            for samples in (
-                [shard.samples[rows[place]] for place in batch]
-                for batch in (batches[0], batches[len(batches) // 2])
-            )
-        )
-        engine.read(longest, OUTPUTS)  # what takes the most memory
-        return int(middle["attention_mask"].sum()) / _seconds(lambda: engine.read(middle, OUTPUTS))
+        batches = group_batches(shard, budget, shares=family.shares_prefixes)
+        middle = batches[len(batches) // 2]
+        engine.read(group_inputs(family, batches[0], starts, "all"), OUTPUTS)  # what takes the most memory
+        inputs = group_inputs(family, middle, starts, "all")
+        return sum(group.tokens for group in middle) / _seconds(lambda: engine.read(inputs, OUTPUTS))
 
     # From a budget on that holds the longest sample: below, doubling it would not double the batches.
-    smallest = max(SMALLEST_TOKENS, 1 << (max(lengths) - 1).bit_length())
+    smallest = max(SMALLEST_TOKENS, 1 << (longest_sample - 1).bit_length())
     budgets = itertools.takewhile(lambda budget: budget <= most, (smallest << n for n in itertools.count()))
     return _grow(budgets, tokens_per_second)
 

@@ -7,7 +7,6 @@ holds for a lack of memory too: what does not fit is halved, and the next shard 
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,19 +28,16 @@ from mllm_selector.scoring.batching import (
     FeaturePlan,
     ImageUse,
     embedding_places,
-    length_batches,
     plan_features,
     scorer_batch,
     split_answers,
 )
+from mllm_selector.scoring.groups import Group, group_batches, group_inputs, image_uses
 from mllm_selector.scoring.loading import ImageLoader, ahead
-from mllm_selector.scoring.prefixes import PrefixGroup, shared_prefixes
-from mllm_selector.scoring.shards import EncodedShard, ImageRef, Item, ShardScores
+from mllm_selector.scoring.prefixes import alone
+from mllm_selector.scoring.shards import EncodedShard, Item, ShardScores
 
 __all__ = ["PlannedShard", "ShardScorer", "Wanted", "Work"]
-
-Items = tuple[Item, ...]
-"""Readings of one form that are read as one sequence, see `PrefixGroup`."""
 
 FEATURE_BYTES = 1 << 30
 """Most memory for image features that wait for samples to use them."""
@@ -55,7 +51,7 @@ class PlannedShard:
     """A shard, what of it is computed together, and its images, which are already being loaded."""
 
     shard: EncodedShard
-    batches: list[list[Items]]
+    batches: list[list[Group]]
     features: FeaturePlan
     pictures: Iterator[Arrays | SampleError]
 
@@ -85,7 +81,7 @@ class _Read:
     Inputs that are None are made when it is their turn.
     """
 
-    groups: tuple[Items, ...]
+    groups: tuple[Group, ...]
     starts: Mapping[Hashable, int]
     inputs: Arrays | None
 
@@ -203,7 +199,7 @@ class ShardScorer:
     def plan(self, shard: EncodedShard) -> PlannedShard:
         """Decide what is computed together, and start to load the first images; may run in a thread."""
         shares = self._family.shares_prefixes and not self._wanted.only_inputs
-        return self._plan(shard, _batches(shard, self._budget.tokens, shares=shares), FEATURE_BYTES)
+        return self._plan(shard, group_batches(shard, self._budget.tokens, shares=shares), FEATURE_BYTES)
 
     def score(self, planned: PlannedShard, on_batch: Callable[[int, int], None]) -> ShardScores:
         """Score a shard.
@@ -221,17 +217,23 @@ class ShardScorer:
         again = scores.not_finite
         if self._exact is None:
             # What is not finite in one sample makes those not finite that are read in one sequence with it.
-            groups = {item: group for batch in planned.batches for group in batch for item in group}
-            again = [item for item in again if len(groups[item]) > 1]
+            shared = {
+                item
+                for batch in planned.batches
+                for group in batch
+                if len(group.items) > 1
+                for item in group.items
+            }
+            again = [item for item in again if item in shared]
         if again:
             scores.take_again(again)
-            batches = _batches(shard, self._budget.tokens, again, shares=False)
+            batches = group_batches(shard, self._budget.tokens, again, shares=False)
             engine = self._engine if self._exact is None else self._exact()
             self._compute(self._plan(shard, batches, FEATURE_BYTES), engine, scores, lambda *_: None)
         return scores
 
-    def _plan(self, shard: EncodedShard, batches: list[list[Items]], feature_bytes: int) -> PlannedShard:
-        images, uses = _image_uses(shard, batches)
+    def _plan(self, shard: EncodedShard, batches: list[list[Group]], feature_bytes: int) -> PlannedShard:
+        images, uses = image_uses(batches)
         capacity = feature_bytes // self._engine.feature_row_bytes
         features = plan_features(uses, capacity, self._budget.image_rows)
         order = [image.key for placements in features.encode for each in placements for image in each.images]
@@ -272,51 +274,6 @@ class ShardScorer:
         return planned
 
 
-def _batches(
-    shard: EncodedShard, token_budget: int, items: Iterable[Item] | None = None, *, shares: bool
-) -> list[list[Items]]:
-    """Form batches of one variant each, so that a sample's scores do not depend on the other variants.
-
-    Parameters
-    ----------
-    shard : EncodedShard
-        The readings.
-    token_budget : int
-        See `BatchBudget`.
-    items : iterable of Item, optional
-        Which of them; by default all.
-    shares : bool
-        Whether readings that begin alike share it.
-
-    Notes
-    -----
-    Batches of all variants are run together, longest first: a sample's readings are about as long as each
-    other, so the features of its images wait for a short time only.
-    """
-    by_variant: dict[Variant, list[Item]] = {}
-    for item in sorted(shard.samples if items is None else items):
-        by_variant.setdefault(item[0], []).append(item)
-    batches = []
-    for same in by_variant.values():
-        groups = _groups(shard, same, token_budget) if shares else [(item,) for item in same]
-        lengths = [len(_sequence(shard, group)) for group in groups]
-        for batch in length_batches(lengths, token_budget):
-            batches.append((lengths[batch[0]], [groups[place] for place in batch]))
-    return [batch for _, batch in sorted(batches, key=lambda each: -each[0])]
-
-
-def _groups(shard: EncodedShard, items: Sequence[Item], token_budget: int) -> list[Items]:
-    samples = [shard.samples[item] for item in items]
-    images = [tuple(ref.key for ref in shard.images[item]) for item in items]
-    return [
-        tuple(items[place] for place in group) for group in shared_prefixes(samples, images, token_budget)
-    ]
-
-
-def _sequence(shard: EncodedShard, group: Items) -> PrefixGroup:
-    return PrefixGroup(tuple(shard.samples[item] for item in group))
-
-
 def _work(
     family: Family, planned: PlannedShard, scores: ShardScores, pooled: str
 ) -> Iterator[_See | _Read | tuple[int, int]]:
@@ -324,7 +281,6 @@ def _work(
 
     Images after an unreadable one keep their planned rows; readings that need it are set aside.
     """
-    shard = planned.shard
     broken: dict[Hashable, str] = {}
     places = zip(planned.batches, planned.features.encode, planned.features.starts, strict=True)
     for batch, placements, starts in places:
@@ -341,16 +297,15 @@ def _work(
             yield from _seeing(family, ready)
         readable = []
         for group in batch:
-            failed = next((ref.key for ref in shard.images[group[0]] if ref.key in broken), None)
+            failed = next((ref.key for ref in group.images if ref.key in broken), None)
             if failed is None:
                 readable.append(group)
             else:
-                scores.reasons |= dict.fromkeys(group, broken[failed])
+                scores.reasons |= dict.fromkeys(group.items, broken[failed])
         if readable:
-            inputs = _if_it_fits(_scorer_inputs, family, shard, readable, starts, pooled)
+            inputs = _if_it_fits(group_inputs, family, readable, starts, pooled)
             yield _Read(tuple(readable), starts, inputs)
-        items = list(itertools.chain(*batch))
-        yield len(items), sum(len(shard.samples[item]) for item in items)
+        yield sum(len(group.items) for group in batch), sum(group.tokens for group in batch)
 
 
 def _seeing(family: Family, ready: Sequence[tuple[ImageUse, int, Arrays]]) -> Iterator[_See]:
@@ -366,20 +321,6 @@ def _if_it_fits(make: Callable[..., Arrays], *arguments: Any) -> Arrays | None:
         return make(*arguments)
     except MemoryError:
         return None
-
-
-def _scorer_inputs(
-    family: Family, shard: EncodedShard, groups: Sequence[Items], starts: Mapping[Hashable, int], pooled: str
-) -> Arrays:
-    first_rows = _first_rows(shard, [group[0] for group in groups], starts)
-    return scorer_batch(family, [_sequence(shard, group) for group in groups], first_rows, pooled)
-
-
-def _first_rows(
-    shard: EncodedShard, items: Sequence[Item], starts: Mapping[Hashable, int]
-) -> list[list[int]]:
-    """Return the first feature row of each image of some readings."""
-    return [[starts[ref.key] for ref in shard.images[item]] for item in items]
 
 
 class _Computing:
@@ -424,44 +365,38 @@ class _Computing:
 
     def read(self, work: _Read) -> None:
         """Score readings; one that does not fit alone is set aside."""
-        blind = {group: why for group in work.groups if (why := self._why_blind(group[0])) is not None}
-        for group, why in blind.items():
-            self._scores.reasons |= dict.fromkeys(group, why)
-        groups = tuple(group for group in work.groups if group not in blind)
-        if groups:
-            self._read(groups, work.starts, None if blind else work.inputs)
+        seen: list[Group] = []
+        for group in work.groups:
+            blind = next((self._blind[ref.key] for ref in group.images if ref.key in self._blind), None)
+            if blind is None:
+                seen.append(group)
+            else:
+                self._scores.reasons |= dict.fromkeys(group.items, blind)
+        if seen:
+            self._read(tuple(seen), work.starts, work.inputs if len(seen) == len(work.groups) else None)
 
-    def _why_blind(self, item: Item) -> str | None:
-        return next(
-            (self._blind[ref.key] for ref in self._shard.images[item] if ref.key in self._blind), None
-        )
-
-    def _read(self, groups: tuple[Items, ...], starts: Mapping[Hashable, int], inputs: Arrays | None) -> None:
-        tokens = len(groups) * max(len(_sequence(self._shard, group)) for group in groups)
-        is_one = len(groups) == 1 and len(groups[0]) == 1
+    def _read(self, groups: tuple[Group, ...], starts: Mapping[Hashable, int], inputs: Arrays | None) -> None:
+        tokens = len(groups) * max(len(group.sequence) for group in groups)
+        is_one = len(groups) == 1 and len(groups[0].items) == 1
         fits = self._most_tokens is None or tokens <= self._most_tokens or is_one
         try:
             if fits:
-                pooled = self._wanted.pooled
                 with memory_errors():
-                    self._read_whole(
-                        groups,
-                        starts,
-                        inputs or _scorer_inputs(self._family, self._shard, groups, starts, pooled),
-                    )
+                    inputs = inputs or group_inputs(self._family, groups, starts, self._wanted.pooled)
+                    self._read_whole(groups, starts, inputs)
                 return
         except DeviceMemoryError:
             self._done.splits += 1
             # Batches are of about one size: the following ones are not even tried.
             self._most_tokens = tokens // 2
             if is_one:
-                self._scores.reasons[groups[0][0]] = f"out-of-memory: {tokens} tokens, scored alone"
+                self._scores.reasons[groups[0].items[0]] = f"out-of-memory: {tokens} tokens, scored alone"
                 return
-        for half in _halves(groups):
+        for half in self._halves(groups):
             self._read(half, starts, None)
 
-    def _read_whole(self, groups: Sequence[Items], starts: Mapping[Hashable, int], inputs: Arrays) -> None:
-        items = list(itertools.chain(*groups))
+    def _read_whole(self, groups: Sequence[Group], starts: Mapping[Hashable, int], inputs: Arrays) -> None:
+        items = [item for group in groups for item in group.items]
         if self._wanted.only_inputs:
             self._read_inputs(items, inputs)
             return
@@ -476,7 +411,7 @@ class _Computing:
         of_tokens = {name.removeprefix("token_"): split_answers(samples, result[name]) for name in tokens}
         embeddings: Iterable[NDArray[np.float32] | None] = [None] * len(items)
         if is_pooled:
-            places = embedding_places([_sequence(self._shard, group) for group in groups])
+            places = embedding_places([group.sequence for group in groups])
             embeddings = self._wanted.project(result["sample_embedding"][places])
         elif is_full:
             embeddings = self._wanted.project(result[INPUT_EMBEDDING])
@@ -486,8 +421,10 @@ class _Computing:
 
     def _cut_down(self, items: Sequence[Item], starts: Mapping[Hashable, int]) -> Arrays:
         """Return what the embeddings of the inputs of some readings are made of."""
-        samples = [PrefixGroup((self._shard.inputs[item],)) for item in items]
-        return scorer_batch(self._family, samples, _first_rows(self._shard, items, starts), "text")
+        first_rows = [[starts[ref.key] for ref in self._shard.images[item]] for item in items]
+        return scorer_batch(
+            self._family, alone([self._shard.inputs[item] for item in items]), first_rows, "text"
+        )
 
     def _read_inputs(self, items: Sequence[Item], inputs: Arrays) -> None:
         with self._done.timed():
@@ -495,28 +432,11 @@ class _Computing:
         for item, embedding in zip(items, self._wanted.project(result[INPUT_EMBEDDING]), strict=True):
             self._scores.put_inputs(item, embedding)
 
-
-def _halves(groups: tuple[Items, ...]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
-    """Halve a batch, or the only group of one."""
-    if len(groups) > 1:
-        half = len(groups) // 2
-        return groups[:half], groups[half:]
-    (group,) = groups
-    half = len(group) // 2
-    return (group[:half],), (group[half:],)
-
-
-def _image_uses(
-    shard: EncodedShard, batches: Sequence[Sequence[Items]]
-) -> tuple[dict[Hashable, ImageRef], list[list[ImageUse]]]:
-    """Find the distinct images, and those that each batch needs in order of first use."""
-    images: dict[Hashable, ImageRef] = {}
-    uses = []
-    for batch in batches:
-        needed: dict[Hashable, ImageUse] = {}
-        for item, *_ in batch:  # the others of a group show the same images
-            for ref, count in zip(shard.images[item], shard.samples[item].image_tokens, strict=True):
-                images.setdefault(ref.key, ref)
-                needed.setdefault(ref.key, ImageUse(ref.key, count))
-        uses.append(list(needed.values()))
-    return images, uses
+    def _halves(self, groups: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        """Halve a batch, or the only group of one."""
+        if len(groups) > 1:
+            half = len(groups) // 2
+            return groups[:half], groups[half:]
+        (items,) = (group.items for group in groups)
+        half = len(items) // 2
+        return (Group.of(self._shard, items[:half]),), (Group.of(self._shard, items[half:]),)
