@@ -34,10 +34,9 @@ __all__ = [
     "with_cost",
 ]
 
-_DEFAULT = {"within": "facility-location"}
 # Keyword arguments of `mllm_selector.pick`. Nothing is tuned; deita's threshold lets it meet the budgets.
 RIVALS: dict[str, dict[str, Any]] = {
-    "grouped": _DEFAULT,
+    "grouped": {},
     "stratified": {"method": "stratified"},
     "top": {"method": "top"},
     "middle": {"method": "middle"},
@@ -64,7 +63,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "skip 0.98": {"skip_duplicates": 0.98},
     "50 groups": {"group_count": 50},
     "400 groups": {"group_count": 400},
-    "score strata": {"groups": "necessity", "within": "uniform"},
+    "score strata": {"groups": "necessity"},
     "smoothed, weighted": {"groups": "random", "group_count": 1, "smooth": 30, "within": "weighted"},
 }
 
@@ -198,12 +197,12 @@ TUNED_OVER_NOISE = (
 FINALS = (uniform("inputs"), "inputs, trim 10 %")
 """What the tuning draws chose by the rule, after the first of its changes alone."""
 
-_CHANGES = {**ABLATIONS, **{name: {} for name in SCORINGS}, **CANDIDATES}
+_CHANGES: dict[str, dict[str, Any]] = {**ABLATIONS, **{name: {} for name in SCORINGS}, **CANDIDATES}
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "families equal": {"method": "stratified", "param": {"share": "equal"}},
     **RIVALS,
-    **{name: _DEFAULT | changes for name, changes in _CHANGES.items()},
+    **_CHANGES,
     **{
         uniform(name): changes | {"within": "uniform"}
         for name, changes in _CHANGES.items()

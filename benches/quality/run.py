@@ -272,6 +272,8 @@ class World:
                 rng = np.random.default_rng([self.draw, _SCORED, cluster])
                 members = rng.permutation(members)[: scoring.of_each]
             means[cluster] = necessity[members].mean() if len(members) else 0
+        # Groups that are given are not known to be clusters, so their default would be uniform draws.
+        options = {"within": "facility-location"} | grid.METHODS[method]
         return pick(
             means[labels] ** scoring.power,
             embedding,
@@ -279,7 +281,7 @@ class World:
             groups=labels,
             seed=self.draw,
             threads=torch.get_num_threads(),
-            **grid.METHODS[method],
+            **options,
         )
 
     def _clusters(self, embedding: NDArray[np.float16]) -> NDArray[np.int64]:
