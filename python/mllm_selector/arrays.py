@@ -137,8 +137,8 @@ def pick(
         How samples are taken in a group: drawn uniformly; the highest necessity first; drawn without
         replacement with probability proportional to necessity (Efraimidis and Spirakis 2006);
         spread out by greedy k-center (`k_center`); those that stand for the others best, by facility location
-        on the graph of the group's 50 nearest neighbours (`facility_location`, with 8 probes, so that the
-        graph of a group of up to 32,768 samples is exact); the nearest by rank to the group's median
+        on the graph of the group's 50 nearest neighbours (`facility_location`, with 4 probes, so that the
+        graph of a group of up to 16,384 samples is exact); the nearest by rank to the group's median
         necessity. Default: facility location in clusters, uniform draws in other groups.
     smooth : int, optional
         Let the necessity of a sample be the mean over that of so many nearest others by cosine, without the
@@ -191,7 +191,7 @@ def pick(
 
     Time is that of k-means for clusters, O(n k d) an iteration, and O(n log n) otherwise;
     ``within="k-center"`` adds O(sum of group size x quota x d), ``within="facility-location"`` O(sum of group
-    size x min(group size, 32,768) x d), `skip_duplicates` O(budget^2 d).
+    size x min(group size, 16,384) x d), `skip_duplicates` O(budget^2 d).
 
     Examples
     --------
