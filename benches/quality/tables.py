@@ -620,8 +620,8 @@ def text(results: Results, tuning: Results, fresh: Results, real: Results, setti
         f"Mean of the six differences to `within uniform`: {_six(tuning)}.",
         "",
         "So it was `grouped`, with one change. Its differences to `within uniform` on the draws of the other",
-        f"tables: {_over_uniform(results)}. The rule asked for one clear of zero at 5 or 15 %, so uniform draws",
-        "stayed the default then, and the fresh draws were asked.",
+        f"tables: {_over_uniform(results)}. The rule asked for one clear of zero at 5 or 15 %, so",
+        "uniform draws stayed the default then, and the fresh draws were asked.",
         "",
     ]
     for wrong in (0.0, 0.15):
