@@ -333,7 +333,7 @@ def test_the_choice_is_grouped_sampling_of_the_means(scored: Path) -> None:
     made, scores = clusters(scored), ScoreTable.load(scored / "scores")
     means = np.array([np.nanmean(scores.necessity[made.labels == cluster]) for cluster in range(5)])
     filled = means[made.labels].astype(np.float32)
-    expected = pick(filled, budget=15, groups=made.labels)
+    expected = pick(filled, scores.embeddings, budget=15, groups=made.labels, within="facility-location")
     assert selection.rows.tolist() == expected.tolist()
     np.testing.assert_allclose(selection.necessity, filled[expected], rtol=1e-6)
     assert selection.groups.tolist() == made.labels[expected].tolist()

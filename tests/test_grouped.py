@@ -270,9 +270,24 @@ class TestGroups:
         X = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
         necessity = np.random.default_rng(1).exponential(size=500)
         labels = kmeans(X, 15, metric="cosine", seed=3, max_iterations=10, tolerance=1e-4).labels
-        np.testing.assert_array_equal(
-            pick(necessity, X, budget=50, seed=3), pick(necessity, budget=50, groups=labels, seed=3)
-        )
+        for within in ("uniform", "facility-location"):
+            call = {"budget": 50, "seed": 3, "within": within}
+            np.testing.assert_array_equal(
+                pick(necessity, X, **call), pick(necessity, X, groups=labels, **call)
+            )
+
+    def test_the_default_is_facility_location_in_clusters_and_uniform_draws_elsewhere(self):
+        X = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+        necessity = np.random.default_rng(1).exponential(size=500)
+        sources = np.arange(500) % 7
+        for groups in ("cluster", "necessity", "source", "random", sources):
+            is_cluster = isinstance(groups, str) and groups == "cluster"
+            given = sources if isinstance(groups, str) and groups == "source" else None
+            call = {"budget": 50, "groups": groups, "sources": given}
+            rows = {within: pick(necessity, X, within=within, **call).tolist() for within in WITHIN}
+            expected = "facility-location" if is_cluster else "uniform"
+            assert pick(necessity, X, **call).tolist() == rows[expected]
+            assert rows["facility-location"] != rows["uniform"]
 
     def test_embeddings_of_unscored_samples_are_not_looked_at(self):
         X = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float16)

@@ -206,7 +206,7 @@ class TestAgainstTheFormulas:
 
 # The first ten of 40 samples, to show if a change of code changes choices.
 PINNED = {
-    "grouped": [121, 83, 197, 299, 260, 22, 180, 278, 1, 154],
+    "grouped": [179, 235, 41, 171, 287, 249, 210, 183, 98, 68],
     "random": [274, 270, 269, 147, 158, 4, 175, 185, 226, 192],
     "stratified": [154, 260, 22, 121, 185, 197, 180, 220, 79, 278],
     "top": [28, 89, 154, 297, 220, 258, 72, 96, 59, 168],

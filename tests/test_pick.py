@@ -306,15 +306,29 @@ class TestLimits:
         assert "At most 20 from each source." in page
 
 
-def test_facility_location_within_groups(folder):
-    done = command(folder, "--within", "facility-location", "--group-count", "5")
+@pytest.mark.parametrize(
+    ("options", "within", "sentence"),
+    [
+        ([], "facility-location", "chosen by facility location, so that the group"),
+        (["--within", "uniform"], "uniform", "chosen uniformly at random"),
+        (["--groups", "random"], "uniform", "chosen uniformly at random"),
+        (
+            ["--groups", "random", "--within", "facility-location"],
+            "facility-location",
+            "by facility location",
+        ),
+    ],
+)
+def test_how_samples_are_chosen_inside_groups(folder, options, within, sentence):
+    done = command(folder, *options, "--group-count", "5")
     assert done.returncode == 0, done.stderr
     necessity, X = scores()
-    rows = pick(necessity, X, budget="10%", within="facility-location", group_count=5)
+    groups = "random" if "random" in options else "cluster"
+    rows = pick(necessity, X, budget="10%", groups=groups, within=within, group_count=5)
     np.testing.assert_array_equal(open_arrow(folder / "selection.arrow")["row"].to_numpy(), rows)
     with RunDirectory(folder) as run:
         report.run(run, ReportOptions(), SilentProgress())
-        assert "chosen by facility location, so that the group" in run.report.read_text()
+        assert sentence in run.report.read_text()
 
 
 def command(folder, *options):

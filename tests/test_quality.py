@@ -204,25 +204,39 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> runner.World:
 def test_the_groups_of_a_weight_exponent_are_those_of_the_default(small_world: runner.World) -> None:
     scores = small_world.scores()
     labels = small_world._clusters(scores["embedding"])
-    of_means = small_world._by_clusters(scores["nll"], labels, grid.Scoring(), 100)
+    of_means = small_world._by_clusters("grouped", scores["nll"], scores["embedding"], labels, 100)
     assert of_means.tolist() == small_world.select("grouped", 25).tolist()
     assert of_means.tolist() != small_world.select("mean ** 2", 25).tolist()
 
 
 def test_necessity_of_a_sample_of_a_cluster_reads_no_other_scores(small_world: runner.World) -> None:
     necessity, labels = small_world.scores()["nll"], small_world._cheap_clusters
-    of_each = grid.SCORINGS["3 a cluster"]
-    chosen = small_world._by_clusters(necessity, labels, of_each, 100)
-    told = []
+    embedding = small_world._inputs.astype(np.float16)
+
+    def chosen(of: np.ndarray) -> list[int]:
+        return small_world._by_clusters("3 a cluster", of, embedding, labels, 100).tolist()
+
+    before, told = chosen(necessity), []
     for row in range(len(necessity)):
         changed = necessity.copy()
         changed[row] += 1000
-        told.append(small_world._by_clusters(changed, labels, of_each, 100).tolist() != chosen.tolist())
+        told.append(chosen(changed) != before)
     # A score of another cluster's size changes what is chosen, unless it is not read.
     assert 0 < sum(told) <= 3 * len(set(labels.tolist()))
 
 
-@pytest.mark.parametrize("method", list(grid.SCORINGS))
+def test_uniform_draws_take_as_many_of_each_cluster_as_the_default(small_world: runner.World) -> None:
+    for method, labels in (
+        ("within uniform", small_world._clusters(small_world.scores()["embedding"])),
+        (grid.uniform("7 a cluster"), small_world._cheap_clusters),
+    ):
+        other = "grouped" if method == "within uniform" else "7 a cluster"
+        drawn, picked = small_world.select(method, 25), small_world.select(other, 25)
+        assert drawn.tolist() != picked.tolist()
+        assert np.bincount(labels[drawn]).tolist() == np.bincount(labels[picked]).tolist()
+
+
+@pytest.mark.parametrize("method", [*grid.SCORINGS, grid.uniform("7 a cluster"), grid.uniform("mean ** 2")])
 def test_every_scoring_keeps_to_the_budget(small_world: runner.World, method: str) -> None:
     if "skip_duplicates" in grid.METHODS[method]:
         # A model that has hardly been trained finds all samples alike.
@@ -315,10 +329,10 @@ def test_tables_are_made_of_records(tmp_path: Path) -> None:
     text = tables.text(results, tuning, unseen, tables.Results({}, nlvr.MIX), "key")
     assert text.index("## Looking for a better default") < text.index("| grouped | 12.3 (1) |")
     fresh_row = text.index("| grouped | 45.6 (1) |")
-    assert text.index("from\n2000 on") < fresh_row < text.index("## 0% wrong answers")
+    assert text.index("## Fresh draws") < fresh_row < text.index("## Families")
     assert "\n6 trainings, draws 0 to 2 " in text
     assert "| grouped | 70.0 +- 24.8 (3) | +20.0 +- 24.8 (3) |" in text
-    assert "is not told apart from random" in text
+    assert "At 5 % the default **is not told apart from random**: +20.0 +- 24.8 (3) points" in text
     assert "plan `noise`" in text
 
 
@@ -328,6 +342,11 @@ def test_every_plan_names_methods_that_there_are() -> None:
     assert len(planned) == len(set(planned))
     for case in planned:
         assert case.draw < 1000 or case.draw in (*grid.TUNING_DRAWS, *grid.FRESH_DRAWS)
+    own = {name: set(Records(runner.HERE / f"{name}.jsonl").of(key)) for name, key in (
+        ("records", runner.SIZES["small"].key), ("nlvr", nlvr.NlvrSettings().key)
+    )}  # fmt: skip
+    assert own["records"] <= set(planned)
+    assert {case for case in own["nlvr"] if case.method != "majority"} <= set(nlvr.cases())
     for start, draws in (("tune", grid.TUNING_DRAWS), ("fresh", grid.FRESH_DRAWS)):
         of = {name: {case.draw for case in grid.planned([name])} for name in grid.PLANS}
         for name, found in of.items():

@@ -22,6 +22,7 @@ __all__ = [
     "SCORING_ABLATIONS",
     "TUNED",
     "TUNED_OVER_NOISE",
+    "UNIFORM",
     "Case",
     "Records",
     "Scoring",
@@ -29,6 +30,7 @@ __all__ = [
     "planned",
     "scored",
     "scoring_of",
+    "uniform",
     "with_cost",
 ]
 
@@ -49,19 +51,19 @@ RIVALS: dict[str, dict[str, Any]] = {
     "semdedup": {"method": "semdedup"},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "share necessity": {"share": "necessity"},
-    "share size": {"share": "size"},
-    "share equal": {"share": "equal"},
-    "trim 10 %": {"trim": 0.1},
+    "within uniform": {"within": "uniform"},
     "within top": {"within": "top"},
     "within weighted": {"within": "weighted"},
     "within middle": {"within": "middle"},
     "within k-center": {"within": "k-center"},
-    "within facility": {"within": "facility-location"},
+    "share necessity": {"share": "necessity"},
+    "share size": {"share": "size"},
+    "share equal": {"share": "equal"},
+    "trim 10 %": {"trim": 0.1},
     "skip 0.98": {"skip_duplicates": 0.98},
-    "score strata": {"groups": "necessity"},
     "50 groups": {"group_count": 50},
     "400 groups": {"group_count": 400},
+    "score strata": {"groups": "necessity"},
     "smoothed, weighted": {"groups": "random", "group_count": 1, "smooth": 30, "within": "weighted"},
 }
 
@@ -131,7 +133,6 @@ SCORING_ABLATIONS = {
 CANDIDATES: dict[str, dict[str, Any]] = {
     "skip 0.95": {"skip_duplicates": 0.95},
     "skip 0.99": {"skip_duplicates": 0.99},
-    "skip 0.98, facility": {"skip_duplicates": 0.98, "within": "facility-location"},
     "answer, k-center": {"within": "k-center"},
     "answer, skip 0.95": {"skip_duplicates": 0.95},
     "answer, 50 groups": {"group_count": 50},
@@ -140,56 +141,73 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "inputs, skip 0.98": {"skip_duplicates": 0.98},
     "inputs, skip 0.99": {"skip_duplicates": 0.99},
     "inputs, skip 0.995": {"skip_duplicates": 0.995},
-    "inputs, facility": {"within": "facility-location"},
-    "inputs, skip 0.98, facility": {"skip_duplicates": 0.98, "within": "facility-location"},
-    "inputs, skip 0.99, facility": {"skip_duplicates": 0.99, "within": "facility-location"},
     "inputs, k-center": {"within": "k-center"},
     "inputs, middle": {"within": "middle"},
     "inputs, 50 groups": {"group_count": 50},
     "inputs, 150 groups": {"group_count": 150},
     "inputs, 400 groups": {"group_count": 400},
     "inputs, trim 10 %": {"trim": 0.1},
-    "inputs, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
+    "floor 0.25, trim 10 %": {"trim": 0.1},
+    "inputs, floor 0.25, trim 10 %": {"trim": 0.1},
+    "inputs, floor 0.5, trim 10 %": {"trim": 0.1},
 }
-OVER_NOISE: dict[str, dict[str, Any]] = {
-    "facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
-    "floor 0.25, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
-    "inputs, floor 0.25, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
-    "inputs, floor 0.5, facility, trim 10 %": {"within": "facility-location", "trim": 0.1},
-}
-"""More candidates, for pools with other shares of wrong answers too."""
-TUNED_OVER_NOISE = (
-    *("random", "grouped", "within facility", "inputs, facility, trim 10 %"),
-    *OVER_NOISE,
-)
 SCORINGS = {
     **CHEAPER,
     **SCORING_ABLATIONS,
     **{name: Scoring(positions="answer") for name in CANDIDATES if name.startswith("answer")},
     **{name: Scoring(positions="inputs") for name in CANDIDATES if name.startswith("inputs")},
-    "floor 0.25, facility, trim 10 %": Scoring(floor=0.25),
-    "inputs, floor 0.25, facility, trim 10 %": Scoring(positions="inputs", floor=0.25),
-    "inputs, floor 0.5, facility, trim 10 %": Scoring(positions="inputs", floor=0.5),
+    "floor 0.25, trim 10 %": Scoring(floor=0.25),
+    "inputs, floor 0.25, trim 10 %": Scoring(positions="inputs", floor=0.25),
+    "inputs, floor 0.5, trim 10 %": Scoring(positions="inputs", floor=0.5),
 }
 """Methods whose necessity or embeddings are other ones than the package's default has."""
 
-TUNED = (
-    *("random", "grouped", "answer embedding", "within k-center", "trim 10 %", "50 groups"),
-    *("all, cheap clusters", "within facility", "skip 0.98", *CANDIDATES),
+UNIFORM = (
+    *("share necessity", "share size", "share equal", "trim 10 %", "skip 0.98", "50 groups", "400 groups"),
+    *(*CHEAPER, *SCORING_ABLATIONS),
 )
-"""What might be a better default; tried on the tuning draws."""
+"""Changes to the default that were also tried with uniform draws inside the groups."""
 
-FINALS = ("inputs", "inputs, facility, trim 10 %")
+_UNIFORM = "uniform, "
+
+
+def uniform(method: str) -> str:
+    """Return the name of the same method with uniform draws inside the groups."""
+    return f"{_UNIFORM}{method}"
+
+
+TUNED = (
+    *("random", "within uniform", "grouped", "within k-center", "skip 0.98", "answer, k-center", "inputs"),
+    *("inputs, k-center", "inputs, middle", "inputs, skip 0.98", "inputs, skip 0.99", "inputs, trim 10 %"),
+    *map(uniform, ("answer embedding", "trim 10 %", "50 groups", "all, cheap clusters", "skip 0.98")),
+    *(
+        uniform(name)
+        for name in CANDIDATES
+        if "within" not in CANDIDATES[name] and not SCORINGS.get(name, BY_DEFAULT).floor
+    ),
+)
+"""What might be better than `within uniform`, which was the default; tried on the tuning draws."""
+
+TUNED_OVER_NOISE = (
+    *("random", "within uniform", "grouped", "inputs, trim 10 %", "trim 10 %"),
+    *("floor 0.25, trim 10 %", "inputs, floor 0.25, trim 10 %", "inputs, floor 0.5, trim 10 %"),
+)
+"""The same for pools with other shares of wrong answers too."""
+
+FINALS = (uniform("inputs"), "inputs, trim 10 %")
 """What the tuning draws chose by the rule, after the first of its changes alone."""
 
+_CHANGES: dict[str, dict[str, Any]] = {**ABLATIONS, **{name: {} for name in SCORINGS}, **CANDIDATES}
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "families equal": {"method": "stratified", "param": {"share": "equal"}},
     **RIVALS,
-    **ABLATIONS,
-    **{name: {} for name in SCORINGS},
-    **CANDIDATES,
-    **OVER_NOISE,
+    **_CHANGES,
+    **{
+        uniform(name): changes | {"within": "uniform"}
+        for name, changes in _CHANGES.items()
+        if "within" not in changes
+    },
 }
 """All methods of the grid. ``families equal`` is told what no user knows: the family of every sample."""
 
@@ -209,7 +227,7 @@ def scored(scoring: Scoring) -> float:
 
 def scoring_of(method: str) -> Scoring:
     """Return the scoring that a method has."""
-    return SCORINGS.get(method, BY_DEFAULT)
+    return SCORINGS.get(method.removeprefix(_UNIFORM), BY_DEFAULT)
 
 
 def cost(scoring: Scoring) -> float:
@@ -292,7 +310,10 @@ def _ceiling() -> list[Case]:
 
 
 def _noise() -> list[Case]:
-    methods = ("random", "grouped", "trim 10 %", "families equal", "top", "weighted-k-center")
+    methods = (
+        *("random", "grouped", "trim 10 %", "families equal", "top", "weighted-k-center"),
+        *("all, cheap clusters", "small, 7 a cluster"),
+    )
     return [case for wrong in (0.15, 0.0) for case in _cases(DRAWS, (5, 15), methods, wrong=wrong)]
 
 
@@ -314,15 +335,13 @@ def _ablations() -> list[Case]:
     return _cases(DRAWS, (5, 15), tuple(ABLATIONS))
 
 
-def _sampled() -> list[Case]:
-    return _cases(DRAWS, (5, 15), ("4 a cluster", "14 a cluster", "all, cheap clusters"))
-
-
 def _more() -> list[Case]:
     """More draws of the default and of what comes near it; ten tell a difference of two points."""
+    near = (*NEAREST, "all, cheap clusters", "small, 7 a cluster", "skip 0.98")
+    budgets = {with_cost(budget, method) for method in ("grouped", near[-2]) for budget in (5, 15)}
     return (
-        _cases(MORE_DRAWS, (5, 15), NEAREST)
-        + _cases(MORE_DRAWS, (7.5, 17.5, 20.8, 30.8), ("random",))
+        _cases(MORE_DRAWS, (5, 15), near)
+        + _cases(MORE_DRAWS, (7.5, 17.5, *sorted(budgets)), ("random",))
         + _cases((*DRAWS, *MORE_DRAWS), (50,), ("random", "grouped"))
         + _cases(MORE_DRAWS, (40,), FEW)
         + _cases(MORE_DRAWS, (100,), ("random",))
@@ -369,16 +388,21 @@ def _tune_noise() -> list[Case]:
     ]
 
 
-def _finalists() -> list[Case]:
-    """List what won on the tuning draws, on the others."""
-    facility, finalists = ("within facility",), ("within facility", "skip 0.98", "all, cheap clusters")
+def _uniform() -> list[Case]:
+    """List the same with uniform draws inside the groups: the default before facility location."""
+    only, more = ("within uniform",), ("within uniform", *map(uniform, ("all, cheap clusters", "skip 0.98")))
     return [
-        *_cases((*DRAWS, *MORE_DRAWS), (5, 15), finalists),
-        *_cases((*DRAWS, *MORE_DRAWS), (50,), facility),
-        *_cases(DRAWS, (1, 40), facility),
-        *_cases(DRAWS, (5, 15), facility, wrong=0.15),
-        *_cases(DRAWS, (5, 15), facility, wrong=0.0),
-        *_cases(DRAWS, (5, 15), facility, mix="uniform"),
+        *_cases((*DRAWS, *MORE_DRAWS), (5, 15), more),
+        *_cases((*DRAWS, *MORE_DRAWS), (40, 50), only),
+        *_cases(DRAWS, (1,), only),
+        *_cases(DRAWS, (5, 15), tuple(map(uniform, UNIFORM))),
+        *_cases(DRAWS, (5, 15), (*only, uniform("trim 10 %")), wrong=0.15),
+        *_cases(DRAWS, (5, 15), (*only, *map(uniform, ("trim 10 %", "all, cheap clusters"))), wrong=0.0),
+        *_cases(DRAWS, (5, 15), only, mix="uniform"),
+        *_cases(DRAWS, (5, 15), only, start="seed"),
+        *_cases(DRAWS, (1, 5, 40), only, length="steps"),
+        *_cases(DRAWS, (15, 40), only, length="full"),
+        *_cases((*DRAWS, *MORE_DRAWS), (50,), only, length="full"),
     ]
 
 
@@ -388,18 +412,18 @@ def _finals() -> list[Case]:
         *_cases((*DRAWS, *MORE_DRAWS), (5, 15), FINALS),
         *_cases(DRAWS, (5, 15), FINALS, mix="uniform"),
         *_cases(DRAWS, (5, 15), FINALS, wrong=0.15),
-        *_cases(DRAWS, (5, 15), (*FINALS, "all, cheap clusters"), wrong=0.0),
+        *_cases(DRAWS, (5, 15), FINALS, wrong=0.0),
     ]
 
 
 def _fresh() -> list[Case]:
     """Ask again, on draws that nobody has seen, whether facility location inside groups is better.
 
-    Set before they were run: it is taken for better if one of the differences to `grouped` at 5, 15 and
+    Set before they were run: it is taken for better if one of the differences to uniform draws at 5, 15 and
     50 % is clearly above zero, and none clearly below. The full pool and other shares of wrong answers
     were added when the answer was known.
     """
-    methods = ("grouped", "within facility", "random")
+    methods = ("within uniform", "grouped", "random")
     return [
         *_cases(FRESH_DRAWS, (15, 5, 50), methods),
         *_cases(FRESH_DRAWS, (100,), ("random",)),
@@ -416,7 +440,6 @@ PLANS = {
     "counted": _counted,
     "compute": _compute,
     "ablations": _ablations,
-    "sampled": _sampled,
     "start": _start,
     "steps": _steps,
     "full-steps": _full_steps,
@@ -425,7 +448,7 @@ PLANS = {
     "scoring": _scoring,
     "tune": _tune,
     "tune-noise": _tune_noise,
-    "finalists": _finalists,
+    "uniform": _uniform,
     "finals": _finals,
     "fresh": _fresh,
 }

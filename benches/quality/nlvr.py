@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional
 
 import model
-from grid import FINALS, Case, Records
+from grid import FINALS, Case, Records, uniform
 from mllm_selector.demo import nlvr
 from mllm_selector.demo.nlvr_questions import COLOURS, ORDERS, PLACES, SHAPES, SIZES, SOURCES, Statement
 from run import HERE, Prepared, Settings, World, epochs, kept, kept_array, run_cases
@@ -423,8 +423,9 @@ def cases() -> list[Case]:
     return [
         *of((5, 15), METHODS),
         *of((100,), ("random",)),
-        *of((5, 15), ("all, cheap clusters", "7 a cluster", "stratified", "within facility")),
-        *of((40,), ("random", "grouped")),
+        *of((5, 15), ("all, cheap clusters", "7 a cluster", "stratified", "within uniform")),
+        *of((40,), ("random", "grouped", "within uniform")),
+        *of((5, 15), tuple(map(uniform, ("all, cheap clusters", "7 a cluster")))),
         *of((5, 15, 40), FINALS),
     ]
 

@@ -234,16 +234,15 @@ class World:
         scoring = grid.scoring_of(method)
         scores = self.scores(scoring)
         necessity, embedding = scores[scoring.metric], scores["embedding"]
-        if scoring.positions == "inputs":
+        if scoring.cheap or scoring.positions == "inputs":
             embedding = self._inputs.astype(np.float16)
         elif scoring.positions != "all":
             embedding = model.embed(self.seed_model(scoring), self.data, scoring.positions)
         if scoring.floor:
             necessity = necessity + np.float32(scoring.floor) * necessity.mean()
-        if scoring.cheap:
-            return self._by_clusters(necessity, self._cheap_clusters, scoring, count)
-        if scoring.power != 1:
-            return self._by_clusters(necessity, self._clusters(embedding), scoring, count)
+        if scoring.cheap or scoring.power != 1:
+            labels = self._cheap_clusters if scoring.cheap else self._clusters(embedding)
+            return self._by_clusters(method, necessity, embedding, labels, count)
         return pick(
             necessity,
             embedding,
@@ -257,9 +256,15 @@ class World:
         )
 
     def _by_clusters(
-        self, necessity: NDArray[np.float32], labels: NDArray[np.int64], scoring: Scoring, count: int
+        self,
+        method: str,
+        necessity: NDArray[np.float32],
+        embedding: NDArray[np.float16],
+        labels: NDArray[np.int64],
+        count: int,
     ) -> NDArray[np.int64]:
-        """Choose as the default does, with the mean necessity of some samples for that of their cluster."""
+        """Choose from clusters, with the mean necessity of some samples for that of their cluster."""
+        scoring = grid.scoring_of(method)
         means = np.zeros(labels.max() + 1, np.float32)
         for cluster in range(len(means)):
             members = np.flatnonzero(labels == cluster)
@@ -267,7 +272,17 @@ class World:
                 rng = np.random.default_rng([self.draw, _SCORED, cluster])
                 members = rng.permutation(members)[: scoring.of_each]
             means[cluster] = necessity[members].mean() if len(members) else 0
-        return pick(means[labels] ** scoring.power, budget=count, groups=labels, seed=self.draw)
+        # Groups that are given are not known to be clusters, so their default would be uniform draws.
+        options = {"within": "facility-location"} | grid.METHODS[method]
+        return pick(
+            means[labels] ** scoring.power,
+            embedding,
+            budget=count,
+            groups=labels,
+            seed=self.draw,
+            threads=torch.get_num_threads(),
+            **options,
+        )
 
     def _clusters(self, embedding: NDArray[np.float16]) -> NDArray[np.int64]:
         """Return the clusters that the default makes."""

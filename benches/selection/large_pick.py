@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--parts", type=int, default=16)
     parser.add_argument("--budget", default="1%")
     parser.add_argument("--group-count", type=int, help="clusters; default as in pick")
-    parser.add_argument("--within", default="uniform", help="how samples are taken inside a group")
+    parser.add_argument("--within", help="how samples are taken inside a group; default as in pick")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("build/bench-data"))
     parser.add_argument("--quality", action="store_true", help="compare two levels with one")
@@ -125,7 +125,7 @@ def choose(options: argparse.Namespace, paths: list[Path], queue) -> None:
             "columns": options.columns,
             "chosen": len(np.unique(rows)),
             "groups": options.group_count or "default",
-            "within": options.within,
+            "within": options.within or "default",
             "threads": options.threads,
             "seconds": round(seconds, 1),
             "mean necessity": float(necessity.mean()),
@@ -152,6 +152,7 @@ def quality(options: argparse.Namespace, paths: list[Path]) -> list[dict[str, ob
             mllm_selector.k_center(embeddings, count, metric="cosine", threads=threads).rows
         ),
         "two levels: k-center in each group": lambda: grouped("k-center"),
+        "two levels: facility location in each group": lambda: grouped("facility-location"),
         "two levels: uniform in each group": lambda: grouped("uniform"),
         "random": lambda: np.random.default_rng(0).choice(len(X), count, replace=False),
     }

@@ -41,5 +41,5 @@ def facility_location(X, k: int, neighbours: int, threads: int):
     }
 
 
-def pick(X, necessity, budget: int, threads: int):
-    return {"rows": mllm_selector.pick(necessity, X, budget=budget, threads=threads)}
+def pick(X, necessity, budget: int, threads: int, within: str | None = None):
+    return {"rows": mllm_selector.pick(necessity, X, budget=budget, threads=threads, within=within)}

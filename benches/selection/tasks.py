@@ -136,16 +136,23 @@ def check_facility(X, options, result, reference):
 
 
 def pick(options: Namespace, threads: int) -> list[Contender]:
-    arguments = {"budget": options.rows // 10}
+    budget = {"budget": options.rows // 10}
+    full, mini = budget | {"mini_batch": False}, budget | {"mini_batch": True}
+    ours = budget | {"threads": threads}
     return [
-        Contender(
-            f"NumPy + scikit-learn {name}",
-            "peers.sklearn_pick",
-            {**arguments, "mini_batch": mini_batch},
-            scored=True,
+        Contender(who, function, arguments, scored=True)
+        for who, function, arguments in (
+            ("scikit-learn KMeans, uniform draws", "peers.sklearn_pick", full),
+            ("scikit-learn MiniBatchKMeans, uniform draws", "peers.sklearn_pick", mini),
+            (
+                "scikit-learn MiniBatchKMeans, facility location",
+                "peers.sklearn_pick",
+                mini | {"neighbours": 50},
+            ),
+            ("ours, facility location (default)", "ours.pick", ours),
+            ("ours, uniform draws", "ours.pick", ours | {"within": "uniform"}),
         )
-        for name, mini_batch in (("KMeans", False), ("MiniBatchKMeans", True))
-    ] + [Contender("ours", "ours.pick", {**arguments, "threads": threads}, scored=True)]
+    ]
 
 
 def check_pick(X, options, result, reference):

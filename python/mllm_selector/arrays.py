@@ -87,7 +87,7 @@ def pick(
     groups: str | ArrayLike | None = None,
     group_count: int | None = None,
     share: str = "size-necessity",
-    within: str = "uniform",
+    within: str | None = None,
     smooth: int | None = None,
     sources: ArrayLike | None = None,
     floors: Mapping[Any, str | int | float | Amount] | None = None,
@@ -133,12 +133,13 @@ def pick(
         What a group's share is proportional to: size times mean necessity, mean necessity, size, or nothing.
         A group gets at most what it has; the rest is shared out again. Shares are rounded by the
         largest remainder. If the necessity is 0 throughout, shares go by size.
-    within : {"uniform", "top", "weighted", "k-center", "facility-location", "middle"}
+    within : {"uniform", "top", "weighted", "k-center", "facility-location", "middle"}, optional
         How samples are taken in a group: drawn uniformly; the highest necessity first; drawn without
         replacement with probability proportional to necessity (Efraimidis and Spirakis 2006);
         spread out by greedy k-center (`k_center`); those that stand for the others best, by facility location
-        on the graph of the group's 50 nearest neighbours (`facility_location`); the nearest by rank to the
-        group's median necessity.
+        on the graph of the group's 50 nearest neighbours (`facility_location`, with 4 probes, so that the
+        graph of a group of up to 16,384 samples is exact); the nearest by rank to the group's median
+        necessity. Default: facility location in clusters, uniform draws in other groups.
     smooth : int, optional
         Let the necessity of a sample be the mean over that of so many nearest others by cosine, without the
         highest and lowest tenth (rounded down). So a single wrong answer counts for nothing, and what is
@@ -190,7 +191,7 @@ def pick(
 
     Time is that of k-means for clusters, O(n k d) an iteration, and O(n log n) otherwise;
     ``within="k-center"`` adds O(sum of group size x quota x d), ``within="facility-location"`` O(sum of group
-    size^2 x d), `skip_duplicates` O(budget^2 d).
+    size x min(group size, 16,384) x d), `skip_duplicates` O(budget^2 d).
 
     Examples
     --------

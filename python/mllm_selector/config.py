@@ -43,6 +43,7 @@ __all__ = [
     "Shard",
     "StageOptions",
     "cli_name",
+    "default_within",
     "option",
 ]
 
@@ -422,9 +423,10 @@ class PickOptions(StageOptions):
         choices=("size-necessity", "necessity", "size", "equal"),
         of_method=True,
     )
-    within: str = option(
-        "uniform",
-        help="How samples are chosen inside a group.",
+    within: str | None = option(
+        None,
+        help="How samples are chosen inside a group; default facility-location in clusters, uniform in other "
+        "groups.",
         choices=("uniform", "top", "weighted", "k-center", "facility-location", "middle"),
         of_method=True,
     )
@@ -481,6 +483,11 @@ class PickOptions(StageOptions):
         if self.skip_duplicates is not None and not 0 < self.skip_duplicates <= 1:
             msg = f"--skip-duplicates: {self.skip_duplicates} is not a cosine above 0 and up to 1"
             raise UsageError(msg)
+
+
+def default_within(groups: str) -> str:
+    """Return how samples are chosen inside groups of a kind unless asked for otherwise."""
+    return "facility-location" if groups == "cluster" else "uniform"
 
 
 @dataclass(frozen=True, kw_only=True)

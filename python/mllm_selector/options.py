@@ -78,7 +78,7 @@ class StageOptions:
             value = _converted(self.shown(field.name), getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
             choices = field.metadata["choices"]
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 msg = f"{self.shown(field.name)}: {value!r} is not one of {', '.join(choices)}"
                 raise UsageError(msg)
         self.check()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mllm_selector import _internal
-from mllm_selector.config import PickOptions
+from mllm_selector.config import PickOptions, default_within
 from mllm_selector.errors import UsageError
 from mllm_selector.limits import limits_of
 from mllm_selector.progress import Progress, SilentProgress
@@ -86,7 +86,7 @@ def grouped_sample(
         limits=limits,
         budget=candidates.budget,
         share=options.share,
-        within=options.within,
+        within=options.within or default_within(options.groups if groups is None else "given"),
         trim=options.trim,
         skip_duplicates=options.skip_duplicates,
         seed=options.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_selector import methods
+from mllm_selector.config import default_within
 from mllm_selector.metrics import METRICS, NLL
 from mllm_selector.reporting.numbers import Numbers, Source
 from mllm_selector.reporting.overview import Coverage, Duplicates
@@ -299,7 +300,7 @@ def _grouped(pick: dict[str, Any], numbers: Numbers) -> list[str]:
         f"The pool was cut into groups: {made}.",
         SHARES[pick["share"]],
         "What a small group cannot use is shared out again.",
-        f"Inside a group samples were chosen {WITHIN[pick['within']]}.",
+        f"Inside a group samples were chosen {WITHIN[pick['within'] or default_within(pick['groups'])]}.",
     ]
     if pick["smooth"]:
         parts.append(

@@ -285,6 +285,41 @@ fn k_means_with_many_clusters_gives_the_same_bits_everywhere() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Of small whole numbers every product is exact, and many cosines are equal.
+    #[test]
+    fn neighbours_are_those_of_a_comparison_with_all(
+        values in prop::collection::vec(-2i8..=2, 400 * 5),
+        dim in 1usize..=5,
+        n in 2usize..=400,
+        k in 1usize..60,
+    ) {
+        let k = k.min(n - 1);
+        let mut values: Vec<f32> = values[..n * dim].iter().map(|&value| f32::from(value)).collect();
+        values.iter_mut().step_by(dim).for_each(|value| *value += 3.0);
+        let found = nearest_neighbours(&whole(&values, dim), k, None, &Observer::default()).unwrap();
+        let dot = |one: usize, other: usize| {
+            let pairs = values[one * dim..][..dim].iter().zip(&values[other * dim..][..dim]);
+            pairs.map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>()
+        };
+        for row in 0..n {
+            let others = (0..n as u32).filter(|&other| other as usize != row);
+            let mut expected: Vec<(f32, u32)> = others
+                .map(|other| {
+                    let place = other as usize;
+                    ((dot(row, place) / (dot(row, row) * dot(place, place)).sqrt()) as f32, other)
+                })
+                .collect();
+            expected.sort_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
+            let rows = found.rows[row * k..][..k].iter();
+            let found: Vec<_> = found.cosines[row * k..][..k].iter().copied().zip(rows.copied()).collect();
+            prop_assert_eq!(&found, &expected[..k]);
+        }
+    }
+}
+
 #[test]
 fn few_probes_find_a_part_and_many_find_all() {
     let (n, dim, k) = (9_000, 16, 10);

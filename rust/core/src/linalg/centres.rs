@@ -34,6 +34,7 @@ pub(crate) struct Centres {
 pub(crate) struct Scratch {
     widened: Vec<f32>,
     codes: CodeRows,
+    bounds: Vec<f32>,
 }
 
 /// Rows to be compared.
@@ -43,6 +44,16 @@ pub(crate) struct Block<'a> {
     pub(crate) range: Range<usize>,
     /// Those of the rows in the range.
     pub(crate) squared_norms: &'a [f32],
+}
+
+/// A row and what its scores are at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounded<'a> {
+    /// Place of the row in the range.
+    pub(crate) row: usize,
+    pub(crate) vector: &'a [f32],
+    /// For each centre.
+    pub(crate) bounds: &'a [f32],
 }
 
 impl Scratch {
@@ -112,6 +123,25 @@ impl Centres {
 
     fn vector(&self, centre: usize) -> &[f32] {
         &self.vectors[centre * self.dim..][..self.dim]
+    }
+
+    /// Calls `visit` with some of the centres and their dot products with a row.
+    pub(crate) fn multiply(
+        &self,
+        row: &[f32],
+        centres: &[usize],
+        mut visit: impl FnMut(usize, f32),
+    ) {
+        let (fours, rest) = centres.as_chunks::<4>();
+        for four in fours {
+            let dots = self.simd.dots(row, four.map(|centre| self.vector(centre)));
+            four.iter()
+                .zip(dots)
+                .for_each(|(&centre, dot)| visit(centre, dot));
+        }
+        for &centre in rest {
+            visit(centre, self.simd.dot(row, self.vector(centre)));
+        }
     }
 
     /// Dot product and score of a row with a centre.
@@ -356,6 +386,38 @@ impl Centres {
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
         self.contend(0, rows, codes, limits, not_listed, visit);
+    }
+
+    /// Calls `visit` with every row and what its scores with all centres are at most.
+    pub(crate) fn bound(
+        &self,
+        block: &Block,
+        scratch: &mut Scratch,
+        mut visit: impl FnMut(Bounded),
+    ) {
+        let mut all = std::mem::take(&mut scratch.bounds);
+        let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
+        let width = self.codes.panels() * LANES;
+        all.resize(GROUP * width, 0.0);
+        let mut vectors = rows.chunks_exact(self.dim).enumerate();
+        let mut tile: Tile<f32> = [[0.0; LANES]; GROUP];
+        for packed in codes.groups() {
+            for number in 0..self.codes.panels() {
+                self.simd.bound(packed, self.codes.panel(number), &mut tile);
+                for (all, tile) in all.chunks_exact_mut(width).zip(&tile) {
+                    all[number * LANES..][..LANES].copy_from_slice(tile);
+                }
+            }
+            for ((row, vector), bounds) in vectors.by_ref().take(GROUP).zip(all.chunks_exact(width))
+            {
+                visit(Bounded {
+                    row,
+                    vector,
+                    bounds: &bounds[..self.len()],
+                });
+            }
+        }
+        scratch.bounds = all;
     }
 
     /// Like [`Self::near`], but a pair counts, too, if its score is at least the centre's limit times the length

@@ -321,6 +321,16 @@ fn add_products(rows: &[u32], panel: &[Line], sums: &mut Tile<i32>) {
     }
 }
 
+/// Leaves the greater of the numbers `HALF` apart: a few vector instructions, where comparing one number after the other
+/// took half of the time of short vectors.
+#[inline(always)]
+fn greater_half<const HALF: usize>(values: &mut [f32; 16]) {
+    for lane in 0..HALF {
+        let (low, high) = (values[lane], values[lane + HALF]);
+        values[lane] = if high > low { high } else { low };
+    }
+}
+
 /// Turns products of codes into bounds of scores.
 #[inline(always)]
 fn bound(
@@ -344,7 +354,11 @@ fn bound(
                 *best = if bound > *best { bound } else { *best };
             }
         }
-        *highest = strides.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        greater_half::<8>(&mut strides);
+        greater_half::<4>(&mut strides);
+        greater_half::<2>(&mut strides);
+        greater_half::<1>(&mut strides);
+        *highest = strides[0];
     }
     highest
 }

@@ -22,12 +22,13 @@ mod metric;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod rows;
+mod scan;
 mod shortlist;
 mod sums;
 
 use rayon::prelude::*;
 
-pub(crate) use centres::{Block, CentreLimits, Centres, Scratch};
+pub(crate) use centres::{Block, Bounded, CentreLimits, Centres, Scratch};
 pub(crate) use codes::Coded;
 pub use kernel::Simd;
 pub(crate) use kernel::{GROUP, LANES};
@@ -91,6 +92,9 @@ mod tests {
             let expected = canonical(x, y);
             for simd in Simd::available() {
                 prop_assert_eq!(simd.dot(x, y).to_bits(), expected.to_bits());
+                let pairs = simd.dots(x, [y, x, y, x]).map(f32::to_bits);
+                let squared = canonical(x, x);
+                prop_assert_eq!(pairs, [expected, squared, expected, squared].map(f32::to_bits));
             }
             let wide = Simd::Baseline.wide_dot(x, y);
             let apart = Simd::Baseline.wide_squared_distance(x, y);

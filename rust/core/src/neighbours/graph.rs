@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Plan, cosine};
-use crate::linalg::{BLOCK_ROWS, Block, CentreLimits, Rows, Scratch};
+use crate::linalg::{BLOCK_ROWS, Block, Bounded, CentreLimits, Centres, Rows, Scratch};
 use crate::{Error, Observer, Result};
 
 /// Neighbours of `n` rows, `k` of each, the nearest first; ties go to the lowest row.
@@ -39,7 +39,10 @@ pub fn nearest_neighbours(
     observer.expect(observer.progress().0 + pairs.len() as u64);
     let mut lists = Lists::new(n, k);
     for (block, other) in pairs {
-        lists.compare(&plan, block, other, observer)?;
+        match block == other {
+            true => lists.begin(&plan, block, observer)?,
+            false => lists.compare(&plan, block, other, observer)?,
+        }
         observer.advance(1);
     }
     Ok(lists.finish(&plan))
@@ -81,10 +84,9 @@ impl List<'_> {
         }
     }
 
-    /// Keeps the `k` nearest.
+    /// Keeps the `k` nearest of at least as many.
     fn shorten(&mut self) {
-        let (_, last, _) = self
-            .found
+        let (_, last, _) = self.found[..*self.length]
             .select_nth_unstable_by(self.k - 1, |left, right| before(*left, *right));
         (*self.least, *self.length) = (last.0, self.k);
     }
@@ -111,6 +113,46 @@ impl Lists {
         }
     }
 
+    /// Fills the lists of a block's rows, which are empty, with rows of the same block.
+    fn begin(&mut self, plan: &Plan, block: usize, observer: &Observer) -> Result<()> {
+        let range = plan.block(block);
+        let centres = plan.pack(range.clone(), None);
+        let (k, capacity) = (self.k, self.capacity);
+        let found = self.found[range.start * capacity..range.end * capacity]
+            .par_chunks_mut(BLOCK_ROWS * capacity);
+        let lengths = self.lengths[range.clone()].par_chunks_mut(BLOCK_ROWS);
+        let least = self.least[range.clone()].par_chunks_mut(BLOCK_ROWS);
+        found.zip(lengths).zip(least).enumerate().try_for_each_init(
+            || (Scratch::default(), Memory::default()),
+            |(scratch, memory), (part, ((found, lengths), least))| {
+                observer.check()?;
+                let first = range.start + part * BLOCK_ROWS;
+                let rows = first..first + lengths.len();
+                let block = Block {
+                    rows: &plan.view,
+                    squared_norms: &plan.squared_norms(rows.clone()),
+                    range: rows,
+                };
+                centres.bound(&block, scratch, |bounded| {
+                    let list = List {
+                        k,
+                        found: &mut found[bounded.row * capacity..][..capacity],
+                        length: &mut lengths[bounded.row],
+                        least: &mut least[bounded.row],
+                    };
+                    let own = Own {
+                        plan,
+                        centres: &centres,
+                        first: range.start,
+                        place: first + bounded.row,
+                    };
+                    own.fill(list, bounded, memory);
+                });
+                Ok(())
+            },
+        )
+    }
+
     /// Compares the rows of two blocks, for the lists of both.
     fn compare(
         &mut self,
@@ -121,21 +163,13 @@ impl Lists {
     ) -> Result<()> {
         let (targets, candidates) = (plan.block(block), plan.block(other));
         let centres = plan.pack(candidates.clone(), None);
-        // A block with itself gives every pair in both directions.
-        let own = match block == other {
-            true => vec![f32::INFINITY; candidates.len()],
-            false => self.least[candidates.clone()]
-                .iter()
-                .map(|&least| limit(least))
-                .collect(),
-        };
-        let own = CentreLimits::new(own);
+        let own = self.least[candidates.clone()]
+            .iter()
+            .map(|&least| limit(least));
+        let own = CentreLimits::new(own.collect());
         let (k, capacity) = (self.k, self.capacity);
         let (before, after) = self.least.split_at_mut(targets.start);
-        let candidates_least = match block == other {
-            true => &[],
-            false => &before[candidates.clone()],
-        };
+        let candidates_least = &before[candidates.clone()];
         let found = self.found[targets.start * capacity..targets.end * capacity]
             .par_chunks_mut(BLOCK_ROWS * capacity);
         let lengths = self.lengths[targets.clone()].par_chunks_mut(BLOCK_ROWS);
@@ -164,9 +198,6 @@ impl Lists {
                     };
                     centres.near_either(&block, scratch, &mut limits, &own, |pair, reached| {
                         let (place, other) = (first + pair.row, candidates.start + pair.centre);
-                        if place == other {
-                            return;
-                        }
                         let (row, other_row) = (plan.names[place], plan.names[other]);
                         let cosine = cosine(pair.dot, &plan.norms, row, other_row) as f32;
                         let mut list = List {
@@ -177,10 +208,7 @@ impl Lists {
                         };
                         list.add(other_row as u32, cosine);
                         *reached = limit(*list.least) * norms[pair.row].sqrt();
-                        if candidates_least
-                            .get(pair.centre)
-                            .is_some_and(|least| cosine >= *least)
-                        {
+                        if cosine >= candidates_least[pair.centre] {
                             reverse.push((pair.centre as u32, (cosine, row as u32)));
                         }
                     });
@@ -223,6 +251,53 @@ impl Lists {
         }
         neighbours
     }
+}
+
+/// A row that is compared with those of its own block.
+struct Own<'a> {
+    plan: &'a Plan<'a>,
+    centres: &'a Centres,
+    /// Place of the block's first row in the view.
+    first: usize,
+    /// Place of the row in the view.
+    place: usize,
+}
+
+impl Own<'_> {
+    /// Fills an empty list: first with the rows whose bounds are the highest, then with those whose bounds reach the
+    /// least cosine among these.
+    fn fill(&self, mut list: List, of: Bounded, memory: &mut Memory) {
+        let simd = self.plan.view.simd();
+        let floor = simd.reached_by(list.k + 1, of.bounds, &mut memory.maxima);
+        simd.find(of.bounds, floor, f32::INFINITY, &mut memory.centres);
+        self.add(&mut list, of.vector, &memory.centres);
+        if *list.length >= list.k {
+            list.shorten();
+        }
+        let row = self.plan.names[self.place];
+        let limit = limit(*list.least) * self.plan.norms.squared[row].sqrt();
+        simd.find(of.bounds, limit, floor, &mut memory.centres);
+        self.add(&mut list, of.vector, &memory.centres);
+    }
+
+    /// Compares the row with others of its block.
+    fn add(&self, list: &mut List, vector: &[f32], centres: &[usize]) {
+        let row = self.plan.names[self.place];
+        self.centres.multiply(vector, centres, |centre, dot| {
+            let other = self.plan.names[self.first + centre];
+            if other != row {
+                let cosine = cosine(dot, &self.plan.norms, row, other) as f32;
+                list.add(other as u32, cosine);
+            }
+        });
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Memory {
+    maxima: Vec<f32>,
+    centres: Vec<usize>,
 }
 
 /// By how much rounding may put a cosine beyond 1, float16 included.

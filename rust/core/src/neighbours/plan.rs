@@ -42,7 +42,11 @@ impl<'a> Plan<'a> {
             ));
         }
         let norms = Norms::new(rows, Metric::Cosine, observer)?;
-        let names = by_likeness(rows, observer)?;
+        // The rows of a single block are all compared with each other, in whatever order.
+        let names = match rows.len() <= BLOCK {
+            true => (0..rows.len()).collect(),
+            false => by_likeness(rows, observer)?,
+        };
         let view = rows.subset(&names)?;
         let means = means(&view, &names, &norms);
         Ok(Self {
