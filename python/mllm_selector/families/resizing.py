@@ -45,7 +45,7 @@ def _core_backend() -> type:
     from transformers.image_processing_backends import PilBackend
     from transformers.image_transforms import get_resize_output_image_size
 
-    class CoreBackend(PilBackend):
+    class CoreBackend(PilBackend):  # type: ignore[misc]  # transformers has no types
         """Resizes by the core where it can."""
 
         def resize(self, image: Any, size: Any, resample: Any = None, **options: Any) -> Any:
@@ -103,7 +103,7 @@ def _is_pillows() -> bool:
     for (old_height, height), (old_width, width) in itertools.product(sides, repeat=2):
         pixels = draw.integers(0, 256, (old_height, old_width, 3), dtype=np.uint8)
         for resample in _INTERPOLATIONS:
-            pillows = Image.fromarray(pixels).resize((width, height), resample)
+            pillows = np.asarray(Image.fromarray(pixels).resize((width, height), resample))
             if not np.array_equal(resized(pixels, height, width, resample), pillows):
                 return False
     return True
