@@ -7,6 +7,8 @@
 Makes the model, the pool and the images, exports, and scores the same samples with
 
 - onnx: the score stage with the exported graphs;
+- apart: the same, a sequence for every sample, also where samples begin with the same images;
+- written-out: graphs of a lower opset, in which attention is many operators;
 - torch: the score stage with ``--engine torch``: eager mode, sdpa, equal batches and gather;
 - compile: the same, both modules compiled by ``torch.compile``;
 - loop: what users write today, ``model(**batch, labels=...)`` in file order, eight samples a batch.
@@ -39,12 +41,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpu_models import MODELS, PIXELS, make_pool
 from mllm_selector.engine import OnnxEngine
+from mllm_selector.families.loading import load_model
 from mllm_selector.resources import gpu_name
 from mllm_selector.scoring import opening
 from mllm_selector.scoring.torch_engine import TorchEngine
+from mllm_selector.stages import export
+from prefix_sharing import apart
 from scoring_setup import Scored, machine, prepare, score_by_loop, score_once
 
-ENGINES = ("onnx", "torch", "compile", "loop")
+ENGINES = ("onnx", "apart", "written-out", "torch", "compile", "loop")
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.16}
 COUNTED = 64
 """Samples whose FLOP are counted; those of the pool follow by their tokens."""
@@ -105,9 +110,17 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     model = folder / "model"
     shutil.rmtree(model, ignore_errors=True)
     MODELS[given.model](model, given.size)
-    engines = {"onnx": "onnx", "torch": "torch", "compile": "torch"}
-    for engine in sorted({"torch", *(engines[name] for name in given.engines if name != "loop")}):
-        prepare(folder / engine, pool, images, model, engine=engine, precision=given.precision)
+    exports = {
+        "onnx": "onnx",
+        "apart": "onnx",
+        "written-out": "written-out",
+        "torch": "torch",
+        "compile": "torch",
+    }
+    for folder_name in sorted({"torch", *(exports[name] for name in given.engines if name != "loop")}):
+        with written_out() if folder_name == "written-out" else contextlib.nullcontext():
+            engine = "torch" if folder_name == "torch" else "onnx"
+            prepare(folder / folder_name, pool, images, model, engine=engine, precision=given.precision)
     options = {"device": given.device, "token_budget": given.token_budget, "workers": given.workers}
     flop_per_token = count_flop(folder, model, options, given)
     peak = matmul_peak(given.device, given.precision)
@@ -119,11 +132,11 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     first: Scored | None = None
     agree = True
     for name in given.engines:
-        with watched() as memory, reading() as text, compiled(name == "compile"):
+        with watched() as memory, reading() as text, special(name):
             if name == "loop":
                 scored = score_by_loop(folder / "torch", model, images, given.device, given.precision)
             else:
-                scored = score_once(folder / engines[name], **options)
+                scored = score_once(folder / exports[name], **options)
         first = first or scored
         worst = float(np.abs(scored.necessity - first.necessity).max())
         agree &= worst <= TOLERANCE[given.precision]
@@ -164,11 +177,22 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def compiled(wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    """Have the PyTorch engine compile its modules."""
-    if not wanted:
-        return contextlib.nullcontext()
-    return mock.patch.object(opening, "TorchEngine", CompiledEngine)
+def special(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which an engine scores."""
+    if name == "compile":
+        return mock.patch.object(opening, "TorchEngine", CompiledEngine)
+    return apart() if name == "apart" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def written_out() -> Iterator[None]:
+    """Have the model exported as one is whose family shares no prefixes."""
+
+    def load_eager(*arguments: Any, **options: Any) -> Any:
+        return load_model(*arguments, **{**options, "attention": "eager"})
+
+    with mock.patch.object(export, "load_model", load_eager), mock.patch.object(export, "FUSED_OPSET", None):
+        yield
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
-"""Loading and preparing images: threads against processes, looked-up pixel values against computed ones.
+"""Loading and preparing images: threads against processes, our ways against those of transformers.
 
     python benches/prefetch.py --images 300
 
-Makes JPEG pictures of 640 x 480 pixels and prepares them (decode, resize, crop, normalise) with the image
-processor of a LLaVA with 336-pixel pictures, as the score stage does, with 1, 2, ... workers of both kinds.
-What processes prepare is handed over to this one, as the engine needs it here. The last column is the image
-processor as transformers has it, which computes every pixel's value.
+Makes JPEG pictures of 640 x 480 pixels and prepares them (decode, resize, crop, normalise) as the score stage
+does, with the image processors of a LLaVA with 336-pixel pictures and of Qwen2-VL, with 1, 2, ... workers of
+both kinds. What processes prepare is handed over to this one, as the engine needs it here. The last column is
+the image processor as transformers has it: Pillow resizes, and every pixel's value is computed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,30 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, Qwen2VLImageProcessorPil
 
 from mllm_selector.families.images import load_image
 from mllm_selector.families.pixels import use_tables
+from mllm_selector.families.resizing import use_core
 from scoring_setup import machine
 
-SIZE = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
-COMPUTED, LOOKED_UP = CLIPImageProcessorPil(**SIZE), CLIPImageProcessorPil(**SIZE)
-use_tables(LOOKED_UP)
+KINDS = {
+    "LLaVA": partial(
+        CLIPImageProcessorPil, size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    ),
+    "Qwen2-VL": Qwen2VLImageProcessorPil,
+}
+PLAIN, OURS = ({name: kind() for name, kind in KINDS.items()} for _ in range(2))
+for processor in OURS.values():
+    use_tables(processor)
+    use_core(processor)
 
 
 def main() -> int:
@@ -43,15 +53,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         paths = make_images(Path(folder), given.images)
         print(f"{machine()}; {os.cpu_count()} cores\n")
-        print("| workers | threads, images/s | processes, images/s | threads, without tables |")
-        print("|---|---|---|---|")
-        for workers in given.workers:
-            with ThreadPoolExecutor(workers) as threads:
-                by_threads = speed(threads, prepare, paths)
-                computed = speed(threads, compute, paths)
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
-                by_processes = speed(processes, prepare, paths)
-            print(f"| {workers} | {by_threads:.1f} | {by_processes:.1f} | {computed:.1f} |")
+        print("| processor of | workers | threads, images/s | processes, images/s | threads, as it is |")
+        print("|---|---|---|---|---|")
+        for name in KINDS:
+            for workers in given.workers:
+                with ThreadPoolExecutor(workers) as threads:
+                    by_threads = speed(threads, partial(prepare, name), paths)
+                    as_it_is = speed(threads, partial(prepare_plainly, name), paths)
+                with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+                    by_processes = speed(processes, partial(prepare, name), paths)
+                print(f"| {name} | {workers} | {by_threads:.1f} | {by_processes:.1f} | {as_it_is:.1f} |")
     return 0
 
 
@@ -74,12 +85,16 @@ def speed(workers: Executor, how: Callable[[Path], np.ndarray], paths: list[Path
     return len(paths) / (time.perf_counter() - started)
 
 
-def prepare(path: Path) -> np.ndarray:
-    return np.asarray(LOOKED_UP(load_image(path), return_tensors="np")["pixel_values"][0], dtype=np.float32)
+def prepare(name: str, path: Path) -> np.ndarray:
+    return pixels(OURS[name], path)
 
 
-def compute(path: Path) -> np.ndarray:
-    return np.asarray(COMPUTED(load_image(path), return_tensors="np")["pixel_values"][0], dtype=np.float32)
+def prepare_plainly(name: str, path: Path) -> np.ndarray:
+    return pixels(PLAIN[name], path)
+
+
+def pixels(processor: Any, path: Path) -> np.ndarray:
+    return np.asarray(processor(load_image(path), return_tensors="np")["pixel_values"], dtype=np.float32)
 
 
 def consume(arrays: Iterable[np.ndarray]) -> None:

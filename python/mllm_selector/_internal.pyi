@@ -35,6 +35,7 @@ __all__ = [
     "read_part",
     "recognise",
     "redundancy",
+    "resample",
     "strata",
     "typicality",
     "write_subset",
@@ -259,6 +260,7 @@ def redundancy(
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> NDArray[np.float64]: ...
+def resample(pixels: NDArray[np.uint8], out: NDArray[np.uint8], interpolation: str) -> None: ...
 def penalised(
     embeddings: list[NDArray[Any]],
     index: NDArray[np.int64] | None,

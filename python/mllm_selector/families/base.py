@@ -224,13 +224,13 @@ class Family(ABC):
         """The whole processor of transformers, which scoring does without."""
         return load_processor(self.folder, trust_remote_code=self._trust_remote_code)
 
-    @property
+    @cached_property
     def max_positions(self) -> int | None:
         """Most tokens that the model has positions for; None if there is no limit."""
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
-    @property
+    @cached_property
     def shares_prefixes(self) -> bool:
         """Whether samples that begin alike may share it: the scorer then takes `BRANCHES` and positions."""
         text = self.config.get_text_config()
@@ -241,7 +241,7 @@ class Family(ABC):
             ]
         return self.causal and text.model_type in SHARING_TEXTS and set(kinds) == {"full_attention"}
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """Number of tokens that the model has a logit for."""
         return int(self.config.get_text_config().vocab_size)
@@ -256,12 +256,12 @@ class Family(ABC):
         """Id written into padding, which no output depends on."""
         return int(self.parts.tokenizer.pad_token_id or 0)
 
-    @property
+    @cached_property
     def feature_token_id(self) -> int:
         """Id of the token in whose place feature rows stand."""
         return int(self.config.image_token_id)
 
-    @property
+    @cached_property
     def feature_token(self) -> str:
         """The token in whose place feature rows stand."""
         return str(self.parts.tokenizer.convert_ids_to_tokens(self.feature_token_id))

@@ -46,7 +46,8 @@ def load_image(image: PoolImage, name: str | None = None) -> Image.Image:
         If its store cannot be asked.
     """
     with _opened(image, name) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
+        picture = ImageOps.exif_transpose(file)
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def image_size(image: PoolImage, name: str | None = None) -> Size:

@@ -1,7 +1,8 @@
 //! Pool reading and diverse selection, without Python.
 //!
 //! Data flows from [`ingest`] (the user's file to an Arrow pool) through [`pool`] (memory-mapped reading)
-//! to the selection algorithms. Nothing here prints, reads the environment or owns a global thread pool.
+//! to the selection algorithms. Beside them, pictures are resized for scoring. Nothing here prints, reads the
+//! environment or owns a global thread pool.
 
 mod compression;
 mod coverage;
@@ -22,6 +23,7 @@ pub mod pool;
 mod projection;
 mod recall;
 mod representatives;
+mod resample;
 mod rng;
 mod sampling;
 pub mod writeback;
@@ -44,6 +46,7 @@ pub use penalty::{PenaltyOptions, penalised};
 pub use projection::{Axes, principal_axes, project};
 pub use recall::recall;
 pub use representatives::{NearDuplicates, near_duplicates_by_pairs};
+pub use resample::{Filter, resample_height, resample_width};
 pub use sampling::{
     Bound, Candidates, Claim, GroupedOptions, Limit, Limits, Share, Stock, Within, allocate,
     allocate_within, check_limits, grouped_sample, random_groups, strata,

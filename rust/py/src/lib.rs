@@ -7,6 +7,7 @@ mod io;
 mod memory;
 mod neighbours;
 mod overview;
+mod picture;
 mod pool;
 mod rows;
 mod sample;
@@ -23,5 +24,6 @@ fn _internal(module: &Bound<'_, PyModule>) -> PyResult<()> {
     neighbours::register(module)?;
     groupwise::register(module)?;
     overview::register(module)?;
+    picture::register(module)?;
     sample::register(module)
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::codes::{CodePanels, CodeRows, Head};
 use super::int8::Tile;
+use super::scan::places;
 use super::shortlist::{Listing, Shortlist};
 use super::{BLOCK_ROWS, GROUP, LANES, Metric, Rows, Simd};
 use crate::{Observer, Result};
@@ -420,19 +421,20 @@ impl Centres {
         scratch.bounds = all;
     }
 
-    /// Like [`Self::near`], but a pair counts, too, if its score is at least the centre's limit times the length
-    /// of the row.
+    /// Calls `visit` with every row of a block, centre and their dot product if their score is at least the row's
+    /// limit, which `visit` may raise, or the centre's limit times the length of the row; with a few others, too.
     pub(crate) fn near_either(
         &self,
         block: &Block,
         scratch: &mut Scratch,
         limits: &mut [f32],
         own: &CentreLimits,
-        mut visit: impl FnMut(Pair, &mut f32),
+        mut visit: impl FnMut(usize, usize, f32, &mut f32),
     ) {
         let (rows, codes) = scratch.load(block, self.simd, self.codes.head());
         let mut bounds: Tile<f32> = [[0.0; LANES]; GROUP];
-        for (number, own_limits) in own.lanes.chunks_exact(LANES).enumerate() {
+        let mut reached = Vec::with_capacity(LANES);
+        for (number, own_limits) in own.lanes.as_chunks::<LANES>().0.iter().enumerate() {
             let panel = self.codes.panel(number);
             for (group, packed) in codes.groups().enumerate() {
                 let highest = self.simd.bound(packed, panel, &mut bounds);
@@ -445,27 +447,14 @@ impl Centres {
                     if highest[place] < limit.min(own.panels[number] * length) {
                         continue;
                     }
-                    let mut reached = [false; LANES];
-                    for lane in 0..LANES {
-                        reached[lane] = bounds[lane] >= limit.min(own_limits[lane] * length);
-                    }
+                    let lanes = self.simd.reaching(bounds, *limit, own_limits, length);
+                    let centres = places(lanes).map(|lane| number * LANES + lane);
+                    reached.clear();
+                    reached.extend(centres.filter(|&centre| centre < self.len()));
                     let vector = &rows[row * self.dim..][..self.dim];
-                    for lane in (0..LANES).filter(|&lane| reached[lane]) {
-                        let centre = number * LANES + lane;
-                        if centre >= self.terms.len() {
-                            break;
-                        }
-                        let (dot, score) = self.compare(vector, centre);
-                        visit(
-                            Pair {
-                                row,
-                                centre,
-                                dot,
-                                score,
-                            },
-                            limit,
-                        );
-                    }
+                    self.multiply(vector, &reached, |centre, dot| {
+                        visit(row, centre, dot, limit)
+                    });
                 }
             }
         }

@@ -1,5 +1,8 @@
 //! Products and distances of two vectors: plain loops, compiled once for each instruction set.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 /// Partial sums of a dot product: four AVX-512 registers.
 pub(super) const SUMS: usize = 64;
 
@@ -87,6 +90,16 @@ impl Simd {
         }
     }
 
+    /// Widens float16 to float32, which is exact. `half` calls a function for every eight numbers.
+    pub(super) fn widen(self, values: &[f16], out: &mut [f32]) {
+        match self {
+            // SAFETY: as in `dot`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { widen_avx512(values, out) },
+            _ => values.convert_to_f32_slice(out),
+        }
+    }
+
     /// The dot product in float64, summed like the canonical one but in 32 partial sums.
     pub(crate) fn wide_dot(self, x: &[f32], y: &[f32]) -> f64 {
         match self {
@@ -124,6 +137,24 @@ fn dot_avx512(x: &[f32], y: &[f32]) -> f32 {
 #[target_feature(enable = "avx512f")]
 fn dots_avx512(x: &[f32], y: [&[f32]; 4]) -> [f32; 4] {
     dots(x, y)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn widen_avx512(values: &[f16], out: &mut [f32]) {
+    use std::arch::x86_64::{_mm256_loadu_si256, _mm512_cvtph_ps, _mm512_storeu_ps};
+    let (parts, rest) = values.as_chunks::<16>();
+    let (out_parts, out_rest) = out.as_chunks_mut::<16>();
+    for (part, out) in parts.iter().zip(out_parts) {
+        // SAFETY: the arrays have 32 and 64 bytes.
+        unsafe {
+            let wide = _mm512_cvtph_ps(_mm256_loadu_si256(part.as_ptr().cast()));
+            _mm512_storeu_ps(out.as_mut_ptr(), wide);
+        }
+    }
+    for (value, out) in rest.iter().zip(out_rest) {
+        *out = value.to_f32();
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -82,6 +82,24 @@ mod tests {
             .sum()
     }
 
+    #[test]
+    fn every_float16_is_widened_exactly() {
+        // Three more than whole registers.
+        let values: Vec<half::f16> = (0..=u16::MAX)
+            .chain(0..3)
+            .map(half::f16::from_bits)
+            .collect();
+        for simd in Simd::available() {
+            let mut found = vec![0.0; values.len()];
+            simd.widen(&values, &mut found);
+            for (value, found) in values.iter().zip(found) {
+                assert!(
+                    value.to_f32().to_bits() == found.to_bits() || value.is_nan() && found.is_nan()
+                );
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn dot_products_are_canonical_on_every_instruction_set(

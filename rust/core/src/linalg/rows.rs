@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 use super::Simd;
 use crate::{Error, Result};
@@ -33,9 +32,9 @@ impl<'a> Chunk<'a> {
     }
 
     /// Widens to float32, which is exact: float16 and float32 of the same values give the same result.
-    fn widen_into(self, out: &mut [f32]) {
+    fn widen_into(self, simd: Simd, out: &mut [f32]) {
         match self {
-            Self::F16(values) => values.convert_to_f32_slice(out),
+            Self::F16(values) => simd.widen(values, out),
             Self::F32(values) => out.copy_from_slice(values),
         }
     }
@@ -163,7 +162,7 @@ impl<'a> Rows<'a> {
         let first = (place - self.starts[number]) * self.dim;
         self.chunks[number]
             .part(first + columns.start..first + columns.end)
-            .widen_into(out);
+            .widen_into(self.simd, out);
     }
 
     /// Writes a row to `out` as float32.
@@ -182,7 +181,7 @@ impl<'a> Rows<'a> {
                     return values;
                 }
                 buffer.resize(range.len() * self.dim, 0.0);
-                part.widen_into(buffer);
+                part.widen_into(self.simd, buffer);
                 return buffer;
             }
         }

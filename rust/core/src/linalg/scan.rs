@@ -34,6 +34,25 @@ impl Simd {
         }
     }
 
+    /// Says in bits which values are at least `limit`, or at least their own limit times `factor`.
+    pub(super) fn reaching(
+        self,
+        values: &[f32; LANES],
+        limit: f32,
+        own: &[f32; LANES],
+        factor: f32,
+    ) -> u64 {
+        match self {
+            // SAFETY: as in `raise`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { reaching_avx512(values, limit, own, factor) },
+            // SAFETY: as in `raise`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { reaching_avx2(values, limit, own, factor) },
+            _ => reaching(values, limit, own, factor),
+        }
+    }
+
     /// Writes to `places` where the values are at least `from` and below `to`, in order.
     pub(crate) fn find(self, values: &[f32], from: f32, to: f32, places: &mut Vec<usize>) {
         places.clear();
@@ -80,18 +99,45 @@ fn raise(maxima: &mut [f32], values: &[f32]) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn reaching_avx512(values: &[f32; LANES], limit: f32, own: &[f32; LANES], factor: f32) -> u64 {
+    reaching(values, limit, own, factor)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn reaching_avx2(values: &[f32; LANES], limit: f32, own: &[f32; LANES], factor: f32) -> u64 {
+    reaching(values, limit, own, factor)
+}
+
+/// The numbers of the bits that are set, ascending.
+pub(super) fn places(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let place = (bits != 0).then_some(bits.trailing_zeros() as usize);
+        bits &= bits.wrapping_sub(1);
+        place
+    })
+}
+
+#[inline(always)]
+fn reaching(values: &[f32; LANES], limit: f32, own: &[f32; LANES], factor: f32) -> u64 {
+    let mut found = 0;
+    for (lane, (&value, &own)) in values.iter().zip(own).enumerate() {
+        found |= u64::from((value >= limit) | (value >= own * factor)) << lane;
+    }
+    found
+}
+
 #[inline(always)]
 fn find(values: &[f32], from: f32, to: f32, places: &mut Vec<usize>) {
     let (parts, rest) = values.as_chunks::<LANES>();
     for (part, values) in parts.iter().enumerate() {
         let mut found = 0u64;
         for (lane, &value) in values.iter().enumerate() {
-            found |= u64::from(value >= from && value < to) << lane;
+            found |= u64::from((value >= from) & (value < to)) << lane;
         }
-        while found != 0 {
-            places.push(part * LANES + found.trailing_zeros() as usize);
-            found &= found - 1;
-        }
+        places.extend(self::places(found).map(|lane| part * LANES + lane));
     }
     let first = values.len() - rest.len();
     let found = rest
@@ -125,6 +171,22 @@ mod tests {
                 // Each value is a part of its own.
                 let more = values.iter().filter(|&&value| value > reached).count();
                 prop_assert!(values.len() <= count || more < count);
+            }
+        }
+
+        #[test]
+        fn values_that_reach_either_limit_are_told(
+            values in prop::collection::vec(-1.0f32..1.0, 2 * LANES),
+            limit in -1.0f32..1.0,
+            factor in 0.0f32..2.0,
+        ) {
+            let (values, own) = values.as_chunks::<LANES>().0.split_at(1);
+            let (values, own) = (&values[0], &own[0]);
+            let reaches = |lane: &usize| values[*lane] >= limit || values[*lane] >= own[*lane] * factor;
+            let expected: Vec<usize> = (0..LANES).filter(reaches).collect();
+            for simd in Simd::available() {
+                let found: Vec<usize> = places(simd.reaching(values, limit, own, factor)).collect();
+                prop_assert_eq!(&found, &expected);
             }
         }
 

@@ -196,22 +196,28 @@ impl Lists {
                         range,
                         squared_norms: &norms,
                     };
-                    centres.near_either(&block, scratch, &mut limits, &own, |pair, reached| {
-                        let (place, other) = (first + pair.row, candidates.start + pair.centre);
-                        let (row, other_row) = (plan.names[place], plan.names[other]);
-                        let cosine = cosine(pair.dot, &plan.norms, row, other_row) as f32;
-                        let mut list = List {
-                            k,
-                            found: &mut found[pair.row * capacity..][..capacity],
-                            length: &mut lengths[pair.row],
-                            least: &mut least[pair.row],
-                        };
-                        list.add(other_row as u32, cosine);
-                        *reached = limit(*list.least) * norms[pair.row].sqrt();
-                        if cosine >= candidates_least[pair.centre] {
-                            reverse.push((pair.centre as u32, (cosine, row as u32)));
-                        }
-                    });
+                    centres.near_either(
+                        &block,
+                        scratch,
+                        &mut limits,
+                        &own,
+                        |at, centre, dot, reached| {
+                            let (place, other) = (first + at, candidates.start + centre);
+                            let (row, other_row) = (plan.names[place], plan.names[other]);
+                            let cosine = cosine(dot, &plan.norms, row, other_row) as f32;
+                            let mut list = List {
+                                k,
+                                found: &mut found[at * capacity..][..capacity],
+                                length: &mut lengths[at],
+                                least: &mut least[at],
+                            };
+                            list.add(other_row as u32, cosine);
+                            *reached = limit(*list.least) * norms[at].sqrt();
+                            if cosine >= candidates_least[centre] {
+                                reverse.push((centre as u32, (cosine, row as u32)));
+                            }
+                        },
+                    );
                     Ok::<_, Error>(reverse)
                 },
             )
