@@ -227,6 +227,9 @@ def _verdict(results: Results, fresh: Results, real: Results) -> list[str]:
                     f"- {where}{budget} % by the default {'; it '.join(told)}. With uniform draws inside the "
                     f"groups: {_points(draws, uniform, full)}."
                 )
+    for budget in (5, 50):
+        told = "; on the fresh draws ".join(_by_family(draws, budget) for draws in (results, fresh))
+        lines.append(f"- Families at {budget} % by the default against the full pool: {told}.")
     for method in ("grouped", "small, 7 a cluster"):
         for budget in (5, 15):
             more = grid.with_cost(budget, method)
@@ -245,6 +248,14 @@ def _verdict(results: Results, fresh: Results, real: Results) -> list[str]:
                 f"{_points(real, ours, random)}."
             )
     return [*lines, *_against_uniform(results), ""]
+
+
+def _by_family(results: Results, budget: float) -> str:
+    """Count the families in which the default is above or below the full pool."""
+    ours, full = ({"method": "grouped", "budget": budget}, {"method": "random", "budget": 100})
+    sides = [_side(results.gain(ours, full, family)) for family in np.eye(len(world.FAMILIES))]
+    above, around, below = (sides.count(side) for side in ("above", "around", "below"))
+    return f"{above} above, {around} not told apart, {below} below"
 
 
 def _rivals(results: Results, budget: float) -> list[str]:
