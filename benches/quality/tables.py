@@ -298,10 +298,11 @@ def _against_uniform(results: Results) -> list[str]:
             continue
         sides = {side: [name for name in pairs if _side(pairs[name]) == side] for side in ("above", "below")}
         mean = np.mean([value.mean for value in pairs.values()])
+        worse = ", ".join(f"`{name}`" for name in sides["below"])
         lines.append(
             f"- At {budget} %, facility location against uniform draws, in the default and "
             f"{len(pairs) - 1} changes of it: clearly better in {len(sides['above'])}, clearly worse in "
-            f"{len(sides['below'])}{''.join(f' (`{name}`)' for name in sides['below'])}; "
+            f"{len(sides['below'])}{f' ({worse})' if worse else ''}; "
             f"{mean:+.1f} points in the mean."
         )
     return lines
