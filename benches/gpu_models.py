@@ -17,7 +17,7 @@ from tokenizers.trainers import BpeTrainer
 
 from mllm_selector.families.chat import FALLBACK_TEMPLATE
 
-__all__ = ["MODELS", "PIXELS", "make_pool"]
+__all__ = ["MODELS", "PIXELS", "make_model", "make_pool"]
 
 TEXT = "there is a red blue box with two small circles near the wall how many yes no what"
 WORDS = np.array(TEXT.split(" "))
@@ -64,8 +64,8 @@ QWEN_TOWER = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_
 QWEN_TOWER_TINY = {"depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2}
 
 
-def llava(folder: Path, size: str) -> None:
-    """Write CLIP ViT-L/14 at 336 pixels and the text model of Qwen2-0.5B, 0.9 B parameters; or a tiny one."""
+def llava(size: str) -> tuple[Any, Any]:
+    """Return CLIP ViT-L/14 at 336 pixels with the text of Qwen2-0.5B, 0.9 B parameters; or a tiny one."""
     pixels = PIXELS[size]
     processor = hf.LlavaProcessor(
         hf.CLIPImageProcessorPil(
@@ -83,11 +83,11 @@ def llava(folder: Path, size: str) -> None:
         text_config=hf.Qwen2Config(**(TINY if size == "tiny" else QWEN2_HALF_B)),
         image_token_id=processor.image_token_id,
     )
-    save(folder, hf.LlavaForConditionalGeneration(config), processor)
+    return config, processor
 
 
-def qwen2_5_vl(folder: Path, size: str) -> None:
-    """Write the shape of Qwen2.5-VL-3B, 3.8 B parameters; or a tiny one."""
+def qwen2_5_vl(size: str) -> tuple[Any, Any]:
+    """Return the shape of Qwen2.5-VL-3B, 3.8 B parameters; or a tiny one."""
     words = tokenizer()
     area = PIXELS[size] ** 2
     images = hf.Qwen2VLImageProcessorPil(size={"shortest_edge": area // 4, "longest_edge": 2 * area})
@@ -115,10 +115,11 @@ def qwen2_5_vl(folder: Path, size: str) -> None:
         },
         **{name: words.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()},
     )
-    save(folder, hf.Qwen2_5_VLForConditionalGeneration(config), processor)
+    return config, processor
 
 
 MODELS = {"llava": llava, "qwen2_5_vl": qwen2_5_vl}
+"""Functions from ``tiny`` or ``full`` to a model's configuration and processor."""
 
 
 def tokenizer() -> Any:
@@ -134,8 +135,10 @@ def tokenizer() -> Any:
     return hf.PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="</s>")
 
 
-def save(folder: Path, model: Any, processor: Any) -> None:
-    """Draw every matrix with a standard deviation of 1/sqrt(fan-in), so that losses are far from uniform."""
+def make_model(folder: Path, name: str, size: str) -> None:
+    """Write a model; matrices have a standard deviation of 1/sqrt(fan-in), so losses are far from uniform."""
+    config, processor = MODELS[name](size)
+    model = hf.AutoModelForImageTextToText.from_config(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpu_models import MODELS, PIXELS, make_pool
+from gpu_models import MODELS, PIXELS, make_model, make_pool
 from mllm_selector.engine import OnnxEngine
 from mllm_selector.families.loading import load_model
 from mllm_selector.resources import gpu_name
@@ -109,7 +109,7 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     pool, images = make_pool(folder, given.samples, PIXELS[given.size])
     model = folder / "model"
     shutil.rmtree(model, ignore_errors=True)
-    MODELS[given.model](model, given.size)
+    make_model(model, given.model, given.size)
     exports = {
         "onnx": "onnx",
         "apart": "onnx",

@@ -136,8 +136,7 @@ def share_images(pool: Path) -> int:
 def export_fused(family: Family, folder: Path) -> None:
     model = load_model(folder / "model")
     vision, scorer = family.vision_graph(model), family.scorer_graph(model)
-    side = vision.example["pixel_values"].shape[-1]
-    example = {"pixel_values": torch.zeros(2, 3, side, side), **scorer.example}
+    example = {**vision.example, **scorer.example}
     example.pop("features")
     axes = {name: named for name, named in scorer.axes.items() if name != "features"}
     axes["pixel_values"] = {0: "images"}

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 
-from mllm_selector import doctor, engine
+from mllm_selector import doctor, engine, families
 from mllm_selector.engine import OnnxEngine
 from mllm_selector.errors import MissingPackageError, ScoreError
 from mllm_selector.families.base import SCORER_OUTPUTS
@@ -90,9 +91,9 @@ def test_features_lie_where_they_are_told_to(graphs: Path) -> None:
     device = OnnxEngine(graphs, "cpu", threads=1)
     device.reserve(100)
     draw = np.random.default_rng(0)
-    pixels = {"pixel_values": draw.normal(size=(1, 3, 32, 32)).astype(np.float32)}
+    pixels = {"pixel_values": draw.integers(0, 256, size=(1, 3, 32, 32), dtype=np.uint8)}
     device.see(pixels, 7, 16)
-    device.see({"pixel_values": -pixels["pixel_values"]}, 23, 16)
+    device.see({"pixel_values": 255 - pixels["pixel_values"]}, 23, 16)
     device.see(pixels, 60, 16)
     scores = [device.read(inputs(first), SCORER_OUTPUTS) for first in (7, 23, 60)]
     assert scores[0]["token_nll"] == scores[2]["token_nll"]
@@ -100,10 +101,23 @@ def test_features_lie_where_they_are_told_to(graphs: Path) -> None:
     assert scores[0]["token_nll"] != scores[1]["token_nll"]
 
 
+def test_graphs_that_take_other_pictures_are_told_apart(graphs: Path) -> None:
+    """As where transformers or this package was updated between the export and scoring."""
+    family = families.load(graphs / "processor")
+    device = OnnxEngine(graphs, "cpu", threads=1)
+    shown = Image.new("RGB", (40, 30))
+    device.check_pictures(family.vision_inputs([family.prepare(shown)]))
+    numbers = family.with_numbers()
+    with pytest.raises(ScoreError, match=r"vision.onnx was exported by another version of .* --run-dir"):
+        device.check_pictures(numbers.vision_inputs([numbers.prepare(shown)]))
+    with pytest.raises(ScoreError, match=r"vision.onnx was exported by another version"):
+        device.check_pictures({"pixels": np.zeros((1, 3, 32, 32), np.uint8)})
+
+
 def test_outputs_that_are_left_out_change_no_other(graphs: Path) -> None:
     device = OnnxEngine(graphs, "cpu", threads=1)
     device.reserve(100)
-    device.see({"pixel_values": np.ones((1, 3, 32, 32), dtype=np.float32)}, 7, 16)
+    device.see({"pixel_values": np.ones((1, 3, 32, 32), dtype=np.uint8)}, 7, 16)
     everything = device.read(inputs(7), SCORER_OUTPUTS)
     assert list(everything) == list(SCORER_OUTPUTS)
     for name in SCORER_OUTPUTS:

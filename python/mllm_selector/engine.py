@@ -60,6 +60,8 @@ _TYPES: dict[str, tuple[Any, int]] = {
     "tensor(float16)": (np.float16, 2),
     "tensor(bfloat16)": (16, 2),
 }
+# What NumPy calls the types of pictures.
+_PICTURE_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 
 
 # How ONNX Runtime, CUDA, cuBLAS, PyTorch and the C++ library say that memory is lacking; none has a class of
@@ -251,11 +253,7 @@ class OnnxEngine:
         self._device = "cuda" if self.provider == _CUDA else "cpu"
         inputs = {node.name: node for node in self._scorer.get_inputs()}
         if len(inputs["pooled_positions"].shape) != 3:
-            msg = (
-                f"{folder / SCORER} was exported by an earlier version; score with that version, or use "
-                "another --run-dir"
-            )
-            raise ScoreError(msg)
+            raise ScoreError(_other_version(folder / SCORER))
         features = inputs["features"]
         self._feature_type, self._feature_bytes = _TYPES[features.type]
         self._feature_width = int(features.shape[1])
@@ -280,6 +278,23 @@ class OnnxEngine:
     def _inputs(self) -> Any:
         """The graph for input embeddings, opened when it is needed: it holds the token embeddings again."""
         return self._open(self._folder / INPUTS, self._providers(self._device))
+
+    def check_pictures(self, inputs: dict[str, NDArray[Any]]) -> None:
+        """Compare the inputs of the vision graph with those that the model's family makes here.
+
+        Parameters
+        ----------
+        inputs : dict of str to ndarray
+            `Family.vision_inputs` of any picture.
+
+        Raises
+        ------
+        ScoreError
+            If the graph takes other ones: it was exported by another version of this package or transformers.
+        """
+        taken = {node.name: _PICTURE_TYPES.get(node.type) for node in self._vision.get_inputs()}
+        if taken != {name: str(array.dtype) for name, array in inputs.items()}:
+            raise ScoreError(_other_version(self._folder / VISION))
 
     def reserve(self, rows: int) -> None:
         """See `Engine.reserve`."""
@@ -370,6 +385,13 @@ def _installed(package: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _other_version(path: Path) -> str:
+    return (
+        f"{path} was exported by another version of mllm-selector or transformers; score with that version, "
+        "or use another --run-dir"
+    )
 
 
 def _no_cuda(what: str) -> str:

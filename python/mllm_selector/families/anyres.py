@@ -173,13 +173,12 @@ class AnyresFamily(Family):
         """See `Family.prepare`: ``pixel_values`` of the tiles, their layout, and the size for the model."""
         layout = self.layout(picture.size)
         check_rows(len(layout), rows)
-        pixels = self.parts.image_processor(picture, return_tensors="np")["pixel_values"][0]
-        return self.prepared(pixels, layout, picture.size)
+        return self.prepared(self.pixels(picture)[0], layout, picture.size)
 
     def prepared(self, pixels: NDArray[Any], layout: Layout, size: Size) -> Arrays:
         """Return the arrays of one picture."""
         return {
-            "pixel_values": np.asarray(pixels, dtype=np.float32),
+            "pixel_values": pixels,
             "taps": layout.taps,
             "weights": layout.weights,
             "image_sizes": np.array([[size[1], size[0]]]),
@@ -216,10 +215,10 @@ class AnyresFamily(Family):
         """See `Family.vision_graph`."""
         import torch
 
-        from mllm_selector.families.graphs import AnyresVisionGraph
+        from mllm_selector.families.graphs import AnyresVisionGraph, from_bytes
 
         size = self.config.vision_config.image_size
-        return Graph(
+        graph = Graph(
             module=AnyresVisionGraph(model),
             example={
                 "pixel_values": torch.zeros(3, 3, size, size),
@@ -229,3 +228,4 @@ class AnyresFamily(Family):
             axes={"pixel_values": {0: "tiles"}, "taps": {0: "rows"}, "weights": {0: "rows"}},
             outputs=("features",),
         )
+        return from_bytes(graph, self.normalization)

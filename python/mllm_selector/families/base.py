@@ -19,12 +19,13 @@ that splits its model wrongly is found out. docs/writing-a-family.md walks throu
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from mllm_selector.families.chat import IMAGE_MARK, ChatEncoder, Conversation, e
 from mllm_selector.families.images import Size, image_size
 from mllm_selector.families.loading import load_config, load_processor
 from mllm_selector.families.parts import load_parts
+from mllm_selector.families.pixels import Normalization, normalization
 from mllm_selector.pool import PoolImage
 
 if TYPE_CHECKING:
@@ -251,6 +253,20 @@ class Family(ABC):
         """Variant of the image processor in use, ``pil`` or ``torchvision``."""
         return str(getattr(self.parts.image_processor, "backend", "unknown"))
 
+    @cached_property
+    def normalization(self) -> Normalization | None:
+        """How the vision graph makes numbers of pictures, which are bytes then; see `graphs.from_bytes`.
+
+        None where the image processor makes them by itself.
+        """
+        return normalization(self.parts.image_processor)
+
+    def with_numbers(self) -> Self:
+        """Return this family with pictures as the numbers that the image processor makes by itself."""
+        other = copy.copy(self)
+        other.__dict__["normalization"] = None
+        return other
+
     @property
     def pad_token_id(self) -> int:
         """Id written into padding, which no output depends on."""
@@ -365,6 +381,27 @@ class Family(ABC):
         places = np.arange(len(sample), dtype=np.int64)
         return replace(sample, per_token={"position_ids": places, BRANCHES: np.zeros_like(places)})
 
+    def pixels(self, images: Any, **options: Any) -> NDArray[Any]:
+        """Run the image processor.
+
+        Parameters
+        ----------
+        images : PIL.Image.Image or nested list of them
+            As the image processor takes them.
+        **options
+            Of its own.
+
+        Returns
+        -------
+        ndarray, shape (..., channels, height, width)
+            Its ``pixel_values``: uint8 where there is a `normalization`, else float32.
+        """
+        if self.normalization is not None:
+            options |= {"do_rescale": False, "do_normalize": False}
+        output = self.parts.image_processor(images, return_tensors="np", **options)
+        dtype = np.float32 if self.normalization is None else np.uint8
+        return np.asarray(output["pixel_values"], dtype=dtype)
+
     @abstractmethod
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
         """Turn one RGB picture into arrays, by the model's own image processor; called from threads.
@@ -414,7 +451,15 @@ class Family(ABC):
         return inputs
 
     def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
-        """Return what the unmodified model's ``forward`` takes for a batch: the reference of the export."""
+        """Return what the unmodified model's ``forward`` takes for a batch: the reference of the export.
+
+        Parameters
+        ----------
+        batch : sequence of Encoded
+            The samples.
+        prepared : sequence of dict of str to ndarray
+            Their pictures, from `prepare` of the family `with_numbers`.
+        """
         import torch
 
         inputs = self.model_inputs(batch)

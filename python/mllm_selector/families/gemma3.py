@@ -51,9 +51,8 @@ class Gemma3Family(Family):
         return replace(sample, per_token={"blocks": blocks})
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
-        """See `Family.prepare`: ``pixel_values``, float32, shape (1, 3, size, size)."""
-        pixels = self.parts.image_processor(picture, return_tensors="np")["pixel_values"]
-        return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
+        """See `Family.prepare`: ``pixel_values``, shape (1, 3, size, size)."""
+        return {"pixel_values": self.pixels(picture)}
 
     def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
         """See `Family.torch_inputs`; the model wants token types, 1 at image tokens."""
@@ -65,7 +64,7 @@ class Gemma3Family(Family):
         """See `Family.vision_graph`."""
         from mllm_selector.families.graphs import picture_graph
 
-        return picture_graph(model, *(self.config.vision_config.image_size,) * 2)
+        return picture_graph(model, (self.config.vision_config.image_size,) * 2, self.normalization)
 
     def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """See `Family.scorer_graph`."""

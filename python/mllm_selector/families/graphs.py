@@ -7,18 +7,22 @@ on a value of an input except through indexing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mllm_selector.families.base import Graph
+from mllm_selector.families.pixels import Normalization
 
 __all__ = [
     "AnyresVisionGraph",
     "LlavaVisionGraph",
     "PictureVisionGraph",
     "TileVisionGraph",
+    "from_bytes",
     "picture_graph",
 ]
 
@@ -126,11 +130,57 @@ class TileVisionGraph(nn.Module):
         return features.reshape(-1, features.shape[-1])
 
 
-def picture_graph(model: Any, height: int, width: int) -> Graph:
-    """Describe the export of `PictureVisionGraph` for pictures of a size."""
-    return Graph(
+class _FromBytes(nn.Module):
+    """Makes numbers of bytes for another module; see `from_bytes`."""
+
+    def __init__(self, seeing: nn.Module, normalization: Normalization) -> None:
+        super().__init__()
+        self.seeing = seeing
+        self.divisor = float(normalization.divisor)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.from_numpy(normalization.mean.copy()))
+        self.deviation: Tensor
+        self.register_buffer("deviation", torch.from_numpy(normalization.deviation.copy()))
+
+    def forward(self, pixel_values: Tensor, **others: Tensor) -> Tensor:
+        numbers = (pixel_values.float() / self.divisor - self.mean) / self.deviation
+        features: Tensor = self.seeing(pixel_values=numbers, **others)
+        return features
+
+
+def from_bytes(graph: Graph, normalization: Normalization | None) -> Graph:
+    """Have a vision graph take bytes in place of numbers.
+
+    Parameters
+    ----------
+    graph : Graph
+        Takes ``pixel_values``, float32, shape (..., channels, height, width).
+    normalization : Normalization or None
+        `Family.normalization`; with None the graph stays as it is.
+    """
+    if normalization is None:
+        return graph
+    module = _FromBytes(graph.module, normalization)
+    pixels = graph.example["pixel_values"].to(torch.uint8)
+    return replace(graph, module=module, example={**graph.example, "pixel_values": pixels})
+
+
+def picture_graph(model: Any, size: Sequence[int], normalization: Normalization | None = None) -> Graph:
+    """Describe the export of `PictureVisionGraph`.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        See `PictureVisionGraph`.
+    size : (int, int)
+        Height and width of the pictures.
+    normalization : Normalization, optional
+        See `from_bytes`.
+    """
+    graph = Graph(
         module=PictureVisionGraph(model),
-        example={"pixel_values": torch.zeros(2, 3, height, width)},
+        example={"pixel_values": torch.zeros(2, 3, *size)},
         axes={"pixel_values": {0: "pictures"}},
         outputs=("features",),
     )
+    return from_bytes(graph, normalization)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from mllm_selector.families.base import Arrays, Family, Graph, ImageBlock, check_rows
 from mllm_selector.families.images import Size
 
@@ -46,12 +44,12 @@ class InternVlFamily(Family):
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
         """See `Family.prepare`: ``pixel_values``, shape (tiles, 3, height, width)."""
-        pixels = self.parts.image_processor(picture, return_tensors="np", **_IN_TILES)["pixel_values"]
+        pixels = self.pixels(picture, **_IN_TILES)
         check_rows(len(pixels) * self.tile_rows, rows)
-        return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
+        return {"pixel_values": pixels}
 
     def vision_graph(self, model: Any) -> Graph:
         """See `Family.vision_graph`."""
         from mllm_selector.families.graphs import picture_graph
 
-        return picture_graph(model, *self.config.vision_config.image_size)
+        return picture_graph(model, self.config.vision_config.image_size, self.normalization)

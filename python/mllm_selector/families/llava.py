@@ -61,23 +61,23 @@ class LlavaFamily(Family):
         return ImageBlock(self.feature_token, (self.image_tokens,))
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
-        """See `Family.prepare`: ``pixel_values``, float32, shape (1, 3, size, size)."""
-        pixels = self.parts.image_processor(picture, return_tensors="np")["pixel_values"]
-        return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
+        """See `Family.prepare`: ``pixel_values``, shape (1, 3, size, size)."""
+        return {"pixel_values": self.pixels(picture)}
 
     def vision_graph(self, model: Any) -> Graph:
         """See `Family.vision_graph`."""
         import torch
 
-        from mllm_selector.families.graphs import LlavaVisionGraph
+        from mllm_selector.families.graphs import LlavaVisionGraph, from_bytes
 
         size = self.config.vision_config.image_size
-        return Graph(
+        graph = Graph(
             module=LlavaVisionGraph(model),
             example={"pixel_values": torch.zeros(2, 3, size, size)},
             axes={"pixel_values": {0: "images"}},
             outputs=("features",),
         )
+        return from_bytes(graph, self.normalization)
 
     def _check_processor(self) -> None:
         """Compare the processor's picture size and number of placeholders with the model's."""

@@ -65,7 +65,7 @@ class LlavaOnevisionFamily(AnyresFamily):
         if rows != len(self._once):
             return super().prepare(picture, rows)
         # The processor sees once what comes in a list of several.
-        pair = self.parts.image_processor([[picture, picture]], return_tensors="np")["pixel_values"]
+        pair = self.pixels([[picture, picture]])
         return self.prepared(pair[0], self._once, picture.size)
 
     def further_inputs(self, batch: Sequence[Encoded]) -> Arrays:

@@ -13,7 +13,6 @@ from typing import Any
 
 from mllm_selector.errors import ModelError
 from mllm_selector.families.loading import quiet_transformers
-from mllm_selector.families.pixels import use_tables
 from mllm_selector.families.resizing import use_core
 
 __all__ = ["ProcessorParts", "load_parts"]
@@ -28,7 +27,7 @@ class ProcessorParts:
     tokenizer : transformers.PreTrainedTokenizerBase
         The tokenizer.
     image_processor : transformers.BaseImageProcessor
-        The image processor in its Pillow variant, where there is one, with `use_tables` and `use_core`.
+        The image processor in its Pillow variant, where there is one, with `use_core`.
     chat_template : str or None
         The template in the model's own files.
     settings : dict
@@ -74,7 +73,6 @@ def load_parts(model: str | Path, *, trust_remote_code: bool = False) -> Process
                 "processor.save_pretrained(DIR) writes"
             )
             raise ModelError(msg) from error
-    use_tables(image_processor)
     use_core(image_processor)
     return ProcessorParts(tokenizer, image_processor, template, settings)
 

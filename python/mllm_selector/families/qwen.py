@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from mllm_selector.families.base import Arrays, Encoded, Family, Graph, ImageBlock, check_rows
 from mllm_selector.families.images import Size
+from mllm_selector.families.pixels import CHANNELS
+from mllm_selector.families.resizing import resize
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +36,7 @@ __all__ = [
     "Grid",
     "Ints",
     "QwenFamily",
+    "patches",
     "position_taps",
     "rope_positions",
     "segments",
@@ -113,12 +116,34 @@ def windows(grid: Grid, merge: int, side: int) -> list[Ints]:
     ]
 
 
-def segments(patches: Sequence[Ints]) -> tuple[Ints, Ints]:
+def patches(pixels: NDArray[np.uint8], side: int, merge: int) -> NDArray[np.uint8]:
+    """Cut a picture into patches, `merge` x `merge` of which follow each other.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (height, width, channels)
+        Height and width are multiples of ``side * merge``.
+    side : int
+        Height and width of a patch.
+    merge : int
+        Patches that make one feature row, in each direction.
+
+    Returns
+    -------
+    ndarray of uint8, shape (patches, channels, side, side)
+    """
+    height, width, channels = pixels.shape
+    rows, columns = height // side, width // side
+    field = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, channels)
+    return field.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, channels, side, side)
+
+
+def segments(fields: Sequence[Ints]) -> tuple[Ints, Ints]:
     """Lay segments of patches out as a field.
 
     Parameters
     ----------
-    patches : sequence of ndarray of int64
+    fields : sequence of ndarray of int64
         Patches of each segment; every patch is in one of them.
 
     Returns
@@ -128,8 +153,8 @@ def segments(patches: Sequence[Ints]) -> tuple[Ints, Ints]:
     places : ndarray of int64, shape (patches,)
         The place of each patch in the flattened field.
     """
-    slots = np.full((len(patches), max(map(len, patches))), -1, dtype=np.int64)
-    for row, segment in enumerate(patches):
+    slots = np.full((len(fields), max(map(len, fields))), -1, dtype=np.int64)
+    for row, segment in enumerate(fields):
         slots[row, : len(segment)] = segment
     flat = slots.reshape(-1)
     places = np.empty(np.count_nonzero(flat >= 0), dtype=np.int64)
@@ -199,14 +224,18 @@ class QwenFamily(Family):
         return replace(sample, per_token={**super().positioned(sample).per_token, "position_ids": positions})
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
-        """See `Family.prepare`: ``pixel_values``, shape (patches, values of a patch), and the grid."""
-        output = self.parts.image_processor(picture, return_tensors="np")
-        pixels = np.asarray(output["pixel_values"], dtype=np.float32)
-        check_rows(len(pixels) // self.merge**2, rows)
-        return {
-            "pixel_values": pixels,
-            "image_grid_thw": np.asarray(output["image_grid_thw"], dtype=np.int64),
-        }
+        """See `Family.prepare`: ``pixel_values``, shape (patches, 3, side, side), and the grid."""
+        processor = self.parts.image_processor
+        grid, side = self.grid(picture.size), int(processor.patch_size)
+        check_rows(math.prod(grid) // self.merge**2, rows)
+        if self.normalization is None:
+            # A picture that does not move is the same in all frames of a patch.
+            frames = self.pixels(picture).reshape(-1, CHANNELS, processor.temporal_patch_size, side, side)
+            pixels = frames[:, :, 0]
+        else:
+            pixels = resize(picture, grid[0] * side, grid[1] * side, processor.resample)
+            pixels = patches(pixels, side, self.merge)
+        return {"pixel_values": pixels, "image_grid_thw": np.array([[1, *grid]])}
 
     def vision_inputs(self, prepared: Sequence[Arrays]) -> Arrays:
         """See `Family.vision_inputs`: patches that are merged lie along an axis of their own."""
@@ -245,6 +274,9 @@ class QwenFamily(Family):
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.feature_token_id).astype(np.int64)
         if prepared:
             inputs |= Family.vision_inputs(self, prepared)
+            frames = self.parts.image_processor.temporal_patch_size
+            pixels = np.repeat(inputs["pixel_values"][:, :, None], frames, axis=2)
+            inputs["pixel_values"] = pixels.reshape(len(pixels), -1)
         return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
     def vision_graph(self, model: Any) -> Graph:
@@ -252,6 +284,7 @@ class QwenFamily(Family):
         import torch
         from PIL import Image
 
+        from mllm_selector.families.graphs import from_bytes
         from mllm_selector.families.qwen_graphs import QwenVisionGraph
 
         pictures = [Image.new("RGB", size) for size in ((200, 300), (300, 200))]
@@ -261,7 +294,8 @@ class QwenFamily(Family):
         axes["image_slots"] = {0: "images", 1: "longest"}
         if "window_slots" in arrays:
             axes["window_slots"] = {0: "windows", 1: "longest_window"}
-        return Graph(QwenVisionGraph(model.model.visual), example, axes, ("features",))
+        graph = Graph(QwenVisionGraph(model.model.visual), example, axes, ("features",))
+        return from_bytes(graph, self.normalization)
 
     def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """See `Family.scorer_graph`."""

@@ -52,8 +52,8 @@ class QwenVisionGraph(nn.Module):
 
         Parameters
         ----------
-        pixel_values : Tensor, shape (rows, merged, values)
-            Patches; those of one row are merged.
+        pixel_values : Tensor, shape (rows, merged, channels, side, side)
+            Patches; those of one row are merged. All frames of a patch are the same.
         patch_positions : Tensor of int64, shape (rows, merged, 2)
             Row and column of each patch in its picture.
         image_places, window_places : Tensor of int64, shape (rows, merged)
@@ -63,7 +63,9 @@ class QwenVisionGraph(nn.Module):
         taps, weights : Tensor, shape (rows, merged, 4)
             Learned positions that each patch takes (Qwen3-VL).
         """
-        states = self.tower.patch_embed(pixel_values.flatten(0, 1))
+        embed = self.tower.patch_embed
+        frames = pixel_values.flatten(0, 1).unsqueeze(2).expand(-1, -1, embed.temporal_patch_size, -1, -1)
+        states = embed(frames.flatten(1))
         if taps is not None and weights is not None:
             # A product, since the exporter makes float32 of a sum in half precision.
             learned = weights.flatten(0, 1).unsqueeze(1) @ self.tower.pos_embed(taps.flatten(0, 1)).float()

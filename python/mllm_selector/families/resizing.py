@@ -12,7 +12,7 @@ from PIL import Image
 
 from mllm_selector import _internal
 
-__all__ = ["resized", "use_core"]
+__all__ = ["resize", "resized", "use_core"]
 
 _INTERPOLATIONS = {
     Image.Resampling.BILINEAR: "bilinear",
@@ -63,6 +63,27 @@ def _core_backend() -> type:
             return np.moveaxis(resized(np.moveaxis(image, 0, -1), *target, resample), -1, 0)
 
     return CoreBackend
+
+
+def resize(picture: Image.Image, height: int, width: int, resample: int) -> NDArray[np.uint8]:
+    """Resize an RGB picture with Pillow's bytes, by the core where it has them.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        The picture.
+    height, width : int
+        What it is brought to.
+    resample : PIL.Image.Resampling
+        Any of Pillow's.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+    """
+    if resample in _INTERPOLATIONS and _is_pillows():
+        return resized(np.asarray(picture), height, width, resample)
+    return np.asarray(picture.resize((width, height), resample))
 
 
 def resized(pixels: NDArray[np.uint8], height: int, width: int, resample: int) -> NDArray[np.uint8]:

@@ -97,9 +97,9 @@ class SmolVlmFamily(Family):
 
     def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
         """See `Family.prepare`: ``pixel_values``, shape (tiles, 3, side, side)."""
-        pixels = self.parts.image_processor([[picture]], return_tensors="np")["pixel_values"][0]
+        pixels = self.pixels([[picture]])[0]
         check_rows(len(pixels) * self.tile_rows, rows)
-        return {"pixel_values": np.asarray(pixels, dtype=np.float32)}
+        return {"pixel_values": pixels}
 
     def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
         """See `Family.torch_inputs`; the model takes the tiles of all images of a sample along an axis."""
@@ -120,11 +120,12 @@ class SmolVlmFamily(Family):
         """See `Family.vision_graph`."""
         import torch
 
-        from mllm_selector.families.graphs import TileVisionGraph
+        from mllm_selector.families.graphs import TileVisionGraph, from_bytes
 
-        return Graph(
+        graph = Graph(
             module=TileVisionGraph(model),
             example={"pixel_values": torch.zeros(2, 3, self.tile, self.tile)},
             axes={"pixel_values": {0: "tiles"}},
             outputs=("features",),
         )
+        return from_bytes(graph, self.normalization)

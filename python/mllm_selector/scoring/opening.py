@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
 from mllm_selector.engine import Engine, OnnxEngine
 from mllm_selector.families.base import Family
 from mllm_selector.families.loading import load_model
@@ -46,7 +48,7 @@ def open_engine(
     Raises
     ------
     ScoreError
-        If the device cannot be used or the graphs cannot be loaded.
+        If the device cannot be used, or the graphs cannot be loaded or are of another version.
     ModelError
         If the engine is PyTorch and the seed model cannot be loaded.
     MissingPackageError
@@ -56,7 +58,9 @@ def open_engine(
     # Manifests of earlier versions name no engine.
     if exported.get("engine", "onnx") == "onnx":
         graphs = run.onnx if precision is None else graph_folder(run.onnx, exported["precision"], precision)
-        return OnnxEngine(graphs, device, threads, note)
+        engine = OnnxEngine(graphs, device, threads, note)
+        engine.check_pictures(family.vision_inputs([family.prepare(Image.new("RGB", (64, 48)))]))
+        return engine
     seed = run.need("seed")
     trust = bool(seed.options.get("trust_remote_code", False))
     model = run.path / seed.counts["model"]

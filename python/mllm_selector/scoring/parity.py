@@ -192,6 +192,7 @@ def reference(family: Family, model: Any, embedding_layer: int = -1) -> list[Exp
     ExportError
         If the family's tokens differ from those of the model's own processor.
     """
+    plain = family.with_numbers()
     batches = []
     for batch, image_counts in enumerate(BATCHES):
         samples, inputs, pictures, scores = [], [], [], []
@@ -199,13 +200,13 @@ def reference(family: Family, model: Any, embedding_layer: int = -1) -> list[Exp
             conversation = _conversation(batch, 10 * position, image_count, *WORDS[position])
             encoded = family.encode(conversation, lambda image: _picture(image).size)
             _compare_tokens(family, conversation, encoded)
-            shown = zip(conversation.images, encoded.image_tokens, strict=True)
+            shown = list(zip(conversation.images, encoded.image_tokens, strict=True))
             prepared = [Picture(image, rows, family.prepare(_picture(image), rows)) for image, rows in shown]
             samples.append(encoded)
             inputs.append(family.inputs_of(conversation, encoded))
             pictures.append(prepared)
-            arrays = [picture.arrays for picture in prepared]
-            scores.append(plain_scores(family, model, encoded, arrays, embedding_layer))
+            arrays = [plain.prepare(_picture(image), rows) for image, rows in shown]
+            scores.append(plain_scores(plain, model, encoded, arrays, embedding_layer))
         batches.append(
             Expected(
                 samples,
