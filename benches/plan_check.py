@@ -2,11 +2,14 @@
 
     python benches/plan_check.py --run-dir demo-run --work DIR
     python benches/plan_check.py --soak DIR
+    python benches/plan_check.py --made N [--columns D] [--budget B] [--threads T] --work DIR
 
 The first takes pool, images and model of a finished demo run, plans a run in a new folder, once from probes
 and once from the demo's records, and runs `select` there. The second takes what `soak.py --samples N --work
 DIR` has left for several N: each of these runs is planned from probes, and from the records of the smallest.
-Both print seconds and memory of each stage beside the plans.
+Both print seconds and memory of each stage beside the plans. The third compares what plan's probes say of
+choosing from N samples, and of the figures of its report, with just that, on embeddings of
+`selection/large_pick.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +18,18 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+import mllm_selector
+from mllm_selector.config import Amount, PickOptions
+from mllm_selector.planning.made_up import probe_pick, probe_report
+from mllm_selector.reporting.numbers import DUPLICATE_COSINE
+from mllm_selector.reporting.overview import Embedded, products
 
 Plan = Mapping[str, Mapping[str, Any]]
 
@@ -29,14 +41,21 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run-dir", type=Path, help="a finished demo run")
     what.add_argument("--soak", type=Path, help="the folder of several runs of soak.py")
-    parser.add_argument("--work", type=Path, help="where the demo's pool is selected from anew")
+    what.add_argument("--made", type=int, help="a number of samples")
+    parser.add_argument("--columns", type=int, default=64)
+    parser.add_argument("--budget", default="10%")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="where the demo's pool is selected from, or embeddings are")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     if given.soak is not None:
         print("\n".join(of_soak(given.soak)))
         return 0
     if given.work is None:
-        parser.error("--run-dir needs --work")
+        parser.error("--run-dir and --made need --work")
+    if given.made is not None:
+        print("\n".join(of_made(given.made, given.columns, given.budget, given.threads, given.work)))
+        return 0
     demo, new = given.run_dir, given.work / "run"
     arguments = [str(demo / "demo" / "pool.json"), "--images", str(demo / "demo" / "nlvr")]
     arguments += ["--model", str(demo / "model"), "--budget", "20%", "--device", given.device]
@@ -61,6 +80,35 @@ def of_soak(work: Path) -> Iterator[str]:
         yield ""
         yield from table(work / f"run-{size}", probed, recorded)
         yield ""
+
+
+def of_made(rows: int, columns: int, budget: str, threads: int, work: Path) -> Iterator[str]:
+    """Yield a table of choosing from made-up samples, and of the figures of their report."""
+    sys.path.insert(0, str(Path(__file__).parent / "selection"))
+    import large_pick
+
+    paths = large_pick.written(argparse.Namespace(rows=rows, columns=columns, parts=16, work=work))
+    embeddings, necessity = large_pick.opened(paths)
+    chosen = Amount.parse(budget).of(rows)
+    pick = probe_pick(PickOptions(budget=Amount.parse(budget), threads=threads), rows, chosen, columns, 1)
+    report = probe_report(rows, chosen, columns)
+    planned = (pick.seconds_for(rows), report.seconds_for(products(rows, chosen, columns)))
+    started = time.monotonic()
+    order = mllm_selector.pick(necessity, embeddings, budget=budget, threads=threads)
+    took = [time.monotonic() - started]
+    parts = [chunk.flatten().to_numpy().reshape(-1, columns) for part in embeddings for chunk in part.chunks]
+    embedded = Embedded(parts, np.ones(rows, np.bool_), order)
+    started = time.monotonic()
+    embedded.map({})
+    embedded.coverage()
+    embedded.duplicates(DUPLICATE_COSINE, 6)
+    took.append(time.monotonic() - started)
+    yield f"{rows:,} x {columns}, {budget}, {threads} threads"
+    yield ""
+    yield "| what | took, s | by probes | / took |"
+    yield "|---|---|---|---|"
+    for name, real, said in zip(("choosing", "figures of the report"), took, planned, strict=True):
+        yield f"| {name} | {real:.1f} | {said:.1f} | {said / real:.2f} |"
 
 
 def table(run: Path, probed: Plan, recorded: Plan) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ from report_fixtures import write_real_run
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache of this process."""
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
 
 TINY = ModelSize(hidden=32, vision_layers=2, text_layers=2, image_side=32, patch_side=8, vocabulary=400)
 

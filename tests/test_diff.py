@@ -158,9 +158,8 @@ def test_selections_of_other_pools_are_refused(runs, tmp_path, change):
 
 def test_what_is_not_there_is_named(runs, tmp_path):
     done = diff(runs[0], tmp_path / "nothing")
-    assert done.returncode == 1
-    assert "nothing" in done.stderr
-    assert "'pick' is not done" in done.stderr
+    assert done.returncode == 2
+    assert "nothing does not exist" in done.stderr
     assert not (tmp_path / "nothing").exists()
 
 

@@ -184,6 +184,21 @@ def test_pick_again_with_another_budget_keeps_the_scores(finished: Path, case: C
     assert {part: part.stat().st_mtime_ns for part in run_dir.glob("scores/*")} == before
 
 
+def test_the_subset_is_never_written_over_the_pool(finished: Path, case: Case, tmp_path: Path) -> None:
+    before = case.pool.read_bytes()
+    link = tmp_path / "link.json"
+    link.symlink_to(case.pool)
+    run_dir = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(run_dir)], check=True)
+    for out in (case.pool, link):
+        says = ["out", str(out), "the pool itself"]
+        refused("pick", "--budget", "7", "--out", str(out), "--run-dir", str(run_dir), code=2, says=says)
+        refused("select", *case.options(tmp_path / "new"), "--out", str(out), code=2, says=says)
+    assert not (tmp_path / "new" / "pool.arrow").exists()
+    assert (run_dir / "selection.arrow").read_bytes() == (finished / "selection.arrow").read_bytes()
+    assert case.pool.read_bytes() == before
+
+
 def test_a_pick_that_cannot_be_keeps_the_earlier_one(finished: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "copy"
     subprocess.run(["cp", "-a", str(finished), str(run_dir)], check=True)

@@ -9,12 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mllm_selector import cli
+from mllm_selector import cli, methods
 from mllm_selector.config import Amount, IngestOptions, PickOptions
+from mllm_selector.planning import made_up
 from mllm_selector.planning.estimates import Work, break_even, estimate
-from mllm_selector.planning.probes import _whole_batches, parameters, probe_ingest, probe_pick
+from mllm_selector.planning.made_up import probe_pick, probe_report
+from mllm_selector.planning.probes import _whole_batches, parameters, probe_ingest
 from mllm_selector.planning.rates import Rate, Rates
 from mllm_selector.planning.words import duration, size
+from mllm_selector.reporting.overview import products
+from mllm_selector.resources import own_memory_mb
 
 STAGES = ["ingest", "seed", "export", "score", "pick", "report"]
 OPTIONS = ["--engine", "torch", "--device", "cpu", "--threads", "1", "--budget", "20%"]
@@ -97,6 +101,13 @@ def test_records_of_another_run_are_rates(capsys, tiny_select, tiny_run):
     assert stages["seed"]["seconds"] is None  # nothing was trained in that run
 
 
+@pytest.mark.parametrize("text", ["0", "1.5", "many", "inf", "nan"])
+def test_what_is_no_number_of_samples_is_refused(capsys, text):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--samples", text, "--budget", "1%"])
+    assert f"--samples: {text} is not a whole number from 1 up" in capsys.readouterr().err
+
+
 def test_a_pool_or_rates_are_needed(capsys):
     assert cli.main(["plan", "--samples", "1000", "--budget", "1%"]) == 2
     assert "--rates RUN" in capsys.readouterr().err
@@ -152,11 +163,49 @@ def test_what_an_unfinished_ingest_has_written_is_a_pool(tmp_path):
 
 
 def test_a_probe_of_picking_leaves_mapped_embeddings_out_of_the_memory():
+    held = own_memory_mb()
     rate = probe_pick(PickOptions(budget=Amount.parse("1%")), 10**8, 10**6, width=64, sources=1)
     assert rate.mapped * 10**8 == pytest.approx(12_800)
     # Labels, shares and necessity of each row are held; 3.0 GB in a real run (benches/RESULTS.md).
-    more = rate.memory_for(10**8) - rate.memory_mb
-    assert 400 < more < 12_800
+    assert 400 < rate.memory_for(10**8) - held < 12_800
+
+
+def test_samples_are_drawn_from_clusters_as_large_as_those_of_the_pool(monkeypatch):
+    asked, real = [], methods.choose
+
+    def choose(scored, options, progress):
+        sizes = None if scored.clusters is None else len(scored) / len(scored.clusters.names)
+        asked.append((len(scored), options.budget.of(len(scored)), options.within, sizes))
+        return real(scored, options, progress)
+
+    monkeypatch.setattr(made_up.methods, "choose", choose)
+    monkeypatch.setattr(made_up, "ROWS", (1_000, 4_000))
+    rate = probe_pick(PickOptions(budget=Amount.parse("1%")), 2 * 10**6, 20_000, width=8, sources=1)
+    # The 2,000,000 have 1,000 clusters of 2,000 samples.
+    assert asked == [
+        (1_000, 10, "uniform", None),
+        (4_000, 40, "uniform", None),
+        (1_000, 10, None, 1_000),
+        (4_000, 40, None, 2_000),
+    ]
+    assert rate.units == 2 * 10**6
+
+
+def test_many_pieces_of_one_size_take_linear_time():
+    seen = [made_up._Probe(10, 1.0, 1.0, 5.0), made_up._Probe(40, 8.0, 8.0, 8.0)]
+    assert made_up._Growth(seen).seconds_for(160) == pytest.approx(64)
+    assert made_up._Growth(seen, is_even=True).seconds_for(160) == pytest.approx(32)
+    assert made_up._Growth(seen).memory_for(160) == pytest.approx(20)
+    assert made_up._Growth(seen, is_even=True).memory_for(160) == 8
+
+
+def test_figures_of_a_report_grow_with_what_is_compared():
+    rate = probe_report(10**6, 10**5, 64)
+    # 2,000 rows with 4 times the choice, twice; with the pool; and 2,000 chosen ones with the choice.
+    assert products(10**6, 10**5, 64) == 64 * 2_000 * (8 + 10 + 1) * 10**5
+    assert rate.seconds_for(products(10**6, 10**5, 64)) == pytest.approx(10 * rate.seconds)
+    # Then fewer rows are compared, as many as make half a billion products of a figure, or 50.
+    assert products(10**7, 10**6, 64) == pytest.approx(3 * 5e11 - (5e11 - 64 * 2_000 * 10**6), rel=1e-2)
 
 
 def test_parameters_are_counted(tiny_model):
@@ -168,8 +217,9 @@ def test_parameters_are_counted(tiny_model):
 
 
 def work(**changes: object) -> Work:
-    known = {"samples": 1000, "chosen": 100, "trained": 50, "readings": 1, "devices": 1, "to_score": 1000}
-    return Work(**{**known, "states": dict.fromkeys(STAGES, "runs"), **changes})  # type: ignore[arg-type]
+    counts = {"samples": 1000, "chosen": 100, "trained": 50, "to_score": 1000, "compared": 3e6}
+    known = counts | {"readings": 1, "devices": 1, "states": dict.fromkeys(STAGES, "runs")}
+    return Work(**{**known, **changes})  # type: ignore[arg-type]
 
 
 def rates() -> Rates:
@@ -179,7 +229,7 @@ def rates() -> Rates:
         "export": Rate(1, 0.0, "", fixed=3.0),
         "score": Rate(100, 50.0, "", memory_mb=9.0, disk=2.0),
         "pick": Rate(10, 0.1, "", power=1.5, memory_mb=100.0, memory_grows=0.5, made_up=True),
-        "report": Rate(1000, 0.0, "", fixed=2.0),
+        "report": Rate(1e6, 0.5, "", fixed=2.0),
     }
     return Rates(stages, input_bytes=4.0)
 
@@ -188,12 +238,12 @@ def test_estimates_by_hand():
     found = {stage.stage: stage for stage in estimate(work(), rates())}
     seconds = {name: stage.seconds for name, stage in found.items()}
     assert seconds == pytest.approx(
-        {"ingest": 10, "seed": 105, "export": 3, "score": 500, "pick": 100, "report": 2}
+        {"ingest": 10, "seed": 105, "export": 3, "score": 500, "pick": 100, "report": 3.5}
     )
     assert found["pick"].memory_mb == 100 + 0.5 * 990
     assert found["pick"].disk_bytes == 400
     assert (found["ingest"].disk_bytes, found["score"].disk_bytes, found["seed"].disk_bytes) == (1e4, 2e3, 7)
-    assert [name for name in STAGES if found[name].how == "measured"] == ["export", "report"]
+    assert [name for name in STAGES if found[name].how == "measured"] == ["export"]
 
 
 def test_further_readings_and_devices_count():
@@ -206,8 +256,8 @@ def test_break_even_by_hand():
     found = break_even(work(states=dict.fromkeys(STAGES, "done")), rates())
     assert found is not None
     assert (found.epoch, found.chosen_epoch) == (2000, 200)
-    assert found.selection == pytest.approx(720)
-    assert found.epochs == pytest.approx(720 / 1800)
+    assert found.selection == pytest.approx(721.5)
+    assert found.epochs == pytest.approx(721.5 / 1800)
     assert break_even(work(trained=0), rates()) is None
     never = break_even(work(chosen=1000), rates())
     assert never is not None

@@ -71,7 +71,8 @@ def make_report(path: Path, **options: int) -> tuple[Page, dict, str]:
         counts = report.run(run, ReportOptions(**options), SilentProgress())
         text = run.report.read_text(encoding="utf-8")
         numbers = json.loads(run.report_numbers.read_text(encoding="utf-8"), parse_constant=pytest.fail)
-    assert counts == {"bytes": len(text.encode())}
+    assert counts["bytes"] == len(text.encode())
+    assert 0 < counts["figures_seconds"] < 600
     assert not [file for file in path.iterdir() if file.suffix == ".tmp"]
     return Page(text), numbers, text
 
@@ -457,7 +458,7 @@ def test_the_stages_before_must_be_done(tmp_path):
 )
 def test_the_unit_is_that_of_the_metric(metric, unit, report_run):
     with RunDirectory(report_run) as run:
-        numbers = collect(run, Pool.of(run), ReportOptions(), SilentProgress())
+        numbers, _ = collect(run, Pool.of(run), ReportOptions(), SilentProgress())
     assert (numbers.metric, numbers.unit) == ("nll", unit_of("nll"))
     other = dataclasses.replace(numbers, metric=metric, unit=unit_of(metric))
     assert other.unit == unit

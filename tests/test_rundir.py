@@ -245,6 +245,12 @@ class TestDoctor:
         with pytest.raises(UsageError, match="no run directory"):
             inspect(tmp_path)
 
+    def test_of_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "pool.json"
+        path.write_text("[]")
+        with pytest.raises(UsageError, match="is a file and no run directory"):
+            inspect(path)
+
 
 def test_a_fingerprint_follows_a_file_of_the_same_size_and_time(tmp_path: Path) -> None:
     old, new = tmp_path / "config.json", tmp_path / "weights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import shutil
 import textwrap
 import types
@@ -158,8 +159,11 @@ def _add_plan(commands: Any) -> None:
 
 def _count(text: str) -> int:
     """Read a whole number, also as 1e8."""
-    number = float(text)
-    if number < 1 or number != int(number):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not (1 <= number < math.inf and number.is_integer()):
         msg = f"{text} is not a whole number from 1 up"
         raise argparse.ArgumentTypeError(msg)
     return int(number)

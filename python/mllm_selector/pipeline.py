@@ -121,6 +121,7 @@ def run_stages(directory: Path, options: dict[str, StageOptions], progress: Prog
         if run.manifest_problem is not None:
             progress.note(f"{run.manifest} {run.manifest_problem}; made again from the records of its stages")
             run.save()
+        _check_out(run, options)
         for name, of_stage in options.items():
             _run_stage(run, name, of_stage, progress)
             if isinstance(of_stage, PickOptions) and of_stage.out is not None:
@@ -280,6 +281,17 @@ def _check_images(images: ImageFolder) -> None:
     elif images.path is not None and not images.path.is_dir():
         msg = f"--images: {images.path} is not a folder; name the one that image paths are relative to"
         raise UsageError(msg)
+
+
+def _check_out(run: RunDirectory, options: dict[str, StageOptions]) -> None:
+    """Fail before anything is chosen if the subset would be written over the pool."""
+    of_pick, of_ingest = options.get("pick"), options.get("ingest")
+    if not isinstance(of_pick, PickOptions) or of_pick.out is None:
+        return
+    if isinstance(of_ingest, IngestOptions):
+        of_ingest.pool.check_not_among(of_pick.out, "--out")
+    elif "ingest" in run.stages:
+        Inputs.parse(run.stages["ingest"].options["pool"]).check_not_among(of_pick.out, "--out")
 
 
 def _check_budget(run: RunDirectory, options: StageOptions) -> None:

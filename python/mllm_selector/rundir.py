@@ -48,7 +48,7 @@ class RunDirectory:
     RunDirectoryError
         If another process holds it, or its manifest cannot be read.
     UsageError
-        If the folder holds files but no manifest: it is somebody else's.
+        If the path is a file, or the folder holds files but no manifest: it is somebody else's.
 
     Examples
     --------
@@ -59,6 +59,9 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            msg = f"{path} is a file and no run directory; name the folder that was given as --run-dir"
+            raise UsageError(msg)
         self.lock = RunLock(self.path / "lock")
         self.stages: dict[str, StageRecord] = {}
         self.checksums = Checksums(self.path / "checksums.b3")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mllm_selector.artifacts import atomic_folder, atomic_write, open_arrow
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.inputs import Inputs
 from mllm_selector.rundir import StageRecord, read_manifest
 
 __all__ = ["SELECTION_SCHEMA", "Selection"]
@@ -134,8 +135,9 @@ class Selection:
         RunDirectoryError
             If the run directory does not hold the subset any more.
         UsageError
-            If a folder is to be written where something else is.
+            If a folder is to be written where something else is, or a file where the pool is.
         """
+        Inputs.parse(self._stages["ingest"].options["pool"]).check_not_among(Path(path), "out")
         if self.subset.is_dir():
             _copy_folder(self.subset, Path(path))
         else:

@@ -1,13 +1,9 @@
 """From a sample's messages to the model's chat text, and from there to the tokens that count.
 
 Which tokens are answer tokens is decided by characters of the rendered text, so one rule serves every model
-with a chat template: the answer to message `i` is what the template adds when the answer follows the
-generation prompt,
-
-    render(messages[:i], add_generation_prompt=True)  ->  render(messages[:i + 1])
-
-End-of-turn marks that the template writes after an answer are part of it: the model has to learn to stop,
-and a model that stops too late is not done with the sample.
+with a chat template; see `mllm_selector.families.answers`. End-of-turn marks that the template writes after
+an answer are part of it: the model has to learn to stop, and a model that stops too late is not done with the
+sample.
 """
 
 from __future__ import annotations
@@ -21,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_selector.errors import MissingPackageError, ModelError, SampleError
+from mllm_selector.families.answers import AnswerFinder, Message, Span
 from mllm_selector.pool import PoolImage
 
 if TYPE_CHECKING:
@@ -59,8 +56,6 @@ FALLBACK_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-Message = tuple[str, str]
-
 EXAMPLE_ANSWER = "example-answer"
 """Role of an assistant's turn that is shown as an example: rendered as an answer, but none that counts."""
 
@@ -96,7 +91,7 @@ class ChatText:
     """
 
     text: str
-    answers: tuple[tuple[int, int], ...]
+    answers: tuple[Span, ...]
 
     def with_images(self, placeholder: str, texts: Sequence[str]) -> ChatText:
         """Put a text of its own in the place of each image placeholder, as processors of transformers do."""
@@ -170,8 +165,7 @@ class ChatEncoder:
             )
             raise ModelError(msg)
         self.image_token_id = int(token_id)
-        self._parts = True
-        self._parts = self._template_reads_parts()
+        self._learn_template()
 
     @classmethod
     def of(cls, processor: Any) -> ChatEncoder:
@@ -200,19 +194,7 @@ class ChatEncoder:
             one is added, ``image-marks`` if the text holds not one placeholder for each image.
         """
         text = self._text(messages)
-        answers = []
-        for index, (role, _) in enumerate(messages):
-            if role != "assistant":
-                continue
-            before = self._text(messages[:index], add_generation_prompt=True)
-            after = text if index + 1 == len(messages) else self._text(messages[: index + 1])
-            if not (after.startswith(before) and text.startswith(after)):
-                msg = (
-                    f"chat-template: turn {index} does not follow the turns before it and the generation "
-                    "prompt in the rendered text, so its answer cannot be told apart"
-                )
-                raise SampleError(msg)
-            answers.append((len(before), len(after)))
+        answers = self._answers.find(messages, text)
         marks = sum(content.count(IMAGE_MARK) for _, content in messages)
         images = marks if images is None else images
         found = text.count(self.image_token)
@@ -222,7 +204,7 @@ class ChatEncoder:
                 f"{found} {self.image_token!r} in the chat text"
             )
             raise SampleError(msg)
-        return ChatText(text, tuple(answers))
+        return ChatText(text, answers)
 
     def tokenize(self, chat: ChatText) -> TokenizedChat:
         """Tokenize a rendered conversation, marking answers and image placeholders.
@@ -293,11 +275,12 @@ class ChatEncoder:
                 parts.append({"type": "text", "text": text})
         return parts
 
-    def _template_reads_parts(self) -> bool:
+    def _learn_template(self) -> None:
         """Find out whether the template wants content as a list of parts or, as older ones, as one string."""
         problem = ""
         for parts in (True, False):
             self._parts = parts
+            self._answers = AnswerFinder(self._text)
             try:
                 chat = self.render([("user", f"{IMAGE_MARK}\nquestion"), ("assistant", "reply")] * 2)
             except SampleError as error:
@@ -305,7 +288,7 @@ class ChatEncoder:
                 continue
             # A template for strings may write the list out as Python shows it.
             if "'type'" not in chat.text and "question" in chat.text:
-                return parts
+                return
         msg = (
             f"{self.tokenizer.name_or_path}: its chat template cannot be used "
             f"({problem or 'it drops the text'}); give the model a template that renders messages with "

@@ -36,6 +36,8 @@ class Work:
         What becomes of each stage: ``runs``, ``goes on`` or ``done``.
     to_score : int
         Samples that are not scored yet.
+    compared : float
+        Products that the figures of the report take; 0 where the size of embeddings is not known.
     """
 
     samples: int
@@ -45,6 +47,7 @@ class Work:
     devices: int
     states: Mapping[str, str]
     to_score: int
+    compared: float
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,8 @@ def _stage(stage: str, state: str, work: Work, rates: Rates) -> StagePlan:
     rate = rates.stages.get(stage)
     if state == "done":
         return StagePlan(stage, state, 0.0, 0.0, None, 0.0, 0.0, "done before", "it is finished")
-    units = {"seed": work.trained, "score": work.to_score, "export": 1}.get(stage, work.samples)
+    of_stage = {"seed": work.trained, "score": work.to_score, "export": 1, "report": work.compared}
+    units = of_stage.get(stage, work.samples)
     if stage == "seed" and not work.trained:
         return StagePlan(stage, state, 0.0, 0.0, None, 0.0, 0.0, "measured", "nothing is trained")
     if rate is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import tempfile
@@ -22,10 +23,12 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import MllmSelectorError, ScoreError, UsageError
 from mllm_selector.families.base import Family
 from mllm_selector.planning.estimates import Plan, Work, break_even, estimate
-from mllm_selector.planning.probes import parameters, probe_ingest, probe_pick, probe_score, probe_training
+from mllm_selector.planning.made_up import probe_pick, probe_report
+from mllm_selector.planning.probes import parameters, probe_ingest, probe_score, probe_training
 from mllm_selector.planning.rates import Rate, Rates, of_run
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress, SilentProgress
+from mllm_selector.reporting.overview import products
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import budget_memory
@@ -120,7 +123,7 @@ class _Look:
         work = self._work(states, total)
         self._forget_other_scoring()
         self._model(pool, states, total)
-        self._pick(work, sources)
+        work = self._made_up(work, sources)
         stages = estimate(work, self._rates)
         free = shutil.disk_usage(_existing(self._room)).free if self._room is not None else None
         return Plan(
@@ -175,7 +178,7 @@ class _Look:
             parts = [part for part in STAGES["score"].partial(self._run) if part.name.startswith(first)]
             left = max(0, total - len(parts) * of_score.shard_size)
         readings = 1 + len(of_score.metrics.variants) if of_score.scored_per_cluster is None else 1
-        return Work(total, chosen, trained, readings, self._devices, states, left)
+        return Work(total, chosen, trained, readings, self._devices, states, left, compared=0.0)
 
     def _forget_other_scoring(self) -> None:
         """Leave out a rate of scoring every sample where only some are to be scored, or the reverse."""
@@ -270,15 +273,20 @@ class _Look:
         self._rates.embedding_size = options.embedding_size or width
         return probe_score(engine, family, pool, options, budget, what, total)
 
-    def _pick(self, work: Work, sources: int) -> None:
+    def _made_up(self, work: Work, sources: int) -> Work:
+        """Measure what made-up embeddings tell of, and say what the report has to compare."""
         of_pick = self._options["pick"]
         assert isinstance(of_pick, PickOptions)
         width = self._rates.embedding_size
         if width is None:
-            self._rates.unknown["pick"] = "the size of embeddings is not known"
-            return
+            unknown = dict.fromkeys(("pick", "report"), "the size of embeddings is not known")
+            self._rates.unknown |= unknown
+            self._rates.stages.pop("report", None)
+            return work
         self._rates.stages.pop("pick", None)
         self._try("pick", lambda: probe_pick(of_pick, work.samples, work.chosen, width, sources))
+        self._try("report", lambda: probe_report(work.samples, work.chosen, width))
+        return dataclasses.replace(work, compared=products(work.samples, work.chosen, width))
 
 
 def _rates_of(path: Path) -> Rates:

@@ -11,12 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from mllm_selector import families, formats, methods, training
-from mllm_selector.config import Amount, IngestOptions, PickOptions, ScoreOptions, SeedOptions
+from mllm_selector import families, formats, training
+from mllm_selector.config import IngestOptions, ScoreOptions, SeedOptions
 from mllm_selector.engine import Engine
 from mllm_selector.errors import SampleError
 from mllm_selector.families.base import Family
@@ -24,8 +22,7 @@ from mllm_selector.families.images import load_image
 from mllm_selector.planning.rates import Rate
 from mllm_selector.pool import Pool
 from mllm_selector.progress import SilentProgress
-from mllm_selector.resources import own_memory_mb, peak_memory_mb, reset_peak_memory
-from mllm_selector.samples import Labels, Scored
+from mllm_selector.resources import peak_memory_mb, reset_peak_memory
 from mllm_selector.sampling import cluster_count
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import DEFAULT
@@ -34,7 +31,7 @@ from mllm_selector.scoring.shards import EncodedShard, encode_inputs, encode_sha
 from mllm_selector.scoring.sweeps import first_variants
 from mllm_selector.stages.seed import random_order
 
-__all__ = ["Read", "parameters", "probe_ingest", "probe_pick", "probe_score", "probe_training"]
+__all__ = ["Read", "parameters", "probe_ingest", "probe_score", "probe_training"]
 
 INGEST_SECONDS = 20.0
 SCORE_SECONDS = 5.0
@@ -45,11 +42,6 @@ SCORE_BLOCK = 16
 
 MOST_SCORED = 1024
 TRAINING_STEPS = 3
-PICK_ROWS = (10_000, 40_000, 400_000)
-"""Of the larger sizes, only those that `PICK_SECONDS` are likely to be enough for."""
-
-PICK_SECONDS = 10.0
-"""Of the processor: what else runs on the machine is not to decide what a plan rests on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,119 +337,3 @@ def parameters(folder: Path) -> int:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     return total
-
-
-def probe_pick(options: PickOptions, samples: int, chosen: int, width: int, sources: int) -> Rate:
-    """Choose by the method asked for from made-up scores and embeddings of two sizes.
-
-    Parameters
-    ----------
-    options : PickOptions
-        As for the stage. Limits of sources are left out: they take no time.
-    samples, chosen : int
-        Of the run that is planned.
-    width : int
-        Numbers of an embedding.
-    sources : int
-        Number of sources.
-    """
-    sizes = sorted({min(samples, rows) for rows in PICK_ROWS})
-    probes: list[_PickProbe] = []
-    for rows in sizes:
-        if len(probes) > 1 and _processor_seconds(probes, rows) > PICK_SECONDS:
-            break
-        probes.append(_pick_once(options, rows, chosen * rows / samples, width, sources))
-    last = probes[-1]
-    growth = f", growth as from {probes[-2].rows:,}" if len(probes) > 1 else ""
-    return Rate(
-        last.rows,
-        last.seconds,
-        f"choosing from {last.rows:,} made-up samples{growth}",
-        power=_power(probes),
-        memory_mb=last.held + last.more,
-        memory_grows=_memory_growth(probes),
-        mapped=2e-6 * width,
-        made_up=True,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _PickProbe:
-    """Choosing from some rows: its seconds, and the MB that the process held before and took besides."""
-
-    rows: int
-    seconds: float
-    processor: float
-    held: float
-    more: float
-
-
-def _pick_once(options: PickOptions, rows: int, chosen: float, width: int, sources: int) -> _PickProbe:
-    held = own_memory_mb() or 0.0
-    scored = _made_up(options, rows, width, sources)
-    # Without the embeddings, which lie in mapped files in a run.
-    scores = sum(values.nbytes for values in (scored.necessity, *scored.columns.values())) / 1e6
-    # The probe must not ask for more groups than it has rows.
-    groups = None if options.group_count is None else min(options.group_count, rows)
-    small = dataclasses.replace(
-        options,
-        budget=Amount.parse(max(1, round(chosen))),
-        group_count=groups,
-        source_floor=None,
-        source_ceiling=None,
-        scores=None,
-    )
-    reset_peak_memory()
-    before = peak_memory_mb() or 0.0
-    started, began = time.monotonic(), time.process_time()
-    methods.choose(scored, small, SilentProgress())
-    seconds, processor = time.monotonic() - started, time.process_time() - began
-    return _PickProbe(rows, seconds, processor, held, scores + (peak_memory_mb() or 0.0) - before)
-
-
-def _power(probes: Sequence[_PickProbe]) -> float:
-    if len(probes) == 1:
-        return 1.0
-    small, large = probes[-2:]
-    return _power_between(small.rows, small.seconds, large.rows, large.seconds)
-
-
-def _processor_seconds(probes: Sequence[_PickProbe], rows: int) -> float:
-    """Return what more rows are likely to take."""
-    small, large = probes[-2:]
-    power = _power_between(small.rows, small.processor, large.rows, large.processor)
-    return large.processor * float((rows / large.rows) ** power)
-
-
-def _power_between(few: int, seconds: float, many: int, more_seconds: float) -> float:
-    """Return the power of the rows with which time grows; from linear to quadratic."""
-    power = math.log(max(more_seconds, 1e-6) / max(seconds, 1e-6)) / math.log(many / few)
-    return min(2.0, max(1.0, power))
-
-
-def _memory_growth(probes: Sequence[_PickProbe]) -> float:
-    """Return the MB of each further row: what is held once, or for a sample of the rows, is not counted."""
-    if len(probes) == 1:
-        return probes[-1].more / probes[-1].rows
-    small, large = probes[-2:]
-    return max(0.0, large.more - small.more) / (large.rows - small.rows)
-
-
-def _made_up(options: PickOptions, rows: int, width: int, sources: int) -> Scored:
-    """Make scores, and embeddings in clusters of all sizes."""
-    random = np.random.Generator(np.random.Philox(options.seed))
-    centres = random.standard_normal((max(2, math.isqrt(rows)), width), dtype=np.float32)
-    weights = 1 / np.arange(1, len(centres) + 1)
-    labels = random.choice(len(centres), rows, p=weights / weights.sum())
-    embeddings = np.empty((rows, width), np.float16)
-    for start in range(0, rows, 4096):
-        block = centres[labels[start : start + 4096]]
-        block = block + random.standard_normal(block.shape, dtype=np.float32)
-        embeddings[start : start + 4096] = block / np.linalg.norm(block, axis=1, keepdims=True)
-    columns: dict[str, NDArray[np.float32]] = {
-        need.column: random.random(rows, np.float32) for need in methods.columns(options)
-    }
-    codes = random.integers(max(1, sources), size=rows).astype(np.uint32)
-    names = [str(number) for number in range(max(1, sources))]
-    necessity = random.gamma(2.0, size=rows).astype(np.float32)
-    return Scored(necessity, [embeddings], Labels(codes, names), np.empty(0, np.int64), columns)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mllm_selector.metrics import Metrics
+from mllm_selector.reporting.overview import products
 from mllm_selector.rundir import RunDirectory, StageRecord
 
 __all__ = ["Rate", "Rates", "folder_bytes", "of_run"]
@@ -23,7 +24,8 @@ class Rate:
     Attributes
     ----------
     units : float
-        How much was measured: samples of the pool (ingest, score, pick), samples seen in training (seed).
+        How much was measured: samples of the pool (ingest, score, pick), samples seen in training (seed),
+        products that the figures of the embeddings take (report).
     seconds : float
         What these units took, `fixed` not counted.
     basis : str
@@ -182,10 +184,15 @@ def _score(run: RunDirectory, record: StageRecord, basis: str) -> Rate | None:
     return Rate(samples * share, record.seconds, basis, memory_mb=record.peak_mb, disk=size)
 
 
-def _report(run: RunDirectory, record: StageRecord, basis: str) -> Rate:
+def _report(run: RunDirectory, record: StageRecord, basis: str) -> Rate | None:
+    seconds = record.counts.get("figures_seconds")
+    if seconds is None:
+        return None  # older records do not tell what grows with the pool
     size = record.counts["bytes"] + run.report_numbers.stat().st_size
-    samples = run.need("ingest").counts["samples"]
-    return Rate(samples, 0.0, basis, fixed=record.seconds, memory_mb=record.peak_mb, disk_fixed=size)
+    counts = {stage: run.need(stage).counts for stage in ("score", "pick")}
+    units = products(counts["score"]["samples"], counts["pick"]["chosen"], counts["score"]["embedding_size"])
+    fixed = record.seconds - seconds
+    return Rate(units, seconds, basis, fixed=fixed, memory_mb=record.peak_mb, disk_fixed=size)
 
 
 def folder_bytes(folder: Path) -> int:

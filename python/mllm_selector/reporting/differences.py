@@ -129,6 +129,9 @@ class _Side:
 
     @classmethod
     def of(cls, path: Path) -> _Side:
+        if not path.exists():
+            msg = f"{path} does not exist; name a run directory or a selection.arrow of one"
+            raise UsageError(msg)
         run = None if path.is_file() else _reading(path)
         if run is not None:
             run.need("pick")

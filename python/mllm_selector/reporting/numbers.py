@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -223,7 +224,9 @@ class Numbers:
         return asdict(self)
 
 
-def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Progress) -> Numbers:
+def collect(
+    run: RunDirectory, pool: Pool, options: ReportOptions, progress: Progress
+) -> tuple[Numbers, float]:
     """Read everything that the report says.
 
     Parameters
@@ -236,6 +239,13 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         Size of the galleries; price of the machine.
     progress : Progress
         Told of each step that takes long.
+
+    Returns
+    -------
+    numbers : Numbers
+        What the report says.
+    seconds : float
+        What its figures of the embeddings took.
 
     Raises
     ------
@@ -280,10 +290,12 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
             for row, sample_id in zip(which, pool.ids(which), strict=True)
         ]
 
+    started = time.monotonic()
     flat, coverage, duplicates = _overview(scores, necessity, selection, pick, options, progress)
+    seconds = time.monotonic() - started
     descending = _descending(own[metric])
     chosen_descending = descending[chosen[descending]]
-    return Numbers(
+    numbers = Numbers(
         mllm_selector=__version__,
         format=pool.format,
         read=len(pool) + rejected_count,
@@ -319,6 +331,7 @@ def collect(run: RunDirectory, pool: Pool, options: ReportOptions, progress: Pro
         lowest=items(descending[::-1][: options.gallery], own[metric]),
         stages=_stages(run, len(pool) + rejected_count, options.hourly_price),
     )
+    return numbers, seconds
 
 
 def _known(run: RunDirectory, scores: ScoreTable) -> tuple[Drawn | None, dict[str, Floats]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mllm_selector import _internal
 
-__all__ = ["Coverage", "DuplicateSet", "Duplicates", "Embedded", "Map", "Point"]
+__all__ = ["Coverage", "DuplicateSet", "Duplicates", "Embedded", "Map", "Point", "products"]
 
 GRID = (96, 64)
 AXIS_ROWS = 4096
@@ -201,12 +201,12 @@ class Embedded:
         if not budget:
             return None
         left = self._rows[~self._chosen[self._rows]]
-        furthest = min(int(budget * LARGER[-1]), len(self))
+        furthest = _furthest(budget, len(self))
         more = left[_draw(len(left), furthest - budget, seed=4, in_order=False)]
         wanted = {max(1, round(budget * fraction)) for fraction in FRACTIONS}
         wanted |= {min(furthest, round(budget * times)) for times in LARGER}
         counts = np.array(sorted(wanted), dtype=np.int64)
-        references = self._rows[_draw(len(self), self._affordable(2 * furthest), seed=5)]
+        references = self._rows[_draw(len(self), _affordable(2 * furthest, self._size), seed=5)]
         random = self._rows[_draw(len(self), furthest, seed=6, in_order=False)]
         # Half a millionth is below what float16 embeddings can tell apart.
         own, drawn = (
@@ -232,12 +232,12 @@ class Embedded:
         """Look for near-duplicates and keep up to `sets` sets; None without samples."""
         if not len(self):
             return None
-        asked = _draw(len(self), self._affordable(len(self)), seed=7)
+        asked = _draw(len(self), _affordable(len(self), self._size), seed=7)
         counts, nearest = _internal.near_rows(
             self._parts, self._index, queries=asked, threshold=cosine, keep=NEAREST, progress=self._progress
         )
         own = np.sort(self._order)
-        of_own = _draw(len(own), self._affordable(len(own)), seed=8)
+        of_own = _draw(len(own), _affordable(len(own), self._size), seed=8)
         own_counts = np.zeros(0, dtype=np.int64)
         if len(own):
             own_counts, _ = _internal.near_rows(
@@ -258,10 +258,6 @@ class Embedded:
             cosine, len(asked), int((counts > 0).sum()), len(of_own), int((own_counts > 0).sum()), found
         )
 
-    def _affordable(self, comparisons: int) -> int:
-        """Return how many rows may be compared with that many others."""
-        return min(MOST_REFERENCES, max(50, int(MOST_PRODUCTS / max(1, comparisons * self._size))))
-
     def _shown_variance(self, sample: Rows, places: Floats) -> float:
         starts = np.cumsum([0, *(len(part) for part in self._parts)])
         rows = self._rows[sample]
@@ -271,6 +267,30 @@ class Embedded:
         )
         whole = sum(float(column.astype(np.float64).var()) for column in values.T)
         return round(min(1.0, float(places.var(axis=0).sum()) / whole), 4) if whole > 0 else 0.0
+
+
+def products(samples: int, chosen: int, width: int) -> float:
+    """Return how many products of two numbers coverage and near-duplicates take: nearly all of the time.
+
+    Parameters
+    ----------
+    samples, chosen : int
+        Samples of the pool and of the selection.
+    width : int
+        Numbers of an embedding.
+    """
+    compared = ((samples, 2 * _furthest(chosen, samples)), (samples, samples), (chosen, chosen))
+    return float(width) * sum(min(rows, _affordable(others, width)) * others for rows, others in compared)
+
+
+def _furthest(budget: int, samples: int) -> int:
+    """Return the largest number of samples whose coverage is measured."""
+    return min(int(budget * LARGER[-1]), samples)
+
+
+def _affordable(comparisons: int, width: int) -> int:
+    """Return how many rows may be compared with that many others."""
+    return min(MOST_REFERENCES, max(50, int(MOST_PRODUCTS / max(1, comparisons * width))))
 
 
 def _draw(count: int, wanted: int, seed: int, *, in_order: bool = True) -> Rows:

@@ -64,10 +64,16 @@ class Scorers(Protocol):
 
 
 class LocalScorer:
-    """One scorer, in this process; see `Scorers`."""
+    """One scorer, in this process; see `Scorers`, and `Opened` for the parameters."""
 
-    def __init__(self, run: RunDirectory, options: ScoreOptions, note: Callable[[str], None]) -> None:
-        self._opened = Opened(run, options, note)
+    def __init__(
+        self,
+        run: RunDirectory,
+        options: ScoreOptions,
+        note: Callable[[str], None],
+        begin: range | None = None,
+    ) -> None:
+        self._opened = Opened(run, options, note, begin)
         self.facts = self._opened.facts
 
     def best_budget(self) -> BatchBudget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -76,6 +77,9 @@ class Opened:
         Device, threads, limits.
     note : callable
         Takes sentences that the user should read.
+    begin : range, optional
+        The rows of a part that `encode` will be asked for: it is encoded while the engine is opened, which
+        takes longer for all but small models, so the device has work at once.
 
     Raises
     ------
@@ -83,12 +87,37 @@ class Opened:
         If the pool or the model cannot be opened, or the device cannot be used.
     """
 
-    def __init__(self, run: RunDirectory, options: ScoreOptions, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        options: ScoreOptions,
+        note: Callable[[str], None],
+        begin: range | None = None,
+    ) -> None:
         trust = bool(run.need("seed").options.get("trust_remote_code", False))
         self.run, self.options = run, options
         self.pool = Pool.of(run)
         self.family = families.load(run.onnx / "processor", trust_remote_code=trust)
-        self.engine = open_engine(run, self.family, options.device, options.threads, note)
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+            begun = None if begin is None else thread.submit(self.encode, begin)
+            self.engine = open_engine(run, self.family, options.device, options.threads, note)
+        self._begun = {} if begin is None or begun is None else {begin: begun.result()}
+
+    def encode(self, rows: range) -> EncodedShard:
+        """Turn samples into tokens, in the forms that need nothing of other samples."""
+        return encode_shard(
+            self.pool,
+            rows,
+            self.family,
+            self.options,
+            first_variants(self.options.metrics),
+            with_inputs=self.options.embeds_inputs,
+        )
+
+    def encoded(self, rows: range) -> EncodedShard:
+        """Return what `encode` does, or did while the engine was opened."""
+        begun = self._begun.pop(rows, None)
+        return self.encode(rows) if begun is None else begun
 
     @property
     def facts(self) -> Facts:
@@ -147,15 +176,7 @@ class FirstSweep:
 
     def encode(self, opened: Opened, rows: range) -> EncodedShard:
         """See `Sweep.encode`."""
-        options = opened.options
-        return encode_shard(
-            opened.pool,
-            rows,
-            opened.family,
-            options,
-            first_variants(options.metrics),
-            with_inputs=options.embeds_inputs,
-        )
+        return opened.encoded(rows)
 
     def table(self, opened: Opened, rows: range, scores: ShardScores) -> pa.Table:
         """See `Sweep.table`."""

@@ -31,7 +31,8 @@ def run(run: RunDirectory, options: ReportOptions, progress: Progress) -> dict[s
     Returns
     -------
     dict
-        ``bytes``: size of the page.
+        ``bytes``: size of the page; ``figures_seconds``: what comparing the embeddings took, which is what
+        grows with the pool.
 
     Raises
     ------
@@ -41,7 +42,7 @@ def run(run: RunDirectory, options: ReportOptions, progress: Progress) -> dict[s
         If a file is damaged.
     """
     pool = Pool.of(run)
-    numbers = collect(run, pool, options, progress)
+    numbers, seconds = collect(run, pool, options, progress)
     stages = run.stages
     again = [command.as_command(stages, run.path), command.as_call(stages, run.path)]
     page = render(numbers, pool, run.path.resolve().name, command.settings(stages), again).encode()
@@ -49,4 +50,4 @@ def run(run: RunDirectory, options: ReportOptions, progress: Progress) -> dict[s
     with atomic_write(run.report) as file:
         file.write(page)
     progress.finish(f"{run.report} ({len(page) / 1e6:.1f} MB)")
-    return {"bytes": len(page)}
+    return {"bytes": len(page), "figures_seconds": seconds}

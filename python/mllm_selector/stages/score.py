@@ -127,9 +127,12 @@ def _score(
     run: RunDirectory, options: ScoreOptions, progress: Progress, folder: Path, checksums: Checksums
 ) -> dict[str, Any]:
     """Score this process's share of the parts into a folder."""
-    with _scorers(run, options, progress) as scorers:
+    first = _share(_first_parts(run, Pool.of(run), options), options, folder)
+    begin = None
+    if options.scored_per_cluster is None:
+        begin = next((rows for part, rows in first.items() if not part.exists()), None)
+    with _scorers(run, options, progress, begin) as scorers:
         scoring = _Scoring(run, options, progress, scorers)
-        first = _share(_first_parts(run, scoring.pool, options), options, folder)
         scoring.first_sweep(first, checksums)
         second = _second_parts(run, scoring.pool, options) if options.shard is None else {}
         if second:
@@ -204,10 +207,13 @@ def _counts(
     }
 
 
-def _scorers(run: RunDirectory, options: ScoreOptions, progress: Progress) -> AbstractContextManager[Scorers]:
+def _scorers(
+    run: RunDirectory, options: ScoreOptions, progress: Progress, begin: range | None = None
+) -> AbstractContextManager[Scorers]:
+    """Open what scores; `begin` is the first part that it will be asked for."""
     if options.ray is not None:
         return ray_scorers(run, options, progress.note)
-    return nullcontext(LocalScorer(run, options, progress.note))
+    return nullcontext(LocalScorer(run, options, progress.note, begin))
 
 
 class _Scoring:
