@@ -14,7 +14,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint stubs audit format docs fuzz bench wheel check-wheel check-sdist develop clean
+.PHONY: help demo test test-lowest test-faults lint stubs audit format docs fuzz bench wheel check-wheel check-sdist develop clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ demo: $(VENV)/built  ## Run the whole method on a shipped sample and show where 
 test: $(VENV)/built  ## Run all tests, Rust and Python
 	cargo test -p mllm-selector-core --locked --release --quiet
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+test-lowest: $(VENV)/installed  ## Run the tests in Python with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --seed --clear --python $(PYTHON) build/lowest
+	$(BIN)/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --group dev --editable '.[cpu,train]'
+	build/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-faults: $(VENV)/built  ## Kills, full disks, damage: the long form, which writes docs/reliability.md
 	$(BIN)/python tests/faults/run.py

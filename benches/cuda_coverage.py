@@ -151,7 +151,7 @@ def exported(name: str, folder: Path) -> list[tuple[str, Path]]:
     fused = family.shares_prefixes
     model = load_model(saved, attention="sdpa" if fused else "eager")
     for precision in PRECISIONS:
-        opset = export.FUSED_OPSET if fused else None
+        opset = export.FUSED_OPSET if fused else export.WRITTEN_OUT_OPSET
         export._write_graphs(family, model, precision, -1, folder / precision, opset)
     return [(precision, folder / precision) for precision in PRECISIONS]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL import __version__ as pillow_version
 
 from mllm_selector import _internal
 
@@ -19,6 +20,7 @@ _INTERPOLATIONS = {
     Image.Resampling.BICUBIC: "bicubic",
     Image.Resampling.LANCZOS: "lanczos",
 }
+_CHOOSES_AXIS = int(pillow_version.split(".")[0]) >= 13
 
 
 def use_core(processor: Any) -> None:
@@ -104,9 +106,9 @@ def resized(pixels: NDArray[np.uint8], height: int, width: int, resample: int) -
     """
     interpolation = _INTERPOLATIONS[Image.Resampling(resample)]
     old_height, old_width, _ = pixels.shape
-    # In this order Pillow 13 goes along the axes.
+    # In this order Pillow goes along the axes; the widths came first always before Pillow 13.
     shapes = [(old_height, width, 3), (height, width, 3)]
-    if old_height - height > max(2 * (old_width - width), 0):
+    if _CHOOSES_AXIS and old_height - height > max(2 * (old_width - width), 0):
         shapes[0] = height, old_width, 3
     for shape in shapes:
         if shape != pixels.shape:
