@@ -2,8 +2,9 @@
 
     python benches/cpu_scoring.py --threads 1            # 15.6 M parameters, 600 NLVR samples
     python benches/cpu_scoring.py --threads 2 --nlvr DIR
+    python benches/cpu_scoring.py --threads 1 --vocabulary 151936    # as many tokens as Qwen2 has
 
-Makes a LLaVA with random weights and a vocabulary of 32,000, and scores the same samples with
+Makes a LLaVA with random weights, and scores the same samples with
 
 - onnx: the score stage with the exported graphs;
 - torch: the score stage with ``--engine torch`` (sdpa), the same batches and gather of answers;
@@ -50,6 +51,9 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--hidden", type=int, default=192, help="width of the model, a multiple of 32")
     parser.add_argument("--layers", type=int, default=4, help="layers of the tower and of the text model")
+    parser.add_argument(
+        "--vocabulary", type=int, default=VOCABULARY, help="its tokens; by default LLaVA 1.5's"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--token-budget", type=int, default=2048)
@@ -65,7 +69,7 @@ def main() -> int:
 def compare(folder: Path, given: argparse.Namespace) -> int:
     pool, images = make_pool(folder, given.nlvr, given.samples)
     model = folder / "model"
-    parameters = make_llava(model, pool, model_size(given.hidden, given.layers), VOCABULARY)
+    parameters = make_llava(model, pool, model_size(given.hidden, given.layers), given.vocabulary)
     for engine in ("onnx", "torch"):
         prepare(folder / engine, pool, images, model, engine=engine)
     options = {
@@ -86,7 +90,8 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
 
 def show(best: dict[str, Scored], parameters: int, given: argparse.Namespace) -> int:
     print(
-        f"{machine()}\n{parameters / 1e6:.1f} M parameters, {given.samples} samples, {given.threads} threads"
+        f"{machine()}\n{parameters / 1e6:.1f} M parameters, {given.samples} samples, "
+        f"{given.vocabulary:,} tokens, {given.threads} threads"
     )
     print("\n| engine | samples/s | alone | time / onnx | alone | worst difference, nats |")
     print("|---|---|---|---|---|---|")
