@@ -163,6 +163,15 @@ def test_what_is_not_there_is_named(runs, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_numbers_are_not_written_over_another_file(runs, tmp_path):
+    subset, page = tmp_path / "subset.json", tmp_path / "subset.html"
+    subset.write_text("[]")
+    done = diff(*runs, "--out", page)
+    assert done.returncode == 2
+    assert str(subset) in done.stderr
+    assert (subset.read_text(), page.exists()) == ("[]", False)
+
+
 def test_reading_does_not_need_the_lock(runs, tmp_path):
     with RunDirectory(runs[0]):
         assert diff(*runs, "--out", tmp_path / "two.html").returncode == 0

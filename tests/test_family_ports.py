@@ -115,6 +115,8 @@ def test_windows_are_those_of_qwen(grids: list[tuple[int, int]], side: int) -> N
     slots, places = qwen.segments(ours)
     assert sorted(places.tolist()) == np.flatnonzero(slots.reshape(-1) >= 0).tolist()
     assert slots.reshape(-1)[places].tolist() == list(range(start))
+    assert slots.shape[1] % qwen.ALIGNED == 0
+    assert slots.shape[1] - max(map(len, ours)) < qwen.ALIGNED
 
 
 @pytest.mark.parametrize("splits", [True, False])

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
+from mllm_selector import engine
 from mllm_selector.engine import OnnxEngine, memory_errors
 from mllm_selector.errors import DeviceMemoryError, ScoreError
 from mllm_selector.families import images as images_
@@ -110,6 +111,38 @@ def test_batches_that_do_not_fit_are_halved(scored: Any, monkeypatch: pytest.Mon
     assert halved["scored"] == 60
     assert halved["images_encoded"] == whole["images_encoded"]
     assert np.abs(table.necessity - expected.necessity).max() < 1e-5
+
+
+@pytest.mark.parametrize("embedding", ["all", "inputs"])
+def test_lengths_are_multiples_of_what_the_device_wants(
+    scored: Any, monkeypatch: pytest.MonkeyPatch, embedding: str
+) -> None:
+    pool = samples(60)
+    options = {"token_budget": 300, "metrics": "nll,visnec", "embedding": embedding}
+    whole, expected = scored(pool, **options)
+    shapes = []
+    read = OnnxEngine.read
+
+    def watched(self: OnnxEngine, inputs: Any, outputs: Any) -> Any:
+        shapes.append(inputs["input_ids"].shape)
+        return read(self, inputs, outputs)
+
+    monkeypatch.setattr(OnnxEngine, "read", watched)
+    monkeypatch.setattr(engine, "length_multiple", lambda device: 8)
+    counts, table = scored(pool, **options)
+    assert counts["scored"] == whole["scored"] == 60
+    assert not any(length % 8 for _, length in shapes)
+    assert all(rows == 1 or rows * length <= 300 for rows, length in shapes)
+    for name in ("nll", "visnec"):
+        # NaN, where a sample shows no image, is equal to NaN.
+        np.testing.assert_allclose(table.column(name), expected.column(name), rtol=0, atol=1e-5)
+    vectors = [np.concatenate(each.embeddings).astype(np.float32) for each in (table, expected)]
+    assert np.abs(vectors[0] - vectors[1]).max() < 1e-3  # an ulp of float16 near 1
+
+
+def test_devices_and_the_lengths_that_they_want() -> None:
+    assert engine.length_multiple("cpu") == 1
+    assert engine.length_multiple("cuda") == 8
 
 
 def test_what_does_not_fit_alone_is_set_aside(scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -423,23 +423,30 @@ class Family(ABC):
         """Put prepared pictures together as inputs of the vision graph; by default, along the first axis."""
         return {name: np.concatenate([image[name] for image in prepared]) for name in prepared[0]}
 
-    def scorer_inputs(self, batch: Sequence[Encoded]) -> Arrays:
+    def scorer_inputs(self, batch: Sequence[Encoded], length: int | None = None) -> Arrays:
         """Put encoded samples together, padded on the right: the scorer's inputs made from tokens alone.
+
+        Parameters
+        ----------
+        batch : sequence of Encoded
+            The samples.
+        length : int, optional
+            What they are padded to, by default the longest.
 
         Returns
         -------
         dict of str to ndarray
-            ``input_ids`` and ``attention_mask``, int64, shape (samples, longest), and all that is
-            `per_token`, shape (..., samples, longest).
+            ``input_ids`` and ``attention_mask``, int64, shape (samples, length), and all that is
+            `per_token`, shape (..., samples, length).
         """
-        longest = max(map(len, batch))
+        length = length or max(map(len, batch))
         arrays = [
             {"input_ids": sample.ids, "attention_mask": np.ones(len(sample), np.int64), **sample.per_token}
             for sample in batch
         ]
         padding = {"input_ids": self.pad_token_id}
         return {
-            name: np.stack([_padded(each[name], longest, padding.get(name, 0)) for each in arrays], axis=-2)
+            name: np.stack([_padded(each[name], length, padding.get(name, 0)) for each in arrays], axis=-2)
             for name in arrays[0]
         }
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mllm_selector.families.scorer import ScorerGraph
 
 __all__ = [
+    "ALIGNED",
     "Grid",
     "Ints",
     "QwenFamily",
@@ -44,6 +45,9 @@ __all__ = [
     "vision_positions",
     "windows",
 ]
+
+ALIGNED = 8
+"""Of such lengths are masks that attention on CUDA takes without writing its scores to memory."""
 
 Grid = tuple[int, int]
 Ints = NDArray[np.int64]
@@ -149,11 +153,13 @@ def segments(fields: Sequence[Ints]) -> tuple[Ints, Ints]:
     Returns
     -------
     slots : ndarray of int64, shape (segments, longest)
-        The patch at each place of the field, -1 where there is none.
+        The patch at each place of the field, -1 where there is none. The longest is rounded up to a multiple
+        of `ALIGNED`.
     places : ndarray of int64, shape (patches,)
         The place of each patch in the flattened field.
     """
-    slots = np.full((len(fields), max(map(len, fields))), -1, dtype=np.int64)
+    longest = -(-max(map(len, fields)) // ALIGNED) * ALIGNED
+    slots = np.full((len(fields), longest), -1, dtype=np.int64)
     for row, segment in enumerate(fields):
         slots[row, : len(segment)] = segment
     flat = slots.reshape(-1)

@@ -97,9 +97,10 @@ def _attention(
         each.index_select(0, rows).reshape(count, longest, *each.shape[1:]).transpose(1, 2)
         for each in (query, key, value)
     )
-    scores = query @ key.transpose(-1, -2) * layer.scaling + mask
-    shares = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    mixed = (shares @ value).transpose(1, 2).reshape(count * longest, -1)
+    # The operator that this becomes wants a mask of full size.
+    mask = mask.expand(-1, -1, longest, -1)
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=layer.scaling)
+    mixed = mixed.transpose(1, 2).reshape(count * longest, -1)
     attended: Tensor = layer.proj(mixed.index_select(0, places.reshape(-1)))
     return attended
 

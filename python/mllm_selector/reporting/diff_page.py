@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_selector.artifacts import atomic_write, write_json
+from mllm_selector.errors import UsageError
 from mllm_selector.metrics import METRICS, NLL
 from mllm_selector.pool import Pool
 from mllm_selector.reporting.differences import MEMBERSHIPS, Difference, Selected, find_differences
@@ -38,11 +39,21 @@ def write_difference(first: Path, second: Path, out: Path) -> dict[str, Any]:
     -------
     dict
         ``both``, ``first``, ``second``: samples in both, in one alone; ``jaccard``; ``report``, the page.
+
+    Raises
+    ------
+    UsageError
+        If a file that is not that of an earlier page has the name of the numbers.
     """
     from mllm_selector import __version__
 
-    difference, pool = find_differences(first, second)
     numbers = out.with_suffix(".json")
+    if numbers.exists() and not out.exists():  # of an earlier page it would have the page beside it
+        msg = (
+            f"--out: the numbers would go over {numbers}, which is there already; give the page another name"
+        )
+        raise UsageError(msg)
+    difference, pool = find_differences(first, second)
     page = render_difference(difference, pool, __version__, numbers.name).encode()
     write_json(numbers, difference.as_json())
     with atomic_write(out) as file:

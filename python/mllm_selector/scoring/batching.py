@@ -24,6 +24,7 @@ __all__ = [
     "embedding_places",
     "length_batches",
     "plan_features",
+    "rounded_up",
     "scorer_batch",
     "split_answers",
 ]
@@ -71,8 +72,17 @@ def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]
     return batches
 
 
+def rounded_up(length: int, multiple: int) -> int:
+    """Return the smallest multiple that is not below a length."""
+    return -(-length // multiple) * multiple
+
+
 def scorer_batch(
-    family: Family, batch: Sequence[PrefixGroup], starts: Sequence[Sequence[int]], pooled: str = "all"
+    family: Family,
+    batch: Sequence[PrefixGroup],
+    starts: Sequence[Sequence[int]],
+    pooled: str = "all",
+    multiple: int = 1,
 ) -> Arrays:
     """Return the scorer's inputs for a batch, all but the features.
 
@@ -86,9 +96,11 @@ def scorer_batch(
         First feature row of each image of each group.
     pooled : {"all", "image", "text"}
         The positions that the embeddings are the mean of. Samples without images take all in place of image.
+    multiple : int
+        What the length of the batch is to be a multiple of, see `Engine.length_multiple`.
     """
-    inputs = family.scorer_inputs([group.joined for group in batch])
-    length = inputs["input_ids"].shape[1]
+    length = rounded_up(max(map(len, batch)), multiple)
+    inputs = family.scorer_inputs([group.joined for group in batch], length)
     pooled_positions = np.zeros((len(batch), _most_samples(batch), length), dtype=np.int64)
     image_rows = np.full((len(batch), length), -1, dtype=np.int64)
     places, tokens = [], []

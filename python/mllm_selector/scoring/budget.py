@@ -229,10 +229,12 @@ def _find_tokens(family: Family, engine: Engine, shard: EncodedShard, most: int)
     starts: dict[Hashable, int] = {ref.key: 0 for refs in shard.images.values() for ref in refs}
 
     def tokens_per_second(budget: int) -> float:
-        batches = group_batches(shard, budget, shares=family.shares_prefixes)
+        multiple = engine.length_multiple
+        batches = group_batches(shard, budget, shares=family.shares_prefixes, multiple=multiple)
         middle = batches[len(batches) // 2]
-        engine.read(group_inputs(family, batches[0], starts, "all"), OUTPUTS)  # what takes the most memory
-        inputs = group_inputs(family, middle, starts, "all")
+        # What takes the most memory.
+        engine.read(group_inputs(family, batches[0], starts, "all", multiple), OUTPUTS)
+        inputs = group_inputs(family, middle, starts, "all", multiple)
         return sum(group.tokens for group in middle) / _seconds(lambda: engine.read(inputs, OUTPUTS))
 
     # From a budget on that holds the longest sample: below, doubling it would not double the batches.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mllm_selector.families.base import Arrays, Family
 from mllm_selector.metrics import Variant
-from mllm_selector.scoring.batching import ImageUse, length_batches, scorer_batch
+from mllm_selector.scoring.batching import ImageUse, length_batches, rounded_up, scorer_batch
 from mllm_selector.scoring.prefixes import PrefixGroup, shared_prefixes
 from mllm_selector.scoring.shards import EncodedShard, ImageRef, Item
 
@@ -44,7 +44,12 @@ class Group:
 
 
 def group_batches(
-    shard: EncodedShard, token_budget: int, items: Iterable[Item] | None = None, *, shares: bool
+    shard: EncodedShard,
+    token_budget: int,
+    items: Iterable[Item] | None = None,
+    *,
+    shares: bool,
+    multiple: int,
 ) -> list[list[Group]]:
     """Form batches of one variant each, so that a sample's scores do not depend on the other variants.
 
@@ -61,6 +66,8 @@ def group_batches(
         Which of them; by default all.
     shares : bool
         Whether readings that begin alike share it.
+    multiple : int
+        See `Engine.length_multiple`.
     """
     by_variant: dict[Variant, list[Item]] = {}
     for item in sorted(shard.samples if items is None else items):
@@ -68,7 +75,8 @@ def group_batches(
     batches = []
     for same in by_variant.values():
         groups = [Group.of(shard, each) for each in _together(shard, same, token_budget, shares=shares)]
-        for batch in length_batches([len(group.sequence) for group in groups], token_budget):
+        lengths = [rounded_up(len(group.sequence), multiple) for group in groups]
+        for batch in length_batches(lengths, token_budget):
             batches.append([groups[place] for place in batch])
     return sorted(batches, key=lambda batch: -len(batch[0].sequence))
 
@@ -85,11 +93,11 @@ def _together(
 
 
 def group_inputs(
-    family: Family, groups: Sequence[Group], starts: Mapping[Hashable, int], pooled: str
+    family: Family, groups: Sequence[Group], starts: Mapping[Hashable, int], pooled: str, multiple: int
 ) -> Arrays:
     """Return the scorer's inputs for a batch, see `scorer_batch`; `starts` is by the images' keys."""
     first_rows = [[starts[ref.key] for ref in group.images] for group in groups]
-    return scorer_batch(family, [group.sequence for group in groups], first_rows, pooled)
+    return scorer_batch(family, [group.sequence for group in groups], first_rows, pooled, multiple)
 
 
 def image_uses(

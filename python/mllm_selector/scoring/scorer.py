@@ -199,7 +199,9 @@ class ShardScorer:
     def plan(self, shard: EncodedShard) -> PlannedShard:
         """Decide what is computed together, and start to load the first images; may run in a thread."""
         shares = self._family.shares_prefixes and not self._wanted.only_inputs
-        return self._plan(shard, group_batches(shard, self._budget.tokens, shares=shares), FEATURE_BYTES)
+        multiple = self._engine.length_multiple
+        batches = group_batches(shard, self._budget.tokens, shares=shares, multiple=multiple)
+        return self._plan(shard, batches, FEATURE_BYTES)
 
     def score(self, planned: PlannedShard, on_batch: Callable[[int, int], None]) -> ShardScores:
         """Score a shard.
@@ -227,8 +229,9 @@ class ShardScorer:
             again = [item for item in again if item in shared]
         if again:
             scores.take_again(again)
-            batches = group_batches(shard, self._budget.tokens, again, shares=False)
             engine = self._engine if self._exact is None else self._exact()
+            multiple = engine.length_multiple
+            batches = group_batches(shard, self._budget.tokens, again, shares=False, multiple=multiple)
             self._compute(self._plan(shard, batches, FEATURE_BYTES), engine, scores, lambda *_: None)
         return scores
 
@@ -248,7 +251,7 @@ class ShardScorer:
     ) -> None:
         planned = self._reserve(planned, engine)
         computing = _Computing(self._family, planned.shard, engine, scores, self.work, self._wanted)
-        works = _work(self._family, planned, scores, self._wanted.pooled)
+        works = _work(self._family, planned, scores, self._wanted.pooled, engine.length_multiple)
         for work in ahead(works, self._thread, WORK_AHEAD):
             if isinstance(work, _See):
                 computing.see(work)
@@ -275,7 +278,7 @@ class ShardScorer:
 
 
 def _work(
-    family: Family, planned: PlannedShard, scores: ShardScores, pooled: str
+    family: Family, planned: PlannedShard, scores: ShardScores, pooled: str, multiple: int
 ) -> Iterator[_See | _Read | tuple[int, int]]:
     """Put the engine's work together, in order; after each batch come its numbers of readings and tokens.
 
@@ -303,7 +306,7 @@ def _work(
             else:
                 scores.reasons |= dict.fromkeys(group.items, broken[failed])
         if readable:
-            inputs = _if_it_fits(group_inputs, family, readable, starts, pooled)
+            inputs = _if_it_fits(group_inputs, family, readable, starts, pooled, multiple)
             yield _Read(tuple(readable), starts, inputs)
         yield sum(len(group.items) for group in batch), sum(group.tokens for group in batch)
 
@@ -382,7 +385,7 @@ class _Computing:
         try:
             if fits:
                 with memory_errors():
-                    inputs = inputs or group_inputs(self._family, groups, starts, self._wanted.pooled)
+                    inputs = inputs or self._inputs(groups, starts)
                     self._read_whole(groups, starts, inputs)
                 return
         except DeviceMemoryError:
@@ -419,12 +422,15 @@ class _Computing:
             of_sample = {name: values[place] for name, values in of_tokens.items()}
             self._scores.put(item, Answer(**of_sample, vocabulary=self._family.vocabulary), embedding)
 
+    def _inputs(self, groups: Sequence[Group], starts: Mapping[Hashable, int]) -> Arrays:
+        multiple = self._engine.length_multiple
+        return group_inputs(self._family, groups, starts, self._wanted.pooled, multiple)
+
     def _cut_down(self, items: Sequence[Item], starts: Mapping[Hashable, int]) -> Arrays:
         """Return what the embeddings of the inputs of some readings are made of."""
         first_rows = [[starts[ref.key] for ref in self._shard.images[item]] for item in items]
-        return scorer_batch(
-            self._family, alone([self._shard.inputs[item] for item in items]), first_rows, "text"
-        )
+        sequences = alone([self._shard.inputs[item] for item in items])
+        return scorer_batch(self._family, sequences, first_rows, "text", self._engine.length_multiple)
 
     def _read_inputs(self, items: Sequence[Item], inputs: Arrays) -> None:
         with self._done.timed():

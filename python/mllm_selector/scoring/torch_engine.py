@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import memory_errors
+from mllm_selector.engine import length_multiple, memory_errors
 from mllm_selector.errors import DeviceMemoryError, ScoreError
 from mllm_selector.families.base import INPUT_EMBEDDING
 
@@ -57,6 +57,7 @@ class TorchEngine:
         self._torch = torch
         self._device = _device(device, note)
         self.provider = f"torch-{self._device}"
+        self.length_multiple = length_multiple(self._device)
         if threads is not None:
             torch.set_num_threads(threads)
         # TensorFloat-32, PyTorch's default for convolutions, would round every float32 product to ten bits.
