@@ -44,6 +44,7 @@ class Device:
     """
 
     provider = "pretended"
+    length_multiple = 8
     input_embedding_size = None
 
     def __init__(self, row_seconds: float, token_seconds: float, width: int) -> None:
