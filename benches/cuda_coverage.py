@@ -148,11 +148,9 @@ def exported(name: str, folder: Path) -> list[tuple[str, Path]]:
     """Write the graphs of a family's tiny model; return precisions and folders."""
     saved = family_fixtures.BUILDERS[name](folder / "model")
     family = families.load(saved)
-    fused = family.shares_prefixes
-    model = load_model(saved, attention="sdpa" if fused else "eager")
+    model = load_model(saved, attention="sdpa" if family.shares_prefixes else export.WRITTEN_OUT)
     for precision in PRECISIONS:
-        opset = export.FUSED_OPSET if fused else export.WRITTEN_OUT_OPSET
-        export._write_graphs(family, model, precision, -1, folder / precision, opset)
+        export._write_graphs(family, model, precision, -1, folder / precision)
     return [(precision, folder / precision) for precision in PRECISIONS]
 
 

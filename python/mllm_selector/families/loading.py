@@ -124,7 +124,7 @@ def load_model(
     model: str | Path,
     *,
     precision: str = "float32",
-    attention: str | None = "eager",
+    attention: str | dict[str, str] | None = "eager",
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model for inference into the CPU's memory.
@@ -135,8 +135,9 @@ def load_model(
         A model directory or a hub id with weights as safetensors.
     precision : str
         ``float32``, ``float16`` or ``bfloat16``.
-    attention : str or None
-        Variant of the attention; ``eager`` is written out. None: what transformers chooses by itself.
+    attention : str, dict of str to str, or None
+        Variant of the attention; ``eager`` is written out. A dict gives one for each part of the model's
+        configuration, "" being the rest. None: what transformers chooses by itself.
     trust_remote_code : bool
         Whether Python code that comes with the model may run.
 

@@ -28,12 +28,16 @@ __all__ = ["run"]
 FUSED_OPSET = 23
 """The first ONNX opset with Attention, RMSNormalization and RotaryEmbedding, each computed as a whole.
 
-It is for models that are given positions: ONNX Runtime refuses a RotaryEmbedding whose angles are one row for
-all samples, and masks that a model makes for itself are of more kinds than its Attention takes.
+It is for what sees, and for text models that are given positions: ONNX Runtime refuses a RotaryEmbedding
+whose angles are one row for all samples, and masks that a model makes for itself are of more kinds than its
+Attention takes.
 """
 
 WRITTEN_OUT_OPSET = 22
-"""For all others: the first with convolutions in bfloat16. Gemma's norms of 23 have no CUDA kernel."""
+"""For all other text models: Gemma's norms of 23 have no CUDA kernel."""
+
+WRITTEN_OUT = {"": "eager", "text_config": "eager", "vision_config": "sdpa"}
+"""The attention of models with such text: eager is written out."""
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.16}
 """Largest difference of a mean loss (nats) or of an embedding's element from the model's own, in float32."""
@@ -80,16 +84,15 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     with atomic_folder(run.onnx) as temporary:
         family = families.load(folder, trust_remote_code=trust)
         _check_layer(options.embedding_layer, family)
-        fused = family.shares_prefixes
-        model = load_model(folder, attention="sdpa" if fused else "eager", trust_remote_code=trust)
+        attention = "sdpa" if family.shares_prefixes else WRITTEN_OUT
+        model = load_model(folder, attention=attention, trust_remote_code=trust)
         # The reference is the float32 model as it was loaded, before anything is cut out of it or rounded.
         expected = reference(family, model, options.embedding_layer)
         progress.update(next(steps))
         if options.engine == "onnx":
             for precision in precisions:
                 graphs = graph_folder(temporary, options.precision, precision)
-                opset = FUSED_OPSET if fused else WRITTEN_OUT_OPSET
-                _write_graphs(family, model, precision, options.embedding_layer, graphs, opset)
+                _write_graphs(family, model, precision, options.embedding_layer, graphs)
                 progress.update(next(steps))
         del model
         with writing(run.onnx):
@@ -132,13 +135,14 @@ def _check_layer(layer: int, family: Family) -> None:
         raise UsageError(msg)
 
 
-def _write_graphs(
-    family: Family, model: Any, precision: str, embedding_layer: int, folder: Path, opset: int | None
-) -> None:
+def _write_graphs(family: Family, model: Any, precision: str, embedding_layer: int, folder: Path) -> None:
+    text = FUSED_OPSET if family.shares_prefixes else WRITTEN_OUT_OPSET
+    # In bfloat16, ONNX Runtime refuses the norm that Gemma 3 has after its tower.
+    seeing = text if precision == "bfloat16" else FUSED_OPSET
     folder.mkdir(exist_ok=True)
     to_precision(model, precision)
-    _export(family.vision_graph(model), folder / VISION, opset)
-    _export(family.scorer_graph(model, embedding_layer), folder / SCORER, opset)
+    _export(family.vision_graph(model), folder / VISION, seeing)
+    _export(family.scorer_graph(model, embedding_layer), folder / SCORER, text)
     _keep(folder / SCORER, (INPUT_EMBEDDING,), folder / INPUTS)
     _keep(folder / SCORER, SCORER_OUTPUTS, folder / SCORER)
 
