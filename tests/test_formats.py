@@ -216,6 +216,7 @@ def selection_of(folder: Path) -> Selection:
     with RunDirectory(folder) as run:
         with atomic_folder(run.path / "subset") as subset:
             (subset / "000000.tar").write_bytes(b"x")
+        run.stages["ingest"] = StageRecord("done", "made", options={"pool": str(folder / "pool.tar")})
         run.stages["pick"] = StageRecord("done", stage_key("pick", {}, {}), counts={"subset": "subset"})
         run.save()
         columns: dict[str, Any] = {
