@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -216,10 +217,10 @@ def test_parameters_are_counted(tiny_model):
     assert parameters(tiny_model) == expected
 
 
-def work(**changes: object) -> Work:
+def work(**changes: Any) -> Work:
     counts = {"samples": 1000, "chosen": 100, "trained": 50, "to_score": 1000, "compared": 3e6}
-    known = counts | {"readings": 1, "devices": 1, "states": dict.fromkeys(STAGES, "runs")}
-    return Work(**{**known, **changes})  # type: ignore[arg-type]
+    known: dict[str, Any] = counts | {"readings": 1, "devices": 1, "states": dict.fromkeys(STAGES, "runs")}
+    return Work(**{**known, **changes})
 
 
 def rates() -> Rates:

@@ -84,10 +84,8 @@ class _Growth:
     def memory_for(self, rows: int) -> float:
         """Return the MB; what is held once, or for a sample of the rows, does not grow."""
         large = self.probes[-1]
-        if self.is_even:
+        if self.is_even or len(self.probes) == 1:  # of all rows: no fewer were tried
             return large.memory
-        if len(self.probes) == 1:
-            return large.memory  # of all rows: no fewer were tried
         small = self.probes[-2]
         each = max(ROW_MB, (large.memory - small.memory) / (large.rows - small.rows))
         return large.memory + each * (rows - large.rows)

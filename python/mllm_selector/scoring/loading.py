@@ -16,8 +16,8 @@ from mllm_selector.stores import REQUESTS, ImageStore
 
 __all__ = ["ImageLoader", "ahead"]
 
-IMAGES_AHEAD = 64
-"""Images that wait for the device, besides two for each worker; a megabyte or less each, as bytes."""
+IMAGES_AHEAD = 16
+"""Images that wait for the device, besides two for each worker."""
 
 T = TypeVar("T")
 _Loading: TypeAlias = tuple[ImageRef, Future[Arrays | SampleError]]

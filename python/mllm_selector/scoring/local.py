@@ -13,8 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from mllm_selector.config import ScoreOptions
-from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.loading import ahead
 from mllm_selector.scoring.meter import Meter
@@ -64,17 +62,11 @@ class Scorers(Protocol):
 
 
 class LocalScorer:
-    """One scorer, in this process; see `Scorers`, and `Opened` for the parameters."""
+    """One scorer, in this process; see `Scorers`."""
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        options: ScoreOptions,
-        note: Callable[[str], None],
-        begin: range | None = None,
-    ) -> None:
-        self._opened = Opened(run, options, note, begin)
-        self.facts = self._opened.facts
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self.facts = opened.facts
 
     def best_budget(self) -> BatchBudget:
         """See `Scorers.best_budget`."""

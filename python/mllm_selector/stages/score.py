@@ -49,6 +49,7 @@ from mllm_selector.scoring.sweeps import (
     Facts,
     FirstSweep,
     InputSweep,
+    Opened,
     Sweep,
     first_variants,
 )
@@ -213,7 +214,7 @@ def _scorers(
     """Open what scores; `begin` is the first part that it will be asked for."""
     if options.ray is not None:
         return ray_scorers(run, options, progress.note)
-    return nullcontext(LocalScorer(run, options, progress.note, begin))
+    return nullcontext(LocalScorer(Opened(run, options, progress.note, begin)))
 
 
 class _Scoring:
