@@ -38,7 +38,7 @@ LAYERS = [
     {"scoring"},
     {"training"},
     {"families", "formats", "selection", "reporting"},
-    {"fetching"},
+    {"fetching", "outputs"},
     {"arrays", "engine", "neighbours", "pool"},
     {"methods"},
     {"sampling"},
