@@ -74,6 +74,29 @@ def test_bash_completes(words, expected):
     assert expected in done.stdout.split(), done.stderr
 
 
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.{signal})
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["mllm-selector", "doctor"]
+runpy.run_module("mllm_selector", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["mllm_selector.arguments", "numpy", "pyarrow", "mllm_selector._internal"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stop_while_the_package_is_imported_ends_quietly(module, name, code):
+    script = INTERRUPTED.format(module=module, signal=name)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    told = f"mllm-selector: stopped by {name}; the same command goes on where it stopped\n"
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_every_shell_gets_a_script(capsys, shell):
     assert cli.main(["completion", shell]) == 0

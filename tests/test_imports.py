@@ -29,6 +29,7 @@ HEAVY = {
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"arguments"},
     {"inspection", "planning"},
     {"comparison"},
