@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from mllm_selector import arguments, cli
+from mllm_selector import UsageError, arguments, cli, pick
 
 COMMANDS = re.findall(
     r"^    ([a-z]+)\b",
@@ -72,6 +74,27 @@ def test_bash_completes(words, expected):
         ["bash", "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C"}
     )
     assert expected in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--group-count", "61", "--group-count: 61 groups of 60 candidates"),
+        ("--smooth", "60", "--smooth: 60 neighbours of 60 candidates"),
+        ("--trim", "0.9", "--budget: 12 samples cannot be chosen: --trim: 0.9 of each group"),
+    ],
+)
+def test_errors_name_options_as_they_are_typed(tiny_run, tmp_path, capsys, option, value, says):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert (
+        cli.main(["pick", "--budget", "12", "--run-dir", str(run), "--groups", "cluster", option, value]) == 2
+    )
+    assert f"mllm-selector: {says}" in capsys.readouterr().err
+
+
+def test_from_python_they_are_the_arguments():
+    with pytest.raises(UsageError, match=r"^group_count: 4 groups of 3 candidates"):
+        pick([1.0, 2.0, 3.0], np.eye(3, dtype=np.float32), budget=1, group_count=4)
 
 
 INTERRUPTED = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import shtab
 
 from mllm_selector import arguments, comparison, demo, doctor, inspection, pipeline, planning
-from mllm_selector.config import SeedOptions
+from mllm_selector.config import SeedOptions, cli_name
 from mllm_selector.errors import UsageError
 from mllm_selector.progress import JsonProgress, Progress, SilentProgress, for_stream
 from mllm_selector.reporting.diff_page import write_difference
@@ -34,7 +35,17 @@ def run(words: Sequence[str] | None = None) -> int:
         The exit code, where nothing is raised.
     """
     given = arguments.parser().parse_args(words)
-    return _COMMANDS.get(given.command, _run_stages)(given)
+    try:
+        return _COMMANDS.get(given.command, _run_stages)(given)
+    except UsageError as error:
+        raise UsageError(_as_typed(str(error))) from error
+
+
+def _as_typed(text: str) -> str:
+    """Name options as they are typed where a message begins with an argument's name in Python."""
+    options = {field.name for stage in STAGES.values() for field in dataclasses.fields(stage.options)}
+    names = "|".join(options - {"pool"})
+    return re.sub(rf"(?:^|(?<=: ))({names})(?=: )", lambda found: cli_name(found[0]), text)
 
 
 def _progress(given: argparse.Namespace) -> Progress:
