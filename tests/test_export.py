@@ -124,7 +124,7 @@ def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["lock", "onnx"]
     names = {path.name for path in exported.graphs.iterdir()}
     weights = {"vision.onnx.data", "scorer.onnx.data"}
-    graphs = {"vision.onnx", "scorer.onnx", "inputs.onnx", *weights}
+    graphs = {"vision.onnx", "scorer.onnx", "losses.onnx", "inputs.onnx", *weights}
     # In half precision float32 graphs stand by.
     half = exported.counts["precision"] != "float32"
     assert names == {*graphs, "check.json", "processor", *(["float32"] if half else [])}
@@ -142,7 +142,7 @@ def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
 
 
 def test_graphs_name_no_local_path(exported: Exported) -> None:
-    for name in ("vision.onnx", "scorer.onnx", "inputs.onnx"):
+    for name in ("vision.onnx", "scorer.onnx", "losses.onnx", "inputs.onnx"):
         content = (exported.graphs / name).read_bytes()
         assert b"site-packages" not in content
         assert str(exported.model.parent).encode() not in content

@@ -418,7 +418,7 @@ def test_losses_that_are_not_finite(make_run: Any, score_run: Any) -> None:
     """One token's embedding is made NaN in the graph: its samples are set aside, their batch is not."""
     folder = make_run([*many(10), ask("wall"), ask("many"), ask("the wall", images=["0.png"])])
     clean = make_run(many(10), name="clean")
-    graph = folder / "onnx" / "scorer.onnx"
+    graph = folder / "onnx" / "losses.onnx"
     model = onnx.load(graph)
     ids = AutoProcessor.from_pretrained(folder / "onnx" / "processor").tokenizer(
         "\x7f", add_special_tokens=False

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BRANCHES",
     "INPUT_EMBEDDING",
+    "LOSS_OUTPUTS",
     "SCORER_OUTPUTS",
     "Arrays",
     "Encoded",
@@ -56,6 +57,9 @@ __all__ = [
 
 SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
 """Outputs of every scorer, described in `mllm_selector.families.scorer.ScorerGraph.forward`."""
+
+LOSS_OUTPUTS = ("token_nll", "sample_embedding")
+"""Those that most scoring wants; each of the others goes through all logits again, or several times."""
 
 INPUT_EMBEDDING = "input_embedding"
 """A further output, for which the language model is not run; the export makes a graph of its own of it."""

@@ -230,8 +230,9 @@ class _Look:
     def _exported(self, pool: Pool, options: ScoreOptions, total: int) -> Rate:
         trust = bool(self._run.need("seed").options.get("trust_remote_code", False))
         family = families.load(self._run.onnx / "processor", trust_remote_code=trust)
-        engine = open_engine(self._run, family, options.device, options.threads)
-        budget = budget_memory(self._run, engine).recall()
+        wanted = options.metrics.of_scorer
+        engine = open_engine(self._run, family, options.device, options.threads, outputs=wanted)
+        budget = budget_memory(self._run, engine, options).recall()
         return self._probed(engine, family, pool, options, budget, f"with {engine.provider}", total)
 
     def _untuned(
