@@ -268,5 +268,12 @@ def _fetch(model: str, name: str) -> Path:
     try:
         return Path(hf_hub_download(model, name))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        msg = f"{model} is neither a directory nor a hub id whose {name} can be fetched ({error})"
+        cause = error.__cause__ or error  # what the hub or the system said, if anything
+        reason = str(cause).strip().split("\n", 1)[0]
+        status = getattr(getattr(cause, "response", None), "status_code", 0)
+        if isinstance(error, HFValidationError) or (400 <= status < 500 and status != 429):
+            advice = "check the name; a private or gated model needs access and a login, such as HF_TOKEN"
+        else:
+            advice = "the hub could not be asked, so check the connection, or name a directory"
+        msg = f"{model} is neither a directory nor a hub id whose {name} can be fetched ({reason}); {advice}"
         raise ModelError(msg) from error
