@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from family_fixtures import BUILDERS
 from family_parity import BATCHES, TALKS, differences, expected
 from mllm_selector.config import ExportOptions
+from mllm_selector.engine import OnnxEngine
 from mllm_selector.families import load
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
@@ -58,7 +59,7 @@ def main() -> int:
             cells = []
             for precision, limit in LIMITS.items():
                 graphs = graph_folder(run.onnx, "float16", precision)
-                loss, embedding = differences(family, graphs, reference)
+                loss, embedding = differences(family, OnnxEngine(graphs, "cpu", threads=1), reference)
                 cells += [f"{loss:.1e}", f"{embedding:.1e}"]
                 within &= loss <= limit
         print(f"| {name} | {' | '.join(cells)} | {time.monotonic() - started:.0f} |", flush=True)

@@ -156,18 +156,52 @@ def qwen2_5_vl(folder: Path) -> Path:
 
 def qwen3_vl(folder: Path) -> Path:
     """Features of two depths, 5 x 5 learned positions."""
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "patch_size": 8,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 25,
-        "deepstack_visual_indexes": [0, 1],
-    }
+    vision = {**LEARNED, "deepstack_visual_indexes": [0, 1]}
     parts = (hf.Qwen3VLProcessor, hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLConfig)
     return _qwen(folder, *parts, vision, 8, num_hidden_layers=3, head_dim=8)
+
+
+LEARNED = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 8,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 25,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+}
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+
+
+def qwen3_vl_moe(folder: Path) -> Path:
+    vision = {**LEARNED, "deepstack_visual_indexes": [0]}
+    parts = (hf.Qwen3VLProcessor, hf.Qwen3VLMoeForConditionalGeneration, hf.Qwen3VLMoeConfig)
+    return _qwen(folder, *parts, vision, 8, head_dim=8, **EXPERTS)
+
+
+def qwen3_5(folder: Path) -> Path:
+    """One layer of linear attention, one of full attention."""
+    parts = (hf.Qwen3VLProcessor, hf.Qwen3_5ForConditionalGeneration, hf.Qwen3_5Config)
+    return _qwen(folder, *parts, LEARNED, 8, **LINEAR)
+
+
+def qwen3_5_moe(folder: Path) -> Path:
+    parts = (hf.Qwen3VLProcessor, hf.Qwen3_5MoeForConditionalGeneration, hf.Qwen3_5MoeConfig)
+    return _qwen(folder, *parts, LEARNED, 8, **LINEAR, **EXPERTS)
 
 
 def _tiled(folder: Path, name: str) -> Path:
@@ -231,7 +265,7 @@ def paligemma2(folder: Path) -> Path:
     )
 
 
-def internvl(folder: Path) -> Path:
+def internvl(folder: Path, text: type = hf.Qwen2Config, **of_text: Any) -> Path:
     """Tiles of 32 pixels, 4 feature rows each, at most 4 tiles beside the whole."""
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
     words = tokenizer(special, begin=None, end="<|im_end|>")
@@ -251,11 +285,15 @@ def internvl(folder: Path) -> Path:
     )
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**TOWER, image_size=[32, 32], patch_size=[8, 8]),
-        text_config=text_config(hf.Qwen2Config, words),
+        text_config=text_config(text, words, **of_text),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
     return save(folder, hf.InternVLForConditionalGeneration(config), processor)
+
+
+def internvl_moe(folder: Path) -> Path:
+    return internvl(folder, hf.Qwen3MoeConfig, head_dim=8, **EXPERTS)
 
 
 def gemma3(folder: Path) -> Path:
@@ -318,3 +356,11 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "internvl": internvl,
     "gemma3": gemma3,
 }
+
+TORCH_ONLY: dict[str, Callable[[Path], Path]] = {
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
+    "internvl_moe": internvl_moe,
+}
+"""Models that do not become graphs."""

@@ -21,6 +21,7 @@ from mllm_selector.families.loading import load_config, read_config
 from mllm_selector.families.paligemma import PaliGemmaFamily
 from mllm_selector.families.qwen2_5_vl import Qwen25VlFamily
 from mllm_selector.families.qwen2_vl import Qwen2VlFamily
+from mllm_selector.families.qwen3_5 import Qwen35Family
 from mllm_selector.families.qwen3_vl import Qwen3VlFamily
 from mllm_selector.families.smolvlm import SmolVlmFamily
 
@@ -48,6 +49,7 @@ for _family in (
     PaliGemmaFamily,
     Qwen25VlFamily,
     Qwen2VlFamily,
+    Qwen35Family,
     Qwen3VlFamily,
     SmolVlmFamily,
 ):

@@ -68,7 +68,17 @@ BRANCHES = "branches"
 """Input of scorers whose samples may share what they begin with: 0 at shared tokens, else whose they are."""
 
 SHARING_TEXTS = frozenset(
-    ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+    (
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "qwen2_vl_text",
+        "qwen2_5_vl_text",
+        "qwen3_vl_text",
+        "qwen3_vl_moe_text",
+    )
 )
 """Text models of transformers that take position ids and any mask, and know places by these alone."""
 

@@ -22,9 +22,9 @@ __all__ = ["Qwen3VlFamily"]
 
 
 class Qwen3VlFamily(QwenFamily):
-    """`Qwen3VLForConditionalGeneration` of transformers."""
+    """`Qwen3VLForConditionalGeneration` and `Qwen3VLMoeForConditionalGeneration` of transformers."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
 
     def patch_inputs(self, grids: Sequence[Grid], positions: Sequence[Ints]) -> Arrays:
         """Return taps and weights of the learned positions."""
