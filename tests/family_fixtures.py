@@ -23,6 +23,13 @@ TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "nu
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
 QWEN_SPECIAL += ("<|vision_start|>", "<|vision_end|>")
 QWEN_TEMPLATE = CHATML_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}[INST]{% endif %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}[IMG]{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% if message.role == 'user' %}[/INST]{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+)
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message.role }}\n"
     "{% for part in message.content %}"
@@ -236,6 +243,36 @@ def idefics3(folder: Path) -> Path:
     return _tiled(folder, "Idefics3")
 
 
+def mistral3(folder: Path, text: type = hf.MistralConfig, **of_text: Any) -> Path:
+    """Patches of 8 pixels, four of which make a feature row; pictures of at most 96."""
+    marks = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    words = tokenizer(("<s>", "</s>", "[INST]", "[/INST]", *marks), begin="<s>", end="</s>")
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 96}, patch_size={"height": 8, "width": 8})
+    processor = hf.PixtralProcessor(
+        images, words, patch_size=8, spatial_merge_size=2, chat_template=MISTRAL_TEMPLATE
+    )
+    config = hf.Mistral3Config(
+        vision_config=hf.PixtralVisionConfig(**TOWER, head_dim=12, image_size=96, patch_size=8),
+        text_config=text_config(text, words, head_dim=8, sliding_window=None, **of_text),
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    return save(folder, hf.Mistral3ForConditionalGeneration(config), processor)
+
+
+def ministral3(folder: Path) -> Path:
+    """Queries that grow with the position, rotary positions stretched by YaRN."""
+    positions = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": 0.1,
+    }
+    return mistral3(folder, hf.Ministral3Config, rope_parameters=positions)
+
+
 def _paligemma(folder: Path, text: Any) -> Path:
     words = tokenizer(("<bos>", "<eos>", "<image>"), begin="<bos>", end="<eos>")
     images = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
@@ -349,6 +386,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "mistral3": mistral3,
+    "ministral3": ministral3,
     "smolvlm": smolvlm,
     "idefics3": idefics3,
     "paligemma": paligemma,

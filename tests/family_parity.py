@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from mllm_selector import families
-from mllm_selector.engine import Engine
-from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Family
+from mllm_selector.engine import INPUT_EMBEDDING, SCORER_OUTPUTS, Engine
+from mllm_selector.families.base import Family
 from mllm_selector.families.loading import load_model
 from mllm_selector.scoring.batching import (
     ImageUse,

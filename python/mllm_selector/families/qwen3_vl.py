@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mllm_selector.families.base import Arrays
-from mllm_selector.families.qwen import Grid, Ints, QwenFamily, position_taps
+from mllm_selector.families.patches import Grid, Ints
+from mllm_selector.families.qwen import QwenFamily, position_taps
 
 if TYPE_CHECKING:
     from mllm_selector.families.scorer import ScorerGraph

@@ -14,9 +14,20 @@ from typing import Any
 from mllm_selector import families
 from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import INPUTS, LOSSES, SCORER, VISION, Engine, OnnxEngine, has_cuda
+from mllm_selector.engine import (
+    INPUT_EMBEDDING,
+    INPUTS,
+    LOSS_OUTPUTS,
+    LOSSES,
+    SCORER,
+    SCORER_OUTPUTS,
+    VISION,
+    Engine,
+    OnnxEngine,
+    has_cuda,
+)
 from mllm_selector.errors import ExportError, MissingPackageError, UsageError
-from mllm_selector.families.base import INPUT_EMBEDDING, LOSS_OUTPUTS, SCORER_OUTPUTS, Family, Graph
+from mllm_selector.families.base import Family, Graph
 from mllm_selector.families.loading import check_exportable, load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
