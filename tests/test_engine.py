@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from mllm_selector import doctor, engine, families
-from mllm_selector.engine import LOSSES, SCORER, OnnxEngine
+from mllm_selector.engine import LOSS_OUTPUTS, LOSSES, SCORER, SCORER_OUTPUTS, OnnxEngine
 from mllm_selector.errors import MissingPackageError, ScoreError
-from mllm_selector.families.base import LOSS_OUTPUTS, SCORER_OUTPUTS
 from model_fixtures import export_once
 
 CPU = "CPUExecutionProvider"

@@ -17,9 +17,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector import families
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import OnnxEngine
+from mllm_selector.engine import SCORER_OUTPUTS, OnnxEngine
 from mllm_selector.errors import ExportError, MissingPackageError, ModelError, RunDirectoryError
-from mllm_selector.families.base import SCORER_OUTPUTS, Family, Graph
+from mllm_selector.families.base import Family, Graph
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory

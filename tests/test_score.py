@@ -21,9 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable, score_schema
-from mllm_selector.engine import OnnxEngine
+from mllm_selector.engine import INPUT_EMBEDDING, OnnxEngine
 from mllm_selector.errors import DeviceMemoryError, RunDirectoryError, ScoreError
-from mllm_selector.families.base import INPUT_EMBEDDING
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
 from mllm_selector.metrics import Answer, Metrics, Variant

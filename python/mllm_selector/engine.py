@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_selector.errors import DeviceMemoryError, MissingPackageError, ScoreError
-from mllm_selector.families.base import INPUT_EMBEDDING, LOSS_OUTPUTS, SCORER_OUTPUTS
 
 __all__ = [
     "INPUTS",
+    "INPUT_EMBEDDING",
     "LOSSES",
+    "LOSS_OUTPUTS",
     "SCORER",
+    "SCORER_OUTPUTS",
     "VISION",
     "Engine",
     "OnnxEngine",
@@ -32,6 +34,15 @@ __all__ = [
     "onnxruntime_conflict",
     "working_providers",
 ]
+
+SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
+"""Outputs of every scorer, described in `mllm_selector.families.scorer.ScorerGraph.forward`."""
+
+LOSS_OUTPUTS = ("token_nll", "sample_embedding")
+"""Those that most scoring wants; each of the others goes through all logits again, or several times."""
+
+INPUT_EMBEDDING = "input_embedding"
+"""A further output, for which the language model is not run; the export makes a graph of its own of it."""
 
 VISION = "vision.onnx"
 SCORER = "scorer.onnx"

@@ -19,6 +19,7 @@ from typing import Any
 from mllm_selector import families, formats, methods
 from mllm_selector.checksums import Damage
 from mllm_selector.config import (
+    ExportOptions,
     ImageFolder,
     IngestOptions,
     Inputs,
@@ -29,6 +30,7 @@ from mllm_selector.config import (
     cli_name,
 )
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.families.loading import check_exportable
 from mllm_selector.limits import check_limits
 from mllm_selector.outputs import check_output
 from mllm_selector.progress import Progress, SilentProgress
@@ -274,6 +276,9 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
             msg = "--model is missing: name a pretrained model to tune, or a tuned one with --seed-model"
             raise UsageError(msg)
         families.check(str(chosen))
+        of_export = options.get("export")
+        if isinstance(of_export, ExportOptions) and of_export.engine == "onnx":
+            check_exportable(str(chosen), trust_remote_code=of_seed.trust_remote_code)
 
 
 def _check_images(images: ImageFolder) -> None:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mllm_selector.errors import MissingPackageError, ModelError
+from mllm_selector.errors import MissingPackageError, ModelError, UsageError
 
 __all__ = [
+    "check_exportable",
     "check_weights",
     "load_config",
     "load_model",
@@ -20,6 +21,9 @@ __all__ = [
     "read_config",
     "to_precision",
 ]
+
+
+_ATTENTION = {"full_attention", "sliding_attention"}
 
 
 def read_config(model: str | Path) -> dict[str, Any]:
@@ -73,6 +77,28 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> Any:
         except (OSError, ValueError, TypeError, KeyError) as error:
             msg = f"{model}: transformers {transformers.__version__} cannot read its config.json ({error})"
             raise ModelError(msg) from error
+
+
+def check_exportable(model: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse models that do not become ONNX graphs, from their configuration alone.
+
+    Raises
+    ------
+    UsageError
+        If the model's text part has experts, or layers other than attention.
+    ModelError, MissingPackageError
+        See `load_config`.
+    """
+    text = load_config(model, trust_remote_code=trust_remote_code).get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENTION)
+    if others:
+        why = f"goes through the tokens in steps ({', '.join(others)})"
+    elif getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
+        why = "has experts, and each token chooses its own"
+    else:
+        return
+    msg = f"--engine onnx: {model} cannot become graphs, since its text model {why}; use --engine torch"
+    raise UsageError(msg)
 
 
 def load_processor(model: str | Path, *, trust_remote_code: bool = False) -> Any:

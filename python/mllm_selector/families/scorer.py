@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllm_selector.families.base import BRANCHES, INPUT_EMBEDDING, SCORER_OUTPUTS, Graph
+from mllm_selector.engine import INPUT_EMBEDDING, SCORER_OUTPUTS
+from mllm_selector.families.base import BRANCHES, Graph
 
 __all__ = ["ScorerGraph"]
 

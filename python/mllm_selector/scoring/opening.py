@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm_selector.engine import Engine, OnnxEngine
-from mllm_selector.families.base import SCORER_OUTPUTS, Family
+from mllm_selector.engine import SCORER_OUTPUTS, Engine, OnnxEngine
+from mllm_selector.families.base import Family
 from mllm_selector.families.loading import load_model
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.torch_engine import TorchEngine

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import Engine
+from mllm_selector.engine import INPUT_EMBEDDING, SCORER_OUTPUTS, Engine
 from mllm_selector.errors import ExportError
-from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Arrays, Encoded, Family
+from mllm_selector.families.base import Arrays, Encoded, Family
 from mllm_selector.families.chat import IMAGE_MARK
 from mllm_selector.scoring.batching import (
     ImageUse,

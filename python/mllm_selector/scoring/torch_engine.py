@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import length_multiple, memory_errors
+from mllm_selector.engine import INPUT_EMBEDDING, length_multiple, memory_errors
 from mllm_selector.errors import DeviceMemoryError, ScoreError
-from mllm_selector.families.base import INPUT_EMBEDDING
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,21 @@ from typing import Any
 from mllm_selector import families
 from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import INPUTS, LOSSES, SCORER, VISION, Engine, OnnxEngine, has_cuda
+from mllm_selector.engine import (
+    INPUT_EMBEDDING,
+    INPUTS,
+    LOSS_OUTPUTS,
+    LOSSES,
+    SCORER,
+    SCORER_OUTPUTS,
+    VISION,
+    Engine,
+    OnnxEngine,
+    has_cuda,
+)
 from mllm_selector.errors import ExportError, MissingPackageError, UsageError
-from mllm_selector.families.base import INPUT_EMBEDDING, LOSS_OUTPUTS, SCORER_OUTPUTS, Family, Graph
-from mllm_selector.families.loading import load_model, to_precision
+from mllm_selector.families.base import Family, Graph
+from mllm_selector.families.loading import check_exportable, load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.opening import graph_folder, open_torch
@@ -70,6 +81,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         If a graph cannot be made, or differs from the model by more than the tolerance; nothing is left then.
     ModelError
         If the model directory cannot be read.
+    UsageError
+        If the model is known not to become graphs, or has no such layer.
     MissingPackageError
         If a package of the ``[train]`` or ``[cpu]`` extra is missing.
     """
@@ -77,6 +90,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     seed = run.need("seed")
     folder = run.path / seed.counts["model"]
     trust = bool(seed.options.get("trust_remote_code", False))
+    if options.engine == "onnx":
+        check_exportable(folder, trust_remote_code=trust)
     # A sample whose loss is not finite in half precision is scored again in float32.
     precisions = list(dict.fromkeys(["float32", options.precision]))
     progress.start("export", total=1 + 2 * len(precisions), unit="steps")
