@@ -280,6 +280,17 @@ def test_missing_pool(case: Case, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_is_no_directory_ends_before_any_hub_is_asked(case: Case, tmp_path: Path) -> None:
+    at = [str(case.pool), "--images", str(case.images), "--budget", "5", "--run-dir", str(tmp_path / "run")]
+    for option, model, code, says in (
+        ("--seed-model", "nowhere", 2, "--seed-model: nowhere does not exist; name a model directory"),
+        ("--seed-model", str(case.pool), 2, f"--seed-model: {case.pool} is a file; name a model directory"),
+        ("--model", str(case.pool), 1, f"{case.pool} is a file; name a Hugging Face model directory"),
+    ):
+        refused("select", *at, option, model, code=code, says=[says])
+    assert not (tmp_path / "run").exists()
+
+
 def test_empty_pool(case: Case, tmp_path: Path) -> None:
     for name, content in {"nothing.json": "", "none.json": "[]"}.items():
         pool = tmp_path / name

@@ -47,6 +47,7 @@ from mllm_selector.rundir import (
 from mllm_selector.selection import Selection
 from mllm_selector.stages import score
 from mllm_selector.stores import ImageStore
+from mllm_selector.training import check_model_directory
 from mllm_selector.workflow import STAGES
 
 __all__ = ["build_options", "checked", "outlook", "run_stages", "select"]
@@ -275,6 +276,8 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
         if chosen is None:
             msg = "--model is missing: name a pretrained model to tune, or a tuned one with --seed-model"
             raise UsageError(msg)
+        if of_seed.seed_model is not None:
+            check_model_directory(of_seed.seed_model, "--seed-model")
         families.check(str(chosen))
         of_export = options.get("export")
         if isinstance(of_export, ExportOptions) and of_export.engine == "onnx":

@@ -42,6 +42,9 @@ def read_config(model: str | Path) -> dict[str, Any]:
         If `model` is no directory and huggingface_hub is not installed.
     """
     folder = Path(model)
+    if folder.is_file():
+        msg = f"{folder} is a file; name a Hugging Face model directory or a hub id"
+        raise ModelError(msg)
     path = folder / "config.json" if folder.is_dir() else _fetch(str(model), "config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
