@@ -50,6 +50,20 @@ def test_other_names_in_a_run_directory_are_free(run):
     assert out.read_bytes() == subset.read_bytes()
 
 
+def test_a_folder_and_a_path_through_a_file_are_named_as_what_they_are(run, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    at = ["--run-dir", str(run), "--quiet"]
+    assert cli.main(["pick", "--budget", "5", "--out", str(tmp_path / "there"), *at]) == 2
+    assert (
+        f"{tmp_path / 'there'} is a folder, and a file is to be written; name a file"
+        in capsys.readouterr().err
+    )
+    out = tmp_path / "file" / "subset.json"
+    assert cli.main(["pick", "--budget", "5", "--out", str(out), *at]) == 1
+    assert f"{out} cannot be written: " in capsys.readouterr().err
+
+
 def test_neither_does_a_selection(run):
     selection, before = Selection.load(run), contents(run)
     for write in (selection.write, selection.report):

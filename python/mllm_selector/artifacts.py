@@ -69,7 +69,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     ------
     WriteError
         If it cannot be written.
+    UsageError
+        If a folder has that name.
     """
+    if path.is_dir():
+        msg = f"{path} is a folder, and a file is to be written; name a file"
+        raise UsageError(msg)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         make_folder(path.parent)

@@ -38,7 +38,7 @@ def check_output(option: str, path: Path, read: Mapping[str, Iterable[Path]]) ->
         inputs = [each.resolve() for each in paths]
         if any(path.resolve() in (each, *each.parents) for each in inputs):
             raise _refusal(option, path, f"is {what}")
-    for folder in place.parents:
+    for folder in filter(Path.is_dir, place.parents):
         run = RunDirectory(folder)
         name = place.relative_to(folder).parts[0]
         if run.is_there() and name in (*(own.name for own in run.own), *_OF_COMPARISONS):
