@@ -92,6 +92,14 @@ def test_errors_name_options_as_they_are_typed(tiny_run, tmp_path, capsys, optio
     assert f"mllm-selector: {says}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "says"), [("--config", "cannot be read"), ("--scores", "is no file")])
+def test_a_folder_in_the_place_of_a_file_is_named_by_its_option(tmp_path, capsys, option, says):
+    assert (
+        cli.main(["pick", "--budget", "12", "--run-dir", str(tmp_path / "run"), option, str(tmp_path)]) == 2
+    )
+    assert f"mllm-selector: {option}: {tmp_path} {says}" in capsys.readouterr().err
+
+
 def test_from_python_they_are_the_arguments():
     with pytest.raises(UsageError, match=r"^group_count: 4 groups of 3 candidates"):
         pick([1.0, 2.0, 3.0], np.eye(3, dtype=np.float32), budget=1, group_count=4)

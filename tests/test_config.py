@@ -41,6 +41,8 @@ def test_amounts_that_are_refused(wrong: str | float) -> None:
 def test_values_of_the_wrong_type_or_choice_are_refused() -> None:
     with pytest.raises(UsageError, match="--groups: 'colour' is not one of cluster"):
         PickOptions(budget=1, groups="colour")
+    with pytest.raises(UsageError, match=r"--budget: \[5\] is not of type count or share"):
+        PickOptions(budget=[5])
     with pytest.raises(UsageError, match="--threads: 'two' is not of type int"):
         ScoreOptions(threads="two")
     with pytest.raises(UsageError, match="--lora-rank: True is not of type int"):

@@ -84,15 +84,19 @@ class TestLock:
 class TestManifest:
     def test_is_made_again_from_the_records(self, run: Path, tiny_pool: TinyPool) -> None:
         before = read_manifest(run)
-        for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])):
-            damage(run / "manifest.json")
+        manifest = run / "manifest.json"
+        for damage, said in (
+            (lambda path: path.unlink(), "is missing"),
+            (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
+        ):
+            damage(manifest)
             assert read_manifest(run) == before
             text, healthy = inspect(run)
             assert "the next command makes it again" in text
             assert not healthy
             progress = ingest(tiny_pool, run)
             assert progress.finished == ["done before"]
-            assert "made again from the records" in progress.notes[0]
+            assert progress.notes == [f"{manifest} {said}; made again from the records of its stages"]
             assert inspect(run)[1]
 
     def test_stands_in_for_a_damaged_record(self, run: Path, tiny_pool: TinyPool) -> None:

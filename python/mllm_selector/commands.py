@@ -57,8 +57,8 @@ def _progress(given: argparse.Namespace) -> Progress:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         options = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        msg = f"--config: {path} does not exist"
+    except OSError as error:
+        msg = f"--config: {path} cannot be read ({error.strerror}); name a TOML file of options"
         raise UsageError(msg) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"--config: {path} is not TOML: {error}"

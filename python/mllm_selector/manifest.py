@@ -64,10 +64,10 @@ def load_manifest(folder: Path) -> tuple[dict[str, StageRecord], str | None]:
     except FileNotFoundError:
         stages = {}
         problem = "is missing" if records else None
-    except RunDirectoryError as error:
+    except RunDirectoryError:
         if not records:
             raise
-        stages, problem = {}, str(error)
+        stages, problem = {}, "is damaged"
     # Of a stage that is done by both, the record is the later word.
     stages |= records
     in_order = sorted(stages, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))

@@ -152,6 +152,7 @@ def _converted(shown: str, value: Any, hint: Any) -> Any:
         Settings: "mapping of names to values",
         Files: "list of paths",
         ImageFolder: "path or URL",
+        Amount: "count or share",
         AutoCount: "whole number or auto",
         Shard: "text such as 2/8",
     }

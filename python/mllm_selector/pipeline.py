@@ -263,7 +263,8 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
             methods.check_estimated(of_pick, of_stage)
         for path in of_pick.scores.paths if of_pick.scores else ():
             if not path.is_file():
-                msg = f"--scores: {path} does not exist; name a Parquet, CSV or JSON lines file"
+                what = "is no file" if path.exists() else "does not exist"
+                msg = f"--scores: {path} {what}; name a Parquet, CSV or JSON lines file"
                 raise UsageError(msg)
     if isinstance(of_ingest, IngestOptions):
         for path in of_ingest.pool.paths:
