@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,30 @@ def test_numbers_are_not_written_over_another_file(runs, tmp_path):
     assert done.returncode == 2
     assert str(subset) in done.stderr
     assert (subset.read_text(), page.exists()) == ("[]", False)
+
+
+def test_a_disk_that_was_full_is_no_obstacle_later(runs, tmp_path):
+    """Files of a limited size (RLIMIT_FSIZE) stand for the disk: the page, the larger one, fails."""
+    page = tmp_path / "two.html"
+    command = [sys.executable, "-m", "mllm_selector", "diff", *map(str, runs), "--out", str(page)]
+    assert diff(*runs, "--out", tmp_path / "other.html").returncode == 0
+    numbers = (tmp_path / "other.json").stat().st_size
+    assert numbers < (tmp_path / "other.html").stat().st_size
+    limited = f"ulimit -f {numbers // 1024 + 1}; trap '' XFSZ; exec {shlex.join(command)}"
+    failed = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1, failed.stderr
+    assert f"{page} cannot be written: File too large" in failed.stderr
+    assert diff(*runs, "--out", page).returncode == 0
+
+
+def test_a_file_that_is_no_selection_is_not_to_be_deleted(runs, tmp_path):
+    pool = tmp_path / "pool.json"
+    pool.write_text("[]")
+    done = diff(runs[0], pool)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"mllm-selector: {pool} is no selection; name a run directory or a selection.arrow of one\n"
+    )
 
 
 def test_reading_does_not_need_the_lock(runs, tmp_path):

@@ -59,9 +59,9 @@ def write_difference(first: Path, second: Path, out: Path) -> dict[str, Any]:
     for file in (out, numbers):
         check_output("--out", file, {"the pool itself": pool.inputs, "what is compared": [first, second]})
     page = render_difference(difference, pool, __version__, numbers.name).encode()
-    write_json(numbers, difference.as_json())
     with atomic_write(out) as sink:
         sink.write(page)
+    write_json(numbers, difference.as_json())  # last: without the page they would be taken for another file
     return {
         "both": difference.both,
         "first": difference.first.alone,

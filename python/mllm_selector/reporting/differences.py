@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mllm_selector.artifacts import ScoreTable, open_arrow
 from mllm_selector.drawn import estimate
-from mllm_selector.errors import UsageError
+from mllm_selector.errors import PoolError, UsageError
 from mllm_selector.pool import Pool
 from mllm_selector.reporting import command
 from mllm_selector.reporting.histograms import bin_edges
@@ -136,11 +136,7 @@ class _Side:
         run = None if path.is_file() else _reading(path)
         if run is not None:
             run.need("pick")
-        table = open_arrow(path if run is None else run.selection)
-        missing = {"row", "id", "order"} - set(table.column_names)
-        if missing:
-            msg = f"{path} has no column {min(missing)}; name a run directory or a selection.arrow of one"
-            raise UsageError(msg)
+        table = _selection(path) if run is None else open_arrow(run.selection)
         table = table.take(np.argsort(table["order"].to_numpy(), kind="stable"))
         return cls(str(path), run, table["row"].to_numpy().astype(np.int64), table["id"])
 
@@ -243,6 +239,20 @@ def find_differences(first: Path, second: Path, gallery: int = 12) -> tuple[Diff
         only_second=gallery_of(flags[1]),
     )
     return difference, pool
+
+
+def _selection(path: Path) -> pa.Table:
+    """Open a file that the user takes for a selection."""
+    try:
+        table = open_arrow(path)
+    except PoolError as error:
+        msg = f"{path} is no selection; name a run directory or a selection.arrow of one"
+        raise UsageError(msg) from error
+    missing = {"row", "id", "order"} - set(table.column_names)
+    if missing:
+        msg = f"{path} has no column {min(missing)}; name a run directory or a selection.arrow of one"
+        raise UsageError(msg)
+    return table
 
 
 def _reading(path: Path) -> RunDirectory:
