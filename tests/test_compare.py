@@ -296,6 +296,22 @@ def test_what_cannot_be_chosen_is_known_before_any_training(
     assert not list((tmp_path / "comparison").glob("trainings/*"))
 
 
+def test_held_out_samples_that_cannot_be_read_are_known_before_any_training(
+    arguments: Callable[..., list[str]], held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = tmp_path / "test.json"
+    samples.touch()
+    made = [
+        str(samples) if word == str(held_out) else word for word in arguments(tmp_path / "c", "--seeds", "1")
+    ]
+    assert main(made) == 1
+    assert f"{samples}: the file is empty" in capsys.readouterr().err
+    assert not (tmp_path / "c" / "trainings").exists()
+    samples.write_bytes(held_out.read_bytes())  # mended, it is no other comparison: nothing was trained
+    assert main([*made, "--method", "grouped:group_count=100"]) == 2
+    assert "100 groups of 60 candidates" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_is_refused(
     arguments: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from mllm_selector.stages import pick, seed
 __all__ = ["compare"]
 
 _NOT_TRAINING = {"model", "seed_model", "seed_size", "seed"}
+_TRAININGS = "trainings"
 _TRAINED = "trained.json"  # there once the model of a training is whole
 _JUDGED = "judged"  # the run directory in which the held-out samples are scored
 
@@ -98,6 +100,7 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> dict[s
                 _clear(_own(home, each))
         if left:
             training.need_packages()
+            _check_held_out(options, progress)
         subsets = _choose_all(source, options, left, progress)
         for number, each in enumerate(left, len(wanted) - len(left) + 1):
             progress.note(
@@ -170,8 +173,8 @@ def _settings(source: RunDirectory, options: CompareOptions, recipe: SeedOptions
 
 
 def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Write down the settings of a comparison, or check that they are those it was begun with."""
-    if not path.exists():
+    """Write down the settings of a comparison, or check that they are those its trainings were begun with."""
+    if not path.exists() or not path.with_name(_TRAININGS).exists():
         write_json(path, settings)
         return settings
     before = json.loads(path.read_text())
@@ -241,7 +244,7 @@ def _train_and_judge(
 
 
 def _own(home: RunDirectory, each: _Training) -> RunDirectory:
-    return RunDirectory(home.path / "trainings" / each.folder)
+    return RunDirectory(home.path / _TRAININGS / each.folder)
 
 
 def _clear(own: RunDirectory) -> None:
@@ -270,6 +273,18 @@ def _train(
         return seed.tune(own, recipe, recipe.model, Pool.of(source), rows, progress)
 
 
+def _check_held_out(options: CompareOptions, progress: Progress) -> None:
+    """Read the held-out samples, so that what is wrong with them is known before any training."""
+    with tempfile.TemporaryDirectory(prefix="mllm-selector-held-out-") as folder:
+        stages = pipeline.build_options(_held_out(options), ["ingest"])
+        pipeline.run_stages(Path(folder), stages, progress)
+
+
+def _held_out(options: CompareOptions) -> dict[str, Any]:
+    given: dict[str, Any] = {"pool": list(options.held_out)}
+    return given if options.held_out_images is None else given | {"images": options.held_out_images}
+
+
 def _score_held_out(
     folder: Path,
     model: Path,
@@ -280,8 +295,7 @@ def _score_held_out(
 ) -> None:
     """Score the held-out samples by the stages of the pipeline, in a run directory of their own."""
     scored = source.need("score").options
-    given: dict[str, Any] = {
-        "pool": list(options.held_out),
+    given = _held_out(options) | {
         "seed_model": model,
         "trust_remote_code": recipe.trust_remote_code,
         "engine": "torch",
@@ -290,8 +304,6 @@ def _score_held_out(
         "max_tokens": scored["max_tokens"],
         "metrics": "accuracy",
     }
-    if options.held_out_images is not None:
-        given["images"] = options.held_out_images
     stages = pipeline.build_options(given, ["ingest", "seed", "export", "score"])
     pipeline.run_stages(folder, stages, progress)
 
