@@ -23,6 +23,13 @@ TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "nu
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
 QWEN_SPECIAL += ("<|vision_start|>", "<|vision_end|>")
 QWEN_TEMPLATE = CHATML_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}[INST]{% endif %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}[IMG]{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% if message.role == 'user' %}[/INST]{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+)
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message.role }}\n"
     "{% for part in message.content %}"
@@ -156,18 +163,52 @@ def qwen2_5_vl(folder: Path) -> Path:
 
 def qwen3_vl(folder: Path) -> Path:
     """Features of two depths, 5 x 5 learned positions."""
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "patch_size": 8,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 25,
-        "deepstack_visual_indexes": [0, 1],
-    }
+    vision = {**LEARNED, "deepstack_visual_indexes": [0, 1]}
     parts = (hf.Qwen3VLProcessor, hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLConfig)
     return _qwen(folder, *parts, vision, 8, num_hidden_layers=3, head_dim=8)
+
+
+LEARNED = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 8,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 25,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+}
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+
+
+def qwen3_vl_moe(folder: Path) -> Path:
+    vision = {**LEARNED, "deepstack_visual_indexes": [0]}
+    parts = (hf.Qwen3VLProcessor, hf.Qwen3VLMoeForConditionalGeneration, hf.Qwen3VLMoeConfig)
+    return _qwen(folder, *parts, vision, 8, head_dim=8, **EXPERTS)
+
+
+def qwen3_5(folder: Path) -> Path:
+    """One layer of linear attention, one of full attention."""
+    parts = (hf.Qwen3VLProcessor, hf.Qwen3_5ForConditionalGeneration, hf.Qwen3_5Config)
+    return _qwen(folder, *parts, LEARNED, 8, **LINEAR)
+
+
+def qwen3_5_moe(folder: Path) -> Path:
+    parts = (hf.Qwen3VLProcessor, hf.Qwen3_5MoeForConditionalGeneration, hf.Qwen3_5MoeConfig)
+    return _qwen(folder, *parts, LEARNED, 8, **LINEAR, **EXPERTS)
 
 
 def _tiled(folder: Path, name: str) -> Path:
@@ -202,6 +243,36 @@ def idefics3(folder: Path) -> Path:
     return _tiled(folder, "Idefics3")
 
 
+def mistral3(folder: Path, text: type = hf.MistralConfig, **of_text: Any) -> Path:
+    """Patches of 8 pixels, four of which make a feature row; pictures of at most 96."""
+    marks = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    words = tokenizer(("<s>", "</s>", "[INST]", "[/INST]", *marks), begin="<s>", end="</s>")
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 96}, patch_size={"height": 8, "width": 8})
+    processor = hf.PixtralProcessor(
+        images, words, patch_size=8, spatial_merge_size=2, chat_template=MISTRAL_TEMPLATE
+    )
+    config = hf.Mistral3Config(
+        vision_config=hf.PixtralVisionConfig(**TOWER, head_dim=12, image_size=96, patch_size=8),
+        text_config=text_config(text, words, head_dim=8, sliding_window=None, **of_text),
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    return save(folder, hf.Mistral3ForConditionalGeneration(config), processor)
+
+
+def ministral3(folder: Path) -> Path:
+    """Queries that grow with the position, rotary positions stretched by YaRN."""
+    positions = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": 0.1,
+    }
+    return mistral3(folder, hf.Ministral3Config, rope_parameters=positions)
+
+
 def _paligemma(folder: Path, text: Any) -> Path:
     words = tokenizer(("<bos>", "<eos>", "<image>"), begin="<bos>", end="<eos>")
     images = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
@@ -231,7 +302,7 @@ def paligemma2(folder: Path) -> Path:
     )
 
 
-def internvl(folder: Path) -> Path:
+def internvl(folder: Path, text: type = hf.Qwen2Config, **of_text: Any) -> Path:
     """Tiles of 32 pixels, 4 feature rows each, at most 4 tiles beside the whole."""
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
     words = tokenizer(special, begin=None, end="<|im_end|>")
@@ -251,11 +322,15 @@ def internvl(folder: Path) -> Path:
     )
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**TOWER, image_size=[32, 32], patch_size=[8, 8]),
-        text_config=text_config(hf.Qwen2Config, words),
+        text_config=text_config(text, words, **of_text),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
     return save(folder, hf.InternVLForConditionalGeneration(config), processor)
+
+
+def internvl_moe(folder: Path) -> Path:
+    return internvl(folder, hf.Qwen3MoeConfig, head_dim=8, **EXPERTS)
 
 
 def gemma3(folder: Path) -> Path:
@@ -311,6 +386,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "mistral3": mistral3,
+    "ministral3": ministral3,
     "smolvlm": smolvlm,
     "idefics3": idefics3,
     "paligemma": paligemma,
@@ -318,3 +395,11 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "internvl": internvl,
     "gemma3": gemma3,
 }
+
+TORCH_ONLY: dict[str, Callable[[Path], Path]] = {
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
+    "internvl_moe": internvl_moe,
+}
+"""Models that do not become graphs."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from mllm_selector import families
-from mllm_selector.engine import Engine, OnnxEngine
-from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Family
+from mllm_selector.engine import INPUT_EMBEDDING, SCORER_OUTPUTS, Engine
+from mllm_selector.families.base import Family
 from mllm_selector.families.loading import load_model
 from mllm_selector.scoring.batching import (
     ImageUse,
@@ -140,12 +140,13 @@ def score(family: Family, engine: Engine, talks: list[Talk]) -> tuple[list[float
     return means.tolist(), embeddings, of_inputs[INPUT_EMBEDDING]
 
 
-def differences(family: Family, graphs: Path, reference: list[tuple[float, Any, Any]]) -> tuple[float, float]:
+def differences(
+    family: Family, engine: Engine, reference: list[tuple[float, Any, Any]]
+) -> tuple[float, float]:
     """Largest difference of a mean loss, in nats, and of an element of an embedding, over all batches.
 
     Embeddings are those of samples and of their inputs.
     """
-    engine = OnnxEngine(graphs, "cpu", threads=1)
     losses, embeddings = [], []
     for batch in BATCHES:
         scores = score(family, engine, [TALKS[index] for index in batch])

@@ -197,17 +197,19 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    memory = BudgetMemory("device", "model")
+    memory = BudgetMemory("device", "model", ("token_nll",))
     memory.remember(BatchBudget(1, 2))
     assert memory.recall() is None
 
 
-def test_devices_and_models_are_told_apart() -> None:
-    BudgetMemory("a", "model").remember(BatchBudget(1, 2))
-    BudgetMemory("b", "model").remember(BatchBudget(3, 4))
-    assert BudgetMemory("a", "model").recall() == BatchBudget(1, 2)
-    assert BudgetMemory("b", "model").recall() == BatchBudget(3, 4)
-    assert BudgetMemory("a", "other").recall() is None
+def test_devices_models_and_outputs_are_told_apart() -> None:
+    losses, all_of_tokens = ("token_nll",), ("token_nll", "token_entropy")
+    kinds = [("a", "model", losses), ("b", "model", losses), ("a", "model", all_of_tokens)]
+    for tokens, kind in enumerate(kinds, 1):
+        BudgetMemory(*kind).remember(BatchBudget(tokens, 2))
+    found = [BudgetMemory(*kind).recall() for kind in kinds]
+    assert found == [BatchBudget(1, 2), BatchBudget(2, 2), BatchBudget(3, 2)]
+    assert BudgetMemory("a", "other", losses).recall() is None
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from mllm_selector import arguments, cli
+from mllm_selector import UsageError, arguments, cli, pick
 
 COMMANDS = re.findall(
     r"^    ([a-z]+)\b",
@@ -72,6 +74,50 @@ def test_bash_completes(words, expected):
         ["bash", "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C"}
     )
     assert expected in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--group-count", "61", "--group-count: 61 groups of 60 candidates"),
+        ("--smooth", "60", "--smooth: 60 neighbours of 60 candidates"),
+        ("--trim", "0.9", "--budget: 12 samples cannot be chosen: --trim: 0.9 of each group"),
+    ],
+)
+def test_errors_name_options_as_they_are_typed(tiny_run, tmp_path, capsys, option, value, says):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert (
+        cli.main(["pick", "--budget", "12", "--run-dir", str(run), "--groups", "cluster", option, value]) == 2
+    )
+    assert f"mllm-selector: {says}" in capsys.readouterr().err
+
+
+def test_from_python_they_are_the_arguments():
+    with pytest.raises(UsageError, match=r"^group_count: 4 groups of 3 candidates"):
+        pick([1.0, 2.0, 3.0], np.eye(3, dtype=np.float32), budget=1, group_count=4)
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.{signal})
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["mllm-selector", "doctor"]
+runpy.run_module("mllm_selector", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["mllm_selector.arguments", "numpy", "pyarrow", "mllm_selector._internal"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stop_while_the_package_is_imported_ends_quietly(module, name, code):
+    script = INTERRUPTED.format(module=module, signal=name)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    told = f"mllm-selector: stopped by {name}; the same command goes on where it stopped\n"
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

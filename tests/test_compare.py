@@ -23,6 +23,7 @@ from mllm_selector.comparison.results import ALL, MACRO, summarise
 from mllm_selector.config import Amount
 from mllm_selector.errors import UsageError
 from mllm_selector.families.images import load_image
+from mllm_selector.outputs import check_output
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 
@@ -189,6 +190,14 @@ def test_every_training_has_a_row(finished: Path) -> None:
     # What is large does not stay.
     assert not list(finished.rglob("model.safetensors"))
     assert len(list(finished.glob("trainings/*/seed/adapter/adapter_model.safetensors"))) == 3
+
+
+def test_no_output_goes_over_a_comparison(finished: Path) -> None:
+    files = [path for path in finished.iterdir() if path.name != "lock"]
+    assert {path.name for path in files} > {"trainings.jsonl", "comparison.json"}
+    for path in files:
+        with pytest.raises(UsageError, match="part of the run directory"):
+            check_output("--out", path, {})
 
 
 def test_a_row_tells_what_the_trained_model_says(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -447,14 +448,16 @@ def test_seed_samples_may_all_be_taken(scored: Path) -> None:
     assert set(rows) <= set(Selection.load(scored).rows.tolist())
 
 
-def planned(exported: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
-    """What `plan` says of scoring, by PyTorch."""
+def planned(
+    exported: Path, capsys: pytest.CaptureFixture[str], *more: str, stage: str = "score"
+) -> dict[str, Any]:
+    """What `plan` says of a stage, by PyTorch."""
     given = [str(exported / "pool.json"), "--images", str(exported / "images")]
     given += ["--seed-model", str(exported / "model"), "--engine", "torch", "--device", "cpu"]
     capsys.readouterr()
     assert cli.main(["plan", *given, "--budget", "5", "--json", "--quiet", *more]) == 0
     stages = json.loads(capsys.readouterr().out)["stages"]
-    return next(stage for stage in stages if stage["stage"] == "score")
+    return next(each for each in stages if each["stage"] == stage)
 
 
 def test_the_plan_counts_the_share_that_is_scored(
@@ -468,6 +471,23 @@ def test_the_plan_counts_the_share_that_is_scored(
     assert again["basis"] == f"the records of {scored}"
     whole = planned(exported, capsys, "--rates", str(scored))
     assert whole["basis"].startswith("scoring 60 samples")
+
+
+def test_the_plan_has_clusters_made_once_in_the_stage_that_makes_them(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = import_module("mllm_selector.planning.look")
+    probed: list[int | None] = []
+    real = look.probe_pick
+
+    def probe(*arguments: Any) -> Any:
+        probed.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(look, "probe_pick", probe)
+    assert planned(exported, capsys, *SOME)["basis"].endswith("and making clusters of made-up samples")
+    assert "clusters" not in planned(exported, capsys)["basis"]
+    assert probed == [5, None]
 
 
 def test_a_method_of_single_scores_may_average_its_column() -> None:

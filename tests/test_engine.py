@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from PIL import Image
 
 from mllm_selector import doctor, engine, families
-from mllm_selector.engine import OnnxEngine
+from mllm_selector.engine import LOSS_OUTPUTS, LOSSES, SCORER, SCORER_OUTPUTS, OnnxEngine
 from mllm_selector.errors import MissingPackageError, ScoreError
-from mllm_selector.families.base import SCORER_OUTPUTS
 from model_fixtures import export_once
 
 CPU = "CPUExecutionProvider"
@@ -124,6 +124,20 @@ def test_outputs_that_are_left_out_change_no_other(graphs: Path) -> None:
         alone = device.read(inputs(7), [name])
         assert list(alone) == [name]
         assert np.array_equal(alone[name], everything[name])
+
+
+def test_the_graph_of_losses_gives_the_same_bits(graphs: Path) -> None:
+    features = {"pixel_values": np.ones((1, 3, 32, 32), dtype=np.uint8)}
+    whole, losses = (
+        OnnxEngine(graphs, "cpu", threads=1, outputs=each) for each in (SCORER_OUTPUTS, LOSS_OUTPUTS)
+    )
+    for device in (whole, losses):
+        device.reserve(100)
+        device.see(features, 7, 16)
+    expected, found = (device.read(inputs(7), LOSS_OUTPUTS) for device in (whole, losses))
+    assert all(np.array_equal(expected[name], found[name]) for name in LOSS_OUTPUTS)
+    kinds = [{node.op_type for node in onnx.load(graphs / name).graph.node} for name in (SCORER, LOSSES)]
+    assert kinds[0] - kinds[1] >= {"ArgMax", "Exp"}, "what is not wanted is not computed"
 
 
 def inputs(first: int) -> dict[str, Any]:

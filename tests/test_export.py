@@ -17,9 +17,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector import families
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import OnnxEngine
+from mllm_selector.engine import SCORER_OUTPUTS, OnnxEngine
 from mllm_selector.errors import ExportError, MissingPackageError, ModelError, RunDirectoryError
-from mllm_selector.families.base import SCORER_OUTPUTS, Family, Graph
+from mllm_selector.families.base import Family, Graph
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
@@ -124,7 +124,7 @@ def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["lock", "onnx"]
     names = {path.name for path in exported.graphs.iterdir()}
     weights = {"vision.onnx.data", "scorer.onnx.data"}
-    graphs = {"vision.onnx", "scorer.onnx", "inputs.onnx", *weights}
+    graphs = {"vision.onnx", "scorer.onnx", "losses.onnx", "inputs.onnx", *weights}
     # In half precision float32 graphs stand by.
     half = exported.counts["precision"] != "float32"
     assert names == {*graphs, "check.json", "processor", *(["float32"] if half else [])}
@@ -142,7 +142,7 @@ def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
 
 
 def test_graphs_name_no_local_path(exported: Exported) -> None:
-    for name in ("vision.onnx", "scorer.onnx", "inputs.onnx"):
+    for name in ("vision.onnx", "scorer.onnx", "losses.onnx", "inputs.onnx"):
         content = (exported.graphs / name).read_bytes()
         assert b"site-packages" not in content
         assert str(exported.model.parent).encode() not in content

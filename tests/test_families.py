@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +445,65 @@ def test_broken_configs_are_named(tmp_path: Path, content: str | None, message: 
 def test_a_name_that_is_neither_folder_nor_hub_id() -> None:
     with pytest.raises(ModelError, match="neither a directory nor a hub id"):
         families.check("/no/such/folder")
+
+
+HUB = """
+import sys
+from mllm_selector import families
+from mllm_selector.errors import ModelError
+try:
+    families.check("nobody/nothing")
+except ModelError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "says"),
+    [
+        ([404], "RepoNotFound", "404 Not Found"),
+        ([401], "", "401 Unauthorized"),
+        ([403], "", "403 Forbidden"),
+        ([403], "GatedRepo", "403 Forbidden"),
+        ([503, 429, 404], "RepoNotFound", "404 Not Found"),  # the first two are worth another try
+    ],
+)
+def test_a_refusal_of_the_hub_ends_at_once(tmp_path: Path, answers: list[int], code: str, says: str) -> None:
+    asked: list[int] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(answers[min(len(asked), len(answers) - 1)])
+            self.send_response(asked[-1])
+            self.send_header("X-Error-Code", code)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+        environment = os.environ | hub | {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run(
+            [sys.executable, "-c", HUB], env=environment, capture_output=True, text=True, check=False
+        )
+        server.shutdown()
+    assert asked == answers
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("nobody/nothing is neither a directory nor a hub id whose config.json can be ")
+    assert says in told
+    assert told.endswith(
+        "check the name; a private or gated model needs access and a login, such as HF_TOKEN"
+    )
+
+
+def test_a_hub_out_of_reach_is_told_apart() -> None:
+    with pytest.raises(ModelError, match="the hub could not be asked, so check the connection"):
+        families.check("nobody/nothing")  # HF_HUB_OFFLINE is set
 
 
 def test_own_families_can_be_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import vision_utils
+from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from family_fixtures import BUILDERS
 from mllm_selector import families
-from mllm_selector.families import anyres, qwen, smolvlm
+from mllm_selector.errors import SampleError
+from mllm_selector.families import anyres, patches, qwen, smolvlm
 from mllm_selector.families.chat import ChatText
 from mllm_selector.families.loading import load_model
 from model_fixtures import picture
@@ -67,6 +69,18 @@ def test_sizes_are_those_of_qwen(width: int, height: int, factor: int, smallest:
     assert qwen.smart_size((width, height), factor, smallest, largest) == (columns, rows)
 
 
+@given(width=st.integers(1, 4000), height=st.integers(1, 4000))
+def test_sizes_are_those_of_mistral(width: int, height: int) -> None:
+    family, _ = built("mistral3")
+    rows, columns = get_resize_output_image_size(
+        np.zeros((3, height, width), dtype=np.uint8), (96, 96), (16, 16), "channels_first"
+    )
+    assert family.grid((width, height)) == (rows // 8, columns // 8)
+    if not rows * columns:
+        with pytest.raises(SampleError, match=f"{width} x {height} pixels is shrunk to nothing"):
+            family.image_block((width, height))
+
+
 @given(grids=GRIDS, gaps=st.lists(st.integers(1, 5), min_size=5, max_size=5))
 def test_positions_in_text_are_those_of_qwen(grids: list[tuple[int, int]], gaps: list[int]) -> None:
     family, model = built("qwen2_5_vl")
@@ -85,12 +99,12 @@ def test_positions_in_text_are_those_of_qwen(grids: list[tuple[int, int]], gaps:
 @given(grids=GRIDS)
 def test_patches_are_where_qwen_has_them(grids: list[tuple[int, int]]) -> None:
     grid = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in grids])
-    patches = [(2 * rows, 2 * columns) for rows, columns in grids]
-    positions = [qwen.vision_positions(each, 2) for each in patches]
+    sizes = [(2 * rows, 2 * columns) for rows, columns in grids]
+    positions = [patches.vision_positions(each, 2) for each in sizes]
     assert np.concatenate(positions).tolist() == vision_utils.get_vision_position_ids(grid, 2).tolist()
 
     taps, weights = zip(
-        *(qwen.position_taps(each, size, 7) for each, size in zip(positions, patches, strict=True)),
+        *(qwen.position_taps(each, size, 7) for each, size in zip(positions, sizes, strict=True)),
         strict=True,
     )
     theirs, shares = vision_utils.get_vision_interpolation_indices_and_weights(
@@ -112,11 +126,11 @@ def test_windows_are_those_of_qwen(grids: list[tuple[int, int]], side: int) -> N
         ours += [start + window for window in qwen.windows((2 * rows, 2 * columns), 2, side)]
         start += 4 * rows * columns
     assert {tuple(sorted(window.tolist())) for window in ours} == theirs
-    slots, places = qwen.segments(ours)
+    slots, places = patches.segments(ours)
     assert sorted(places.tolist()) == np.flatnonzero(slots.reshape(-1) >= 0).tolist()
     assert slots.reshape(-1)[places].tolist() == list(range(start))
-    assert slots.shape[1] % qwen.ALIGNED == 0
-    assert slots.shape[1] - max(map(len, ours)) < qwen.ALIGNED
+    assert slots.shape[1] % patches.ALIGNED == 0
+    assert slots.shape[1] - max(map(len, ours)) < patches.ALIGNED
 
 
 @pytest.mark.parametrize("splits", [True, False])

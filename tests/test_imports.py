@@ -29,6 +29,7 @@ HEAVY = {
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"arguments"},
     {"inspection", "planning"},
     {"comparison"},
@@ -38,7 +39,7 @@ LAYERS = [
     {"scoring"},
     {"training"},
     {"families", "formats", "selection", "reporting"},
-    {"fetching"},
+    {"fetching", "outputs"},
     {"arrays", "engine", "neighbours", "pool"},
     {"methods"},
     {"sampling"},
@@ -55,7 +56,15 @@ LAYERS = [
 
 # A torch module is a class, so its file needs torch at the top; it is imported inside functions only.
 TORCH_CODE = {
-    PACKAGE / "families" / name for name in ("gemma_graphs.py", "graphs.py", "qwen_graphs.py", "scorer.py")
+    PACKAGE / "families" / name
+    for name in (
+        "gemma_graphs.py",
+        "graphs.py",
+        "mistral3_graphs.py",
+        "patch_graphs.py",
+        "qwen_graphs.py",
+        "scorer.py",
+    )
 }
 
 

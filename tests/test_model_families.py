@@ -15,18 +15,20 @@ import pytest
 import torch
 
 import mllm_selector
-from family_fixtures import BUILDERS
+from family_fixtures import BUILDERS, TORCH_ONLY
 from family_parity import TALKS, Talk, differences, expected, open_picture, size_of, talk
 from mllm_selector import families
 from mllm_selector.config import ExportOptions
-from mllm_selector.errors import SampleError
+from mllm_selector.engine import OnnxEngine
+from mllm_selector.errors import SampleError, UsageError
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
-from mllm_selector.scoring.opening import graph_folder
+from mllm_selector.scoring.opening import graph_folder, open_torch
 from mllm_selector.stages import export
 from model_fixtures import done, picture
 
 WHOLE_METHOD = ("llava_onevision", "qwen2_5_vl", "smolvlm", "gemma3")
+WHOLE_METHOD_BY_TORCH = ("qwen3_vl_moe", "qwen3_5")
 HALF = ("llava_next", "qwen3_vl", "paligemma2")
 SEES_LATER_TOKENS = ("paligemma", "paligemma2", "gemma3")
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
@@ -37,7 +39,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="mllm-selector-families-")
 
 @functools.cache
 def model_folder(name: str) -> Path:
-    return BUILDERS[name](Path(_FOLDER.name) / name / "model")
+    return (BUILDERS | TORCH_ONLY)[name](Path(_FOLDER.name) / name / "model")
 
 
 @functools.cache
@@ -69,6 +71,7 @@ def whole_run(name: str) -> Path:
         seed_batch_size=4,
         seed_micro_batch=2,
         groups="random",
+        engine="torch" if name in TORCH_ONLY else "onnx",
     )
     return folder / "run"
 
@@ -88,7 +91,8 @@ def exported(name: str) -> tuple[Path, Path]:
 def compare(name: str, precision: str) -> None:
     _, graphs = exported(name)
     chosen = graph_folder(graphs, "float16" if name in HALF else "float32", precision)
-    loss, embedding = differences(families.load(graphs / "processor"), chosen, reference(name))
+    engine = OnnxEngine(chosen, "cpu", threads=1)
+    loss, embedding = differences(families.load(graphs / "processor"), engine, reference(name))
     assert loss <= TOLERANCE[precision]
     assert embedding <= TOLERANCE[precision]
 
@@ -112,12 +116,56 @@ def test_samples_share_what_they_begin_with_where_no_token_sees_later_ones(name:
     assert families.load(model_folder(name)).shares_prefixes is (name not in SEES_LATER_TOKENS)
 
 
+@pytest.mark.parametrize(
+    ("name", "shares"), [("qwen3_vl_moe", True), ("internvl_moe", True), ("qwen3_5", False)]
+)
+def test_linear_attention_shares_nothing_and_experts_change_nothing(name: str, shares: bool) -> None:
+    assert families.load(model_folder(name)).shares_prefixes is shares
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("name", TORCH_ONLY)
+def test_models_without_graphs_equal_the_unmodified_forward(name: str, precision: str) -> None:
+    folder = model_folder(name)
+    family = families.load(folder)
+    engine = open_torch(family, folder, precision, "cpu", 1)
+    loss, embedding = differences(family, engine, expected(folder))
+    assert loss <= TOLERANCE[precision]
+    assert embedding <= TOLERANCE[precision]
+    assert precision == "float32" or loss > 1e-6, "half precision that computes in float32 would show nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("qwen3_5", r"in steps \(linear_attention\)"),
+        ("internvl_moe", "has experts"),
+        ("qwen3_vl_moe", "has experts"),
+    ],
+)
+def test_models_without_graphs_are_refused_before_anything_is_done(
+    name: str, why: str, tmp_path: Path
+) -> None:
+    folder = model_folder(name)
+    (tmp_path / "pool.json").write_text("[]")
+    with pytest.raises(
+        UsageError, match=f"cannot become graphs, since its text model .*{why}.*; use --engine torch"
+    ):
+        mllm_selector.select(tmp_path / "pool.json", model=folder, budget=1, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "pool.arrow").exists()
+    with RunDirectory(tmp_path / "run") as run:
+        run.stages["seed"] = done(counts={"model": str(folder)})
+        with pytest.raises(UsageError, match="use --engine torch"):
+            export.run(run, ExportOptions(), SilentProgress())
+        assert not run.onnx.exists()
+
+
 @pytest.mark.parametrize("name", HALF)
 def test_graphs_in_half_precision(name: str) -> None:
     compare(name, "float16")
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [*BUILDERS, *TORCH_ONLY])
 def test_scoring_reads_what_training_reads(name: str) -> None:
     family = families.load(model_folder(name))
     for each in TALKS:
@@ -129,7 +177,7 @@ def test_scoring_reads_what_training_reads(name: str) -> None:
         assert len(encoded.image_tokens) == len(each.images)
 
 
-@pytest.mark.parametrize("name", WHOLE_METHOD)
+@pytest.mark.parametrize("name", [*WHOLE_METHOD, *WHOLE_METHOD_BY_TORCH])
 def test_the_whole_method(name: str) -> None:
     selection = mllm_selector.Selection.load(whole_run(name))
     assert len(selection.rows) == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,11 @@ import pytest
 from mllm_selector import formats
 from mllm_selector.config import IngestOptions, Inputs
 from mllm_selector.errors import PoolError, UsageError
+from mllm_selector.formats.parts import _Parts
 from mllm_selector.formats.reading import InParts, join_parts, read_part
+from mllm_selector.inspection import inspect
+from mllm_selector.progress import SilentProgress
+from mllm_selector.rundir import RunDirectory, StageRecord
 from parts_fixtures import INPUTS, write_named
 
 
@@ -73,6 +79,40 @@ def test_sources_and_inputs_are_those_of_the_whole(tmp_path: Path) -> None:
     expected = at_once(tmp_path, options)
     assert by_parts(tmp_path, options) == expected
     assert expected[1]["sources"].keys() == {"ocr", "rest"}
+
+
+def test_doctor_says_what_an_unfinished_reading_on_ray_has(tmp_path: Path) -> None:
+    """The parts are kept as a command keeps them that is then killed."""
+    inputs = write_named(tmp_path, "jsonl", inputs=4)
+    options = options_of(tmp_path, inputs, ray="local")
+    pool_format = formats.find(options)
+    assert isinstance(pool_format, InParts)
+    run = RunDirectory(tmp_path / "run")
+    with run:
+        run.begin("ingest", StageRecord("running", "", options.as_json()))
+        kept = _Parts(run, options, pool_format.name, SilentProgress())
+        for number in (0, 2):
+            content = io.BytesIO()
+            one = dataclasses.replace(options, pool=Inputs((options.pool.inputs[number],)))
+            read_part(one, pool_format, content)
+            kept.keep(number, iter([content.getvalue()]))
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    text, healthy = inspect(run.path)
+    assert healthy
+    assert "ingest           begun on Ray, not done; 2 of 4 inputs are read\n" in text
+    assert [str(path) in text for path in inputs] == [True, False, True, False]
+    assert "ingest           reads the other 2 inputs, with --ray; without it, all of them" in text
+    kept.paths[2].write_bytes(b"cut off")
+    inputs[3].unlink()
+    assert (
+        f"its inputs cannot be looked at: [Errno 2] No such file or directory: '{inputs[3]}'"
+        in inspect(run.path)[0]
+    )
+    inputs[3].write_text(inputs[1].read_text())
+    assert "1 of 4 inputs are read" in inspect(run.path)[0]
+    assert {
+        path: path.stat().st_mtime_ns for path in before if path != kept.paths[2]
+    }.items() <= before.items()
 
 
 def test_what_is_wrong_is_told_alike(tmp_path: Path) -> None:

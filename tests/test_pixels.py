@@ -22,8 +22,8 @@ from mllm_selector import families
 from mllm_selector.families.base import Family, Graph
 from mllm_selector.families.graphs import from_bytes
 from mllm_selector.families.loading import load_model
+from mllm_selector.families.patches import patches, vision_positions
 from mllm_selector.families.pixels import normalization
-from mllm_selector.families.qwen import patches, vision_positions
 from model_fixtures import picture
 
 SIZES = [(30, 100), (640, 480), (333, 500), (64, 64), (199, 1)]
@@ -36,8 +36,16 @@ def family_of(name: str) -> Family:
     return families.load(BUILDERS[name](Path(_FOLDER.name) / name))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        (name, size)
+        for name in BUILDERS
+        for size in SIZES
+        # Pixtral's processor shrinks a line to nothing, which `test_sizes_are_those_of_mistral` is about.
+        if not (name.endswith("stral3") and 1 in size)
+    ],
+)
 def test_every_family_reads_the_pixels_of_its_models_own_processor(name: str, size: tuple[int, int]) -> None:
     family = family_of(name)
     plain = AutoImageProcessor.from_pretrained(family.folder, backend="pil")
@@ -45,8 +53,11 @@ def test_every_family_reads_the_pixels_of_its_models_own_processor(name: str, si
     shown = picture(size[0], size)
     ours = family.prepare(shown)["pixel_values"]
     assert ours.dtype == np.uint8
-    options = {"crop_to_patches": True} if name == "internvl" else {}
-    own = plain([[shown]], return_tensors="np", **options)["pixel_values"]
+    options = {"internvl": {"crop_to_patches": True}, "pixtral": {"patch_size": {"height": 16, "width": 16}}}
+    kind = "pixtral" if name.endswith("stral3") else name
+    own = plain([[shown]], return_tensors="np", **options.get(kind, {}))["pixel_values"]
+    if kind == "pixtral":
+        own = patches(own[0].transpose(1, 2, 0), 8, 2)
     found = family.normalization.numbers(ours)
     if name.startswith("qwen"):
         found = np.repeat(found[:, :, None], plain.temporal_patch_size, axis=2)

@@ -171,7 +171,8 @@ def test_a_probe_of_picking_leaves_mapped_embeddings_out_of_the_memory():
     assert 400 < rate.memory_for(10**8) - held < 12_800
 
 
-def test_samples_are_drawn_from_clusters_as_large_as_those_of_the_pool(monkeypatch):
+@pytest.mark.parametrize("clusters", [None, 1_000])
+def test_samples_are_drawn_from_clusters_as_large_as_those_of_the_pool(monkeypatch, clusters):
     asked, real = [], methods.choose
 
     def choose(scored, options, progress):
@@ -181,14 +182,13 @@ def test_samples_are_drawn_from_clusters_as_large_as_those_of_the_pool(monkeypat
 
     monkeypatch.setattr(made_up.methods, "choose", choose)
     monkeypatch.setattr(made_up, "ROWS", (1_000, 4_000))
-    rate = probe_pick(PickOptions(budget=Amount.parse("1%")), 2 * 10**6, 20_000, width=8, sources=1)
-    # The 2,000,000 have 1,000 clusters of 2,000 samples.
-    assert asked == [
-        (1_000, 10, "uniform", None),
-        (4_000, 40, "uniform", None),
-        (1_000, 10, None, 1_000),
-        (4_000, 40, None, 2_000),
-    ]
+    rate = probe_pick(
+        PickOptions(budget=Amount.parse("1%")), 2 * 10**6, 20_000, 8, sources=1, clusters=clusters
+    )
+    # The 2,000,000 have 1,000 clusters of 2,000 samples. They are made here unless the score stage made them.
+    drawn = [(1_000, 10, None, 1_000), (4_000, 40, None, 2_000)]
+    made = [(1_000, 10, "uniform", None), (4_000, 40, "uniform", None)]
+    assert asked == drawn + (made if clusters is None else [])
     assert rate.units == 2 * 10**6
 
 
@@ -251,6 +251,13 @@ def test_further_readings_and_devices_count():
     found = {stage.stage: stage for stage in estimate(work(readings=3, devices=5, to_score=500), rates())}
     assert found["score"].device_seconds == 750
     assert found["score"].seconds == 150
+
+
+def test_what_is_not_shared_out_is_not_divided():
+    some = rates()
+    some.stages["score"] = Rate(100, 50.0, "", fixed=30.0)
+    found = {stage.stage: stage for stage in estimate(work(devices=5), some)}
+    assert (found["score"].device_seconds, found["score"].seconds) == (530, 130)
 
 
 def test_break_even_by_hand():

@@ -236,11 +236,11 @@ def test_a_sample_without_a_finite_score_takes_no_other_along(scored: Any, by_it
     """Nothing of a sample but zero times its values reaches the others, and that is not zero if infinite."""
     pool = pool_of(3, 8)
     pool[4] = ([("user", "<image>\nhow \x7f many"), ("assistant", "yes")], pool[4][1])
-    counts, table = scored(pool, change=lambda graphs: poison(graphs / "scorer.onnx", np.inf))
+    counts, table = scored(pool, change=lambda graphs: poison(graphs / "losses.onnx", np.inf))
     assert counts["set_aside"] == {"not-finite": 1}
     assert np.flatnonzero(np.isnan(table.necessity)).tolist() == [4]
     assert counts["rescored"] > 1
-    _, apart = by_itself(scored, pool, change=lambda graphs: poison(graphs / "scorer.onnx", np.inf))
+    _, apart = by_itself(scored, pool, change=lambda graphs: poison(graphs / "losses.onnx", np.inf))
     assert np.nanmax(np.abs(table.necessity - apart.necessity)) < 1e-5
 
 

@@ -209,8 +209,8 @@ def test_a_part_is_not_begun_for_ever(cluster: Cluster) -> None:
 
 def test_errors_on_other_machines_are_told_as_here(make_run: Any, score_run: Any, cluster: Cluster) -> None:
     folder = make_run(many(5))
-    (folder / "onnx" / "scorer.onnx").write_bytes(b"no graph")
-    with pytest.raises(ScoreError, match=r"(?s)scorer\.onnx cannot be loaded .* \(on .+\)$"):
+    (folder / "onnx" / "losses.onnx").write_bytes(b"no graph")
+    with pytest.raises(ScoreError, match=r"(?s)losses\.onnx cannot be loaded .* \(on .+\)$"):
         score_run(folder, ray=cluster.address)
     with pytest.raises(UsageError, match=r"a scorer needs 1 GPU of one node, .* at most 0;"):
         score_run(folder, ray=cluster.address, ray_gpus=1)

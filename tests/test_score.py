@@ -21,9 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm_selector import families
 from mllm_selector.artifacts import ScoreTable, score_schema
-from mllm_selector.engine import OnnxEngine
+from mllm_selector.engine import INPUT_EMBEDDING, OnnxEngine
 from mllm_selector.errors import DeviceMemoryError, RunDirectoryError, ScoreError
-from mllm_selector.families.base import INPUT_EMBEDDING
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.families.images import load_image
 from mllm_selector.metrics import Answer, Metrics, Variant
@@ -418,7 +417,7 @@ def test_losses_that_are_not_finite(make_run: Any, score_run: Any) -> None:
     """One token's embedding is made NaN in the graph: its samples are set aside, their batch is not."""
     folder = make_run([*many(10), ask("wall"), ask("many"), ask("the wall", images=["0.png"])])
     clean = make_run(many(10), name="clean")
-    graph = folder / "onnx" / "scorer.onnx"
+    graph = folder / "onnx" / "losses.onnx"
     model = onnx.load(graph)
     ids = AutoProcessor.from_pretrained(folder / "onnx" / "processor").tokenizer(
         "\x7f", add_special_tokens=False

@@ -283,7 +283,7 @@ def test_a_sample_that_overflows_is_scored_again_in_float32(scored: Any) -> None
     """A token whose embedding is infinite in the float16 graph only."""
 
     def overflow(graphs: Path) -> None:
-        poison(graphs / "scorer.onnx", np.inf)
+        poison(graphs / "losses.onnx", np.inf)
 
     pool = samples(30)
     pool[3] = ask("a \x7f b")
@@ -300,8 +300,8 @@ def test_a_sample_that_overflows_is_scored_again_in_float32(scored: Any) -> None
 
 def test_what_is_not_finite_in_float32_either_is_set_aside(scored: Any) -> None:
     def broken(graphs: Path) -> None:
-        poison(graphs / "scorer.onnx", np.nan)
-        poison(graphs / "float32" / "scorer.onnx", np.nan)
+        poison(graphs / "losses.onnx", np.nan)
+        poison(graphs / "float32" / "losses.onnx", np.nan)
 
     pool = samples(30)
     pool[3] = ask("a \x7f b")

@@ -23,27 +23,29 @@ With scores and embeddings from elsewhere, on arrays alone:
 
 from __future__ import annotations
 
-from importlib.metadata import version as _version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__version__ = _version("mllm-selector")
+if TYPE_CHECKING:
+    from mllm_selector.arrays import k_center, kmeans, pick
+    from mllm_selector.errors import (
+        ClusterError,
+        ExportError,
+        MissingPackageError,
+        MllmSelectorError,
+        ModelError,
+        PoolError,
+        RunDirectoryError,
+        ScoreError,
+        StoreError,
+        UsageError,
+    )
+    from mllm_selector.neighbours import Neighbours, facility_location, near_duplicates, nearest_neighbours
+    from mllm_selector.pipeline import select
+    from mllm_selector.pool import Pool
+    from mllm_selector.selection import Selection
 
-from mllm_selector.arrays import k_center, kmeans, pick
-from mllm_selector.errors import (
-    ClusterError,
-    ExportError,
-    MissingPackageError,
-    MllmSelectorError,
-    ModelError,
-    PoolError,
-    RunDirectoryError,
-    ScoreError,
-    StoreError,
-    UsageError,
-)
-from mllm_selector.neighbours import Neighbours, facility_location, near_duplicates, nearest_neighbours
-from mllm_selector.pipeline import select
-from mllm_selector.pool import Pool
-from mllm_selector.selection import Selection
+    __version__: str
 
 __all__ = [
     "ClusterError",
@@ -68,3 +70,20 @@ __all__ = [
     "pick",
     "select",
 ]
+
+_PLACES = ("errors", "arrays", "neighbours", "pool", "selection", "pipeline")
+
+
+# At first use, so that the command line is there to end quietly before anything is loaded that takes long.
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("mllm-selector")
+    modules = (importlib.import_module(f"{__name__}.{place}") for place in _PLACES)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,7 +20,11 @@ from mllm_selector.errors import DeviceMemoryError, MissingPackageError, ScoreEr
 
 __all__ = [
     "INPUTS",
+    "INPUT_EMBEDDING",
+    "LOSSES",
+    "LOSS_OUTPUTS",
     "SCORER",
+    "SCORER_OUTPUTS",
     "VISION",
     "Engine",
     "OnnxEngine",
@@ -31,12 +35,21 @@ __all__ = [
     "working_providers",
 ]
 
+SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
+"""Outputs of every scorer, described in `mllm_selector.families.scorer.ScorerGraph.forward`."""
+
+LOSS_OUTPUTS = ("token_nll", "sample_embedding")
+"""Those that most scoring wants; each of the others goes through all logits again, or several times."""
+
+INPUT_EMBEDDING = "input_embedding"
+"""A further output, for which the language model is not run; the export makes a graph of its own of it."""
+
 VISION = "vision.onnx"
 SCORER = "scorer.onnx"
+LOSSES = "losses.onnx"
+"""What of the scorer makes `LOSS_OUTPUTS`; its weights are those in the scorer's file."""
 INPUTS = "inputs.onnx"
-"""What of the scorer makes the embedding of the inputs; its weights are those in the scorer's file."""
-
-_INPUT_EMBEDDING = "input_embedding"
+"""What of the scorer makes the embedding of the inputs; its weights, too, are those in the scorer's file."""
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -219,13 +232,16 @@ class OnnxEngine:
     Parameters
     ----------
     folder : Path
-        Holds ``vision.onnx``, ``scorer.onnx`` and, for input embeddings, ``inputs.onnx``.
+        Holds ``vision.onnx``, ``scorer.onnx``, ``losses.onnx`` and, for input embeddings, ``inputs.onnx``.
     device : str
         ``cpu``, ``cuda``, or ``auto`` for CUDA where it starts.
     threads : int, optional
         Threads for computing on the CPU; by default one for each core.
     note : callable, optional
         Takes a sentence when ``auto`` ends on the CPU.
+    outputs : sequence of str
+        What `read` will be asked for at most, besides ``input_embedding``: ONNX Runtime always computes all
+        of a graph, so there is one without what is rarely wanted.
 
     Attributes
     ----------
@@ -250,6 +266,7 @@ class OnnxEngine:
         device: str = "auto",
         threads: int | None = None,
         note: Callable[[str], None] | None = None,
+        outputs: Sequence[str] = SCORER_OUTPUTS,
     ) -> None:
         self._ort = _import_onnxruntime()
         self._threads = threads
@@ -261,15 +278,16 @@ class OnnxEngine:
             raise ScoreError(_no_cuda("the CUDA provider is installed but does not start"))
         if device == "auto" and self.provider == _CPU and note is not None:
             note("scoring on the CPU: ONNX Runtime finds no CUDA device that works")
+        scorer = folder / (LOSSES if set(outputs) <= set(LOSS_OUTPUTS) else SCORER)
         # What the first session could not start is not tried a second time.
-        self._scorer = self._open(folder / SCORER, providers if self.provider == _CUDA else [_CPU])
+        self._scorer = self._open(scorer, providers if self.provider == _CUDA else [_CPU])
         if self._scorer.get_providers()[0] != self.provider:
             raise ScoreError(_no_cuda("the CUDA provider started for one graph only"))
         self._device = "cuda" if self.provider == _CUDA else "cpu"
         self.length_multiple = length_multiple(self._device)
         inputs = {node.name: node for node in self._scorer.get_inputs()}
         if len(inputs["pooled_positions"].shape) != 3:
-            raise ScoreError(_other_version(folder / SCORER))
+            raise ScoreError(_other_version(scorer))
         features = inputs["features"]
         self._feature_type, self._feature_bytes = _TYPES[features.type]
         self._feature_width = int(features.shape[1])
@@ -337,7 +355,7 @@ class OnnxEngine:
 
     def read(self, inputs: dict[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the scorer; see `Engine.read`."""
-        session = self._inputs if tuple(outputs) == (_INPUT_EMBEDDING,) else self._scorer
+        session = self._inputs if tuple(outputs) == (INPUT_EMBEDDING,) else self._scorer
         binding = session.io_binding()
         needed = {node.name for node in session.get_inputs()}
         for name, array in inputs.items():

@@ -132,15 +132,6 @@ class Inputs:
         """The paths alone."""
         return [entry.path for entry in self.inputs]
 
-    def check_not_among(self, out: Path, name: str) -> None:
-        """Raise `UsageError` if a file that is to be written, by an option of that name, is one of these.
-
-        Writing it would put the subset in the place of the pool, which nobody could bring back.
-        """
-        if any(out.exists() and path.exists() and out.samefile(path) for path in self.paths):
-            msg = f"{name}: {out} is the pool itself and would be overwritten; name another file"
-            raise UsageError(msg)
-
     def __str__(self) -> str:
         return ", ".join(map(str, self.inputs))
 

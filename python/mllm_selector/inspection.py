@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mllm_selector import pipeline
 from mllm_selector.checksums import Damage
-from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.config import IngestOptions
+from mllm_selector.errors import MllmSelectorError, RunDirectoryError, UsageError
+from mllm_selector.formats.parts import read_before
 from mllm_selector.rundir import RunDirectory, StageRecord
 from mllm_selector.workflow import STAGES
 
 __all__ = ["inspect"]
+
+MOST_INPUTS = 20
+"""Inputs of a pool that are named one by one."""
 
 
 def inspect(path: Path) -> tuple[str, bool]:
@@ -49,10 +55,14 @@ def inspect(path: Path) -> tuple[str, bool]:
     for name in STAGES:
         record = run.stages.get(name)
         damages = _damages(run, name, record)
-        lines.append(f"{name:<16} {_state(run, name, record)}")
+        if name == "ingest" and record is not None and record.state != "done" and run.ingest_parts.is_dir():
+            state, coming = _ingest_on_ray(run, record)
+        else:
+            state, coming = _state(run, name, record), _next(run, name, record, damages, is_next)
+        lines.append(f"{name:<16} {state}")
         lines += [f"{'':<16} {damage}" for damage in damages]
         healthy = healthy and not damages
-        plan.append(f"{name:<16} {_next(run, name, record, damages, is_next)}")
+        plan.append(f"{name:<16} {coming}")
         is_next = is_next and record is not None and record.state == "done" and not damages
     lines += ["", "the same 'select' command again:", *plan]
     return "\n".join(lines), healthy
@@ -84,6 +94,25 @@ def _state(run: RunDirectory, name: str, record: StageRecord | None) -> str:
         return "begun, not done" + (f"; {pieces} finished {_piece(name, pieces)}" if pieces else "")
     counts = ", ".join(f"{what} {value:,}" for what, value in record.counts.items() if type(value) is int)
     return f"done in {record.seconds:,.1f} s" + (f"; {counts}" if counts else "")
+
+
+def _ingest_on_ray(run: RunDirectory, record: StageRecord) -> tuple[str, str]:
+    """Say which inputs an unfinished ingest on Ray has read, and how it goes on."""
+    try:
+        options = pipeline.build_options(record.options, ["ingest"])["ingest"]
+        assert isinstance(options, IngestOptions)
+        read = read_before(run, options)
+    except (OSError, MllmSelectorError) as error:
+        return f"begun on Ray, not done; its inputs cannot be looked at: {error}", "runs"
+    total = len(options.pool.inputs)
+    state = f"begun on Ray, not done; {len(read):,} of {total:,} inputs are read"
+    names = [str(path) for path in read[:MOST_INPUTS]]
+    if len(read) > MOST_INPUTS:
+        names.append(f"and {len(read) - MOST_INPUTS:,} more")
+    return (
+        "".join([state, *(f"\n{'':<16}   {name}" for name in names)]),
+        f"reads the other {total - len(read):,} inputs, with --ray; without it, all of them",
+    )
 
 
 def _next(

@@ -239,6 +239,11 @@ class Metrics:
         needed = {output for name in self.names for output in METRICS[name].outputs}
         return ("token_nll", *sorted(needed))
 
+    @property
+    def of_scorer(self) -> tuple[str, ...]:
+        """All that scoring with them asks of the scorer: `outputs`, and embeddings."""
+        return (*self.outputs, "sample_embedding")
+
     def of(self, variants: Iterable[Variant]) -> tuple[str, ...]:
         """List the metrics that need one of some variants."""
         chosen = set(variants)

@@ -19,6 +19,7 @@ from typing import Any
 from mllm_selector import families, formats, methods
 from mllm_selector.checksums import Damage
 from mllm_selector.config import (
+    ExportOptions,
     ImageFolder,
     IngestOptions,
     Inputs,
@@ -29,7 +30,9 @@ from mllm_selector.config import (
     cli_name,
 )
 from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.families.loading import check_exportable
 from mllm_selector.limits import check_limits
+from mllm_selector.outputs import check_output
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.resources import peak_memory_mb, reset_peak_memory
 from mllm_selector.rundir import (
@@ -273,6 +276,9 @@ def _check_inputs(options: dict[str, StageOptions]) -> None:
             msg = "--model is missing: name a pretrained model to tune, or a tuned one with --seed-model"
             raise UsageError(msg)
         families.check(str(chosen))
+        of_export = options.get("export")
+        if isinstance(of_export, ExportOptions) and of_export.engine == "onnx":
+            check_exportable(str(chosen), trust_remote_code=of_seed.trust_remote_code)
 
 
 def _check_images(images: ImageFolder) -> None:
@@ -284,14 +290,18 @@ def _check_images(images: ImageFolder) -> None:
 
 
 def _check_out(run: RunDirectory, options: dict[str, StageOptions]) -> None:
-    """Fail before anything is chosen if the subset would be written over the pool."""
+    """Fail before anything is chosen if the subset would be written over what is read or computed."""
     of_pick, of_ingest = options.get("pick"), options.get("ingest")
     if not isinstance(of_pick, PickOptions) or of_pick.out is None:
         return
+    read: dict[str, Sequence[Path]] = {}
+    if of_pick.scores is not None:
+        read["a file of --scores"] = of_pick.scores.paths
     if isinstance(of_ingest, IngestOptions):
-        of_ingest.pool.check_not_among(of_pick.out, "--out")
+        read["the pool itself"] = of_ingest.pool.paths
     elif "ingest" in run.stages:
-        Inputs.parse(run.stages["ingest"].options["pool"]).check_not_among(of_pick.out, "--out")
+        read["the pool itself"] = Inputs.parse(run.stages["ingest"].options["pool"]).paths
+    check_output("--out", of_pick.out, read)
 
 
 def _check_budget(run: RunDirectory, options: StageOptions) -> None:

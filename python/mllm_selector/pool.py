@@ -256,6 +256,11 @@ class Pool:
         )
 
     @property
+    def inputs(self) -> list[Path]:
+        """Where the inputs lie that the pool was read from, in its order."""
+        return self._inputs
+
+    @property
     def format(self) -> str:
         """Format of the input that the pool was read from."""
         return self._file.metadata("mllm_selector.format") or ""

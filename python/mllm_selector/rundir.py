@@ -181,13 +181,23 @@ class RunDirectory:
         """The page's numbers (report)."""
         return self.path / "report.json"
 
+    @property
+    def own(self) -> list[Path]:
+        """Every file and folder above, and those that say what they are; not the subset."""
+        return [
+            *(self.pool, self.rejected, self.ingest_parts, self.seed, self.onnx),
+            *(self.scores, self.batches, self.shards, self.projection),
+            *(self.selection, self.report, self.report_numbers),
+            *(self.manifest, self.path / "records", self.checksums.path, self.lock.path),
+        ]
+
     # Lock and manifest.
 
     def __enter__(self) -> Self:
         if self.path.exists() and not self.path.is_dir():
             msg = f"--run-dir: {self.path} is a file; name a folder"
             raise UsageError(msg)
-        if self.path.is_dir() and any(self.path.iterdir()) and not self._is_ours():
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.is_there():
             msg = f"--run-dir: {self.path} holds files of something else; name a new or empty folder"
             raise UsageError(msg)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -263,7 +273,8 @@ class RunDirectory:
             raise RunDirectoryError(msg)
         return record
 
-    def _is_ours(self) -> bool:
+    def is_there(self) -> bool:
+        """Say whether the folder is a run directory."""
         return self.manifest.exists() or self.lock.path.exists() or (self.path / "records").is_dir()
 
 

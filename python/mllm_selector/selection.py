@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mllm_selector.artifacts import atomic_folder, atomic_write, open_arrow
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.inputs import Inputs
+from mllm_selector.outputs import check_output
 from mllm_selector.rundir import StageRecord, read_manifest
 
 __all__ = ["SELECTION_SCHEMA", "Selection"]
@@ -135,9 +136,10 @@ class Selection:
         RunDirectoryError
             If the run directory does not hold the subset any more.
         UsageError
-            If a folder is to be written where something else is, or a file where the pool is.
+            If a folder is to be written where something else is, or a file where the pool or what a run has
+            computed is.
         """
-        Inputs.parse(self._stages["ingest"].options["pool"]).check_not_among(Path(path), "out")
+        check_output("path", Path(path), self._read())
         if self.subset.is_dir():
             _copy_folder(self.subset, Path(path))
         else:
@@ -150,8 +152,14 @@ class Selection:
         ------
         RunDirectoryError
             If the run directory has none.
+        UsageError
+            If the pool, or what a run has computed, would be overwritten.
         """
+        check_output("path", Path(path), self._read())
         _copy(self.run_dir / "report.html", Path(path), "report")
+
+    def _read(self) -> dict[str, list[Path]]:
+        return {"the pool itself": Inputs.parse(self._stages["ingest"].options["pool"]).paths}
 
     def summary(self) -> dict[str, Any]:
         """Return sizes, times in seconds, peak memory in MB and paths, as JSON values."""

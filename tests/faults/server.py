@@ -30,7 +30,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-LONG_IMPORTS = ("mllm_selector.cli", "torch.onnx", "transformers", "peft", "onnxruntime")
+LONG_IMPORTS = ("mllm_selector.commands", "torch.onnx", "transformers", "peft", "onnxruntime")
 
 
 def main() -> None:

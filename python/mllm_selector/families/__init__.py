@@ -18,9 +18,11 @@ from mllm_selector.families.llava import LlavaFamily
 from mllm_selector.families.llava_next import LlavaNextFamily
 from mllm_selector.families.llava_onevision import LlavaOnevisionFamily
 from mllm_selector.families.loading import load_config, read_config
+from mllm_selector.families.mistral3 import Mistral3Family
 from mllm_selector.families.paligemma import PaliGemmaFamily
 from mllm_selector.families.qwen2_5_vl import Qwen25VlFamily
 from mllm_selector.families.qwen2_vl import Qwen2VlFamily
+from mllm_selector.families.qwen3_5 import Qwen35Family
 from mllm_selector.families.qwen3_vl import Qwen3VlFamily
 from mllm_selector.families.smolvlm import SmolVlmFamily
 
@@ -45,9 +47,11 @@ for _family in (
     LlavaFamily,
     LlavaNextFamily,
     LlavaOnevisionFamily,
+    Mistral3Family,
     PaliGemmaFamily,
     Qwen25VlFamily,
     Qwen2VlFamily,
+    Qwen35Family,
     Qwen3VlFamily,
     SmolVlmFamily,
 ):

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BRANCHES",
-    "INPUT_EMBEDDING",
-    "SCORER_OUTPUTS",
     "Arrays",
     "Encoded",
     "Family",
@@ -54,17 +52,22 @@ __all__ = [
     "check_rows",
 ]
 
-SCORER_OUTPUTS = ("token_nll", "token_entropy", "token_hit", "sample_embedding")
-"""Outputs of every scorer, described in `mllm_selector.families.scorer.ScorerGraph.forward`."""
-
-INPUT_EMBEDDING = "input_embedding"
-"""A further output, for which the language model is not run; the export makes a graph of its own of it."""
-
 BRANCHES = "branches"
 """Input of scorers whose samples may share what they begin with: 0 at shared tokens, else whose they are."""
 
 SHARING_TEXTS = frozenset(
-    ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+    (
+        "llama",
+        "mistral",
+        "ministral3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "qwen2_vl_text",
+        "qwen2_5_vl_text",
+        "qwen3_vl_text",
+        "qwen3_vl_moe_text",
+    )
 )
 """Text models of transformers that take position ids and any mask, and know places by these alone."""
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mllm_selector.errors import MissingPackageError, ModelError
+from mllm_selector.errors import MissingPackageError, ModelError, UsageError
 
 __all__ = [
+    "check_exportable",
     "check_weights",
     "load_config",
     "load_model",
@@ -28,6 +29,9 @@ _NEED_NO_TORCHVISION = (
     ("Idefics3ImageProcessorPil", "idefics3.image_processing_pil_idefics3", ".models.idefics3"),
     ("SmolVLMImageProcessorPil", "smolvlm.image_processing_pil_smolvlm", ".models.smolvlm"),
 )
+
+
+_ATTENTION = {"full_attention", "sliding_attention"}
 
 
 def read_config(model: str | Path) -> dict[str, Any]:
@@ -81,6 +85,28 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> Any:
         except (OSError, ValueError, TypeError, KeyError) as error:
             msg = f"{model}: transformers {transformers.__version__} cannot read its config.json ({error})"
             raise ModelError(msg) from error
+
+
+def check_exportable(model: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse models that do not become ONNX graphs, from their configuration alone.
+
+    Raises
+    ------
+    UsageError
+        If the model's text part has experts, or layers other than attention.
+    ModelError, MissingPackageError
+        See `load_config`.
+    """
+    text = load_config(model, trust_remote_code=trust_remote_code).get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENTION)
+    if others:
+        why = f"goes through the tokens in steps ({', '.join(others)})"
+    elif getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
+        why = "has experts, and each token chooses its own"
+    else:
+        return
+    msg = f"--engine onnx: {model} cannot become graphs, since its text model {why}; use --engine torch"
+    raise UsageError(msg)
 
 
 def load_processor(model: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -289,5 +315,12 @@ def _fetch(model: str, name: str) -> Path:
     try:
         return Path(hf_hub_download(model, name))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        msg = f"{model} is neither a directory nor a hub id whose {name} can be fetched ({error})"
+        cause = error.__cause__ or error  # what the hub or the system said, if anything
+        reason = str(cause).strip().split("\n", 1)[0]
+        status = getattr(getattr(cause, "response", None), "status_code", 0)
+        if isinstance(error, HFValidationError) or (400 <= status < 500 and status != 429):
+            advice = "check the name; a private or gated model needs access and a login, such as HF_TOKEN"
+        else:
+            advice = "the hub could not be asked, so check the connection, or name a directory"
+        msg = f"{model} is neither a directory nor a hub id whose {name} can be fetched ({reason}); {advice}"
         raise ModelError(msg) from error

@@ -1,18 +1,11 @@
 """What Qwen's models share: patches of pictures of any size, and positions in three directions.
 
 A picture is brought to a multiple of its patches' size and cut into patches, four of which (2 x 2) make one
-feature row (Wang et al., "Qwen2-VL", arXiv 2409.12191). All that depends on sizes is computed here with
-NumPy: which patches attend to which, where a patch stands in its picture, and where a token stands in its
-sample.
-
-The graph attends within *segments*, the pictures or windows of them: patches are gathered to a field of
-segments of equal length and scattered back, so that memory grows with the segments' lengths, not with all
-patches at once.
+feature row (Wang et al., "Qwen2-VL", arXiv 2409.12191).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.families.base import Arrays, Encoded, Family, Graph, ImageBlock, check_rows
+from mllm_selector.families.base import Arrays, Encoded, Family, Graph, ImageBlock
 from mllm_selector.families.images import Size
+from mllm_selector.families.patches import Grid, Ints, PatchFamily
 from mllm_selector.families.pixels import CHANNELS
-from mllm_selector.families.resizing import resize
 
 if TYPE_CHECKING:
     import torch
@@ -32,25 +25,7 @@ if TYPE_CHECKING:
 
     from mllm_selector.families.scorer import ScorerGraph
 
-__all__ = [
-    "ALIGNED",
-    "Grid",
-    "Ints",
-    "QwenFamily",
-    "patches",
-    "position_taps",
-    "rope_positions",
-    "segments",
-    "smart_size",
-    "vision_positions",
-    "windows",
-]
-
-ALIGNED = 8
-"""Of such lengths are masks that attention on CUDA takes without writing its scores to memory."""
-
-Grid = tuple[int, int]
-Ints = NDArray[np.int64]
+__all__ = ["QwenFamily", "position_taps", "rope_positions", "smart_size", "windows"]
 
 
 def smart_size(size: Size, factor: int, smallest: int, largest: int) -> Size:
@@ -100,13 +75,6 @@ def rope_positions(is_image: NDArray[np.bool_], grids: Sequence[Grid]) -> Ints:
     return positions
 
 
-def vision_positions(grid: Grid, merge: int) -> Ints:
-    """Return row and column of each patch, shape (patches, 2); patches that are merged follow each other."""
-    rows, columns = grid
-    field = np.indices(grid).reshape(2, rows // merge, merge, columns // merge, merge)
-    return field.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
-
-
 def windows(grid: Grid, merge: int, side: int) -> list[Ints]:
     """Return the patches of each window of `side` x `side` merged patches; those at the edges are smaller."""
     rows, columns = grid[0] // merge, grid[1] // merge
@@ -118,54 +86,6 @@ def windows(grid: Grid, merge: int, side: int) -> list[Ints]:
         for row in range(0, rows, side)
         for column in range(0, columns, side)
     ]
-
-
-def patches(pixels: NDArray[np.uint8], side: int, merge: int) -> NDArray[np.uint8]:
-    """Cut a picture into patches, `merge` x `merge` of which follow each other.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (height, width, channels)
-        Height and width are multiples of ``side * merge``.
-    side : int
-        Height and width of a patch.
-    merge : int
-        Patches that make one feature row, in each direction.
-
-    Returns
-    -------
-    ndarray of uint8, shape (patches, channels, side, side)
-    """
-    height, width, channels = pixels.shape
-    rows, columns = height // side, width // side
-    field = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, channels)
-    return field.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, channels, side, side)
-
-
-def segments(fields: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """Lay segments of patches out as a field.
-
-    Parameters
-    ----------
-    fields : sequence of ndarray of int64
-        Patches of each segment; every patch is in one of them.
-
-    Returns
-    -------
-    slots : ndarray of int64, shape (segments, longest)
-        The patch at each place of the field, -1 where there is none. The longest is rounded up to a multiple
-        of `ALIGNED`.
-    places : ndarray of int64, shape (patches,)
-        The place of each patch in the flattened field.
-    """
-    longest = -(-max(map(len, fields)) // ALIGNED) * ALIGNED
-    slots = np.full((len(fields), longest), -1, dtype=np.int64)
-    for row, segment in enumerate(fields):
-        slots[row, : len(segment)] = segment
-    flat = slots.reshape(-1)
-    places = np.empty(np.count_nonzero(flat >= 0), dtype=np.int64)
-    places[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
-    return slots, places
 
 
 def position_taps(positions: Ints, grid: Grid, side: int) -> tuple[Ints, NDArray[np.float32]]:
@@ -193,30 +113,28 @@ def position_taps(positions: Ints, grid: Grid, side: int) -> tuple[Ints, NDArray
     )
 
 
-class QwenFamily(Family):
-    """What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share.
-
-    Attributes
-    ----------
-    merge : int
-        Patches that make one feature row, in each direction.
-    """
+class QwenFamily(PatchFamily):
+    """What Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 share."""
 
     image_token: ClassVar[str] = "<|image_pad|>"
     causal: ClassVar[bool] = True
 
     @property
+    def side(self) -> int:
+        """See `PatchFamily.side`."""
+        return int(self.parts.image_processor.patch_size)
+
+    @property
     def merge(self) -> int:
-        """Patches that make one feature row, in each direction."""
+        """See `PatchFamily.merge`."""
         return int(self.config.vision_config.spatial_merge_size)
 
     def grid(self, size: Size) -> Grid:
-        """Return rows and columns of the patches of a picture."""
-        processor = self.parts.image_processor
-        limits = processor.size
-        patch = int(processor.patch_size)
-        width, height = smart_size(size, patch * self.merge, limits["shortest_edge"], limits["longest_edge"])
-        return height // patch, width // patch
+        """See `PatchFamily.grid`."""
+        limits = self.parts.image_processor.size
+        factor = self.side * self.merge
+        width, height = smart_size(size, factor, limits["shortest_edge"], limits["longest_edge"])
+        return height // self.side, width // self.side
 
     def image_block(self, size: Size) -> ImageBlock:
         """See `Family.image_block`."""
@@ -229,48 +147,10 @@ class QwenFamily(Family):
         positions = rope_positions(sample.is_image, sample.image_grids)
         return replace(sample, per_token={**super().positioned(sample).per_token, "position_ids": positions})
 
-    def prepare(self, picture: Image.Image, rows: int | None = None) -> Arrays:
-        """See `Family.prepare`: ``pixel_values``, shape (patches, 3, side, side), and the grid."""
-        processor = self.parts.image_processor
-        grid, side = self.grid(picture.size), int(processor.patch_size)
-        check_rows(math.prod(grid) // self.merge**2, rows)
-        if self.normalization is None:
-            # A picture that does not move is the same in all frames of a patch.
-            frames = self.pixels(picture).reshape(-1, CHANNELS, processor.temporal_patch_size, side, side)
-            pixels = frames[:, :, 0]
-        else:
-            pixels = resize(picture, grid[0] * side, grid[1] * side, processor.resample)
-            pixels = patches(pixels, side, self.merge)
-        return {"pixel_values": pixels, "image_grid_thw": np.array([[1, *grid]])}
-
-    def vision_inputs(self, prepared: Sequence[Arrays]) -> Arrays:
-        """See `Family.vision_inputs`: patches that are merged lie along an axis of their own."""
-        inputs = super().vision_inputs(prepared)
-        grids = [(int(rows), int(columns)) for _, rows, columns in inputs["image_grid_thw"]]
-        positions = [vision_positions(grid, self.merge) for grid in grids]
-        starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
-        pictures = [np.arange(first, last) for first, last in itertools.pairwise(starts)]
-        slots, places = segments(pictures)
-        per_patch = {
-            "pixel_values": inputs["pixel_values"],
-            "patch_positions": np.concatenate(positions),
-            "image_places": places,
-            **self.patch_inputs(grids, positions),
-        }
-        unit = self.merge**2
-        return {
-            **{name: array.reshape(-1, unit, *array.shape[1:]) for name, array in per_patch.items()},
-            "image_slots": slots,
-            **self.segment_inputs(grids, starts),
-        }
-
-    def patch_inputs(self, grids: Sequence[Grid], positions: Sequence[Ints]) -> Arrays:
-        """Return further inputs of the vision graph with a row for each patch."""
-        return {}
-
-    def segment_inputs(self, grids: Sequence[Grid], starts: Ints) -> Arrays:
-        """Return further inputs of the vision graph."""
-        return {}
+    def numbers(self, picture: Image.Image) -> NDArray[np.float32]:
+        """See `PatchFamily.numbers`: a picture that does not move is the same in all frames of a patch."""
+        frames = self.parts.image_processor.temporal_patch_size
+        return self.pixels(picture).reshape(-1, CHANNELS, frames, self.side, self.side)[:, :, 0]
 
     def torch_inputs(self, batch: Sequence[Encoded], prepared: Sequence[Arrays]) -> dict[str, torch.Tensor]:
         """See `Family.torch_inputs`; the model finds positions by itself."""
@@ -279,29 +159,18 @@ class QwenFamily(Family):
         inputs = self.model_inputs(batch)
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.feature_token_id).astype(np.int64)
         if prepared:
-            inputs |= Family.vision_inputs(self, prepared)
+            shown = Family.vision_inputs(self, prepared)
             frames = self.parts.image_processor.temporal_patch_size
-            pixels = np.repeat(inputs["pixel_values"][:, :, None], frames, axis=2)
+            pixels = np.repeat(shown["pixel_values"][:, :, None], frames, axis=2)
             inputs["pixel_values"] = pixels.reshape(len(pixels), -1)
+            inputs["image_grid_thw"] = np.insert(shown["grid"], 0, 1, axis=1)
         return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
-    def vision_graph(self, model: Any) -> Graph:
-        """See `Family.vision_graph`."""
-        import torch
-        from PIL import Image
-
-        from mllm_selector.families.graphs import from_bytes
+    def tower(self, model: Any) -> torch.nn.Module:
+        """See `PatchFamily.tower`."""
         from mllm_selector.families.qwen_graphs import QwenVisionGraph
 
-        pictures = [Image.new("RGB", size) for size in ((200, 300), (300, 200))]
-        arrays = self.vision_inputs([self.prepare(picture) for picture in pictures])
-        example = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        axes = {name: {0: "rows"} for name in arrays}
-        axes["image_slots"] = {0: "images", 1: "longest"}
-        if "window_slots" in arrays:
-            axes["window_slots"] = {0: "windows", 1: "longest_window"}
-        graph = Graph(QwenVisionGraph(model.model.visual), example, axes, ("features",))
-        return from_bytes(graph, self.normalization)
+        return QwenVisionGraph(model.model.visual)
 
     def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """See `Family.scorer_graph`."""

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from mllm_selector.families.base import Arrays
-from mllm_selector.families.qwen import Grid, Ints, QwenFamily, segments, windows
+from mllm_selector.families.patches import Grid, Ints, segments
+from mllm_selector.families.qwen import QwenFamily, windows
 
 __all__ = ["Qwen25VlFamily"]
 

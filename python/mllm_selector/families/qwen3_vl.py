@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mllm_selector.families.base import Arrays
-from mllm_selector.families.qwen import Grid, Ints, QwenFamily, position_taps
+from mllm_selector.families.patches import Grid, Ints
+from mllm_selector.families.qwen import QwenFamily, position_taps
 
 if TYPE_CHECKING:
     from mllm_selector.families.scorer import ScorerGraph
@@ -22,9 +23,9 @@ __all__ = ["Qwen3VlFamily"]
 
 
 class Qwen3VlFamily(QwenFamily):
-    """`Qwen3VLForConditionalGeneration` of transformers."""
+    """`Qwen3VLForConditionalGeneration` and `Qwen3VLMoeForConditionalGeneration` of transformers."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
 
     def patch_inputs(self, grids: Sequence[Grid], positions: Sequence[Ints]) -> Arrays:
         """Return taps and weights of the learned positions."""

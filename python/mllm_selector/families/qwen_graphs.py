@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mllm_selector.families.patch_graphs import attend
 from mllm_selector.families.scorer import ScorerGraph
 
 __all__ = ["DeepstackScorerGraph", "QwenVisionGraph"]
@@ -77,39 +78,14 @@ class QwenVisionGraph(nn.Module):
             field = pictures
             if index not in self.over_pictures and window_slots is not None and window_places is not None:
                 field = (window_slots, window_places)
-            states = states + _attention(block.attn, block.norm1(states), rotation, *field)
+            attention, normed = block.attn, block.norm1(states)
+            projected = attention.qkv(normed).reshape(states.shape[0], 3, attention.num_heads, -1)
+            query, key, value = projected.unbind(1)
+            states = states + attention.proj(attend(query, key, value, rotation, field, attention.scaling))
             states = states + block.mlp(block.norm2(states))
             if index in self.levels:
                 levels.append(self.levels[index](states))
         return torch.cat([self.tower.merger(states), *levels], dim=-1)
-
-
-def _attention(
-    layer: Any, states: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, places: Tensor
-) -> Tensor:
-    """Attend within the segments of a field."""
-    count, longest = slots.shape
-    rows = slots.clamp(min=0).reshape(-1)
-    mask = torch.where(slots >= 0, 0.0, torch.finfo(states.dtype).min).to(states.dtype)[:, None, None, :]
-    query, key, value = layer.qkv(states).reshape(states.shape[0], 3, layer.num_heads, -1).unbind(1)
-    query, key = (_rotated(each, *rotation) for each in (query, key))
-    query, key, value = (
-        each.index_select(0, rows).reshape(count, longest, *each.shape[1:]).transpose(1, 2)
-        for each in (query, key, value)
-    )
-    # The operator that this becomes wants a mask of full size.
-    mask = mask.expand(-1, -1, longest, -1)
-    mixed = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=layer.scaling)
-    mixed = mixed.transpose(1, 2).reshape(count * longest, -1)
-    attended: Tensor = layer.proj(mixed.index_select(0, places.reshape(-1)))
-    return attended
-
-
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of features by the angle of their position, in float32."""
-    first, second = states.float().chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (states.float() * cos.float().unsqueeze(1) + turned * sin.float().unsqueeze(1)).to(states.dtype)
 
 
 class DeepstackScorerGraph(ScorerGraph):

@@ -7,16 +7,20 @@ nothing depends on a value of an input except through indexing.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mllm_selector.families.base import BRANCHES, INPUT_EMBEDDING, SCORER_OUTPUTS, Graph
+from mllm_selector.engine import INPUT_EMBEDDING, SCORER_OUTPUTS
+from mllm_selector.families.base import BRANCHES, Graph
 
 __all__ = ["ScorerGraph"]
 
 Axes = dict[str, dict[int, str]]
+
+ALL_OUTPUTS = (*SCORER_OUTPUTS, INPUT_EMBEDDING)
 
 
 class ScorerGraph(nn.Module):
@@ -61,8 +65,9 @@ class ScorerGraph(nn.Module):
         pooled_positions: Tensor,
         answer_positions: Tensor,
         answer_tokens: Tensor,
+        outputs: Sequence[str] = ALL_OUTPUTS,
         **own: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Score a batch.
 
         Parameters
@@ -79,6 +84,8 @@ class ScorerGraph(nn.Module):
             Place in the flattened batch, ``row * length + position``, that predicts each answer token.
         answer_tokens : Tensor of int64, shape (answers,)
             Id of each answer token.
+        outputs : sequence of str
+            Which of the following are wanted; nothing is computed for others alone.
         **own : Tensor
             Inputs of the model's own, for `decode`.
 
@@ -97,11 +104,12 @@ class ScorerGraph(nn.Module):
         """
         merged = self.merge(input_ids, image_rows, features)
         last, chosen = self.decode(merged, attention_mask, **own)
-        return (
-            *self.losses(last, answer_positions, answer_tokens),
-            self.pool(chosen, pooled_positions),
-            self._pool_inputs(merged, image_rows, pooled_positions),
-        )
+        made = self.losses(last, answer_positions, answer_tokens, outputs)
+        if "sample_embedding" in outputs:
+            made["sample_embedding"] = self.pool(chosen, pooled_positions)
+        if INPUT_EMBEDDING in outputs:
+            made[INPUT_EMBEDDING] = self._pool_inputs(merged, image_rows, pooled_positions)
+        return tuple(made[name] for name in outputs)
 
     def embed_inputs(
         self, input_ids: Tensor, image_rows: Tensor, features: Tensor, pooled_positions: Tensor
@@ -179,15 +187,18 @@ class ScorerGraph(nn.Module):
         return torch.where(allowed, 0.0, torch.finfo(like.dtype).min).to(like.dtype).unsqueeze(1)
 
     def losses(
-        self, states: Tensor, answer_positions: Tensor, answer_tokens: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss, entropy and hit of each answer token; see `forward`."""
+        self, states: Tensor, answer_positions: Tensor, answer_tokens: Tensor, outputs: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Return what is wanted of each answer token's loss, entropy and hit; see `forward`."""
         states = states.reshape(-1, states.shape[-1]).index_select(0, answer_positions)
         logits = self.logits(states).float()
         likelihoods = torch.log_softmax(logits, -1)
-        nll = -likelihoods.gather(1, answer_tokens.unsqueeze(1)).squeeze(1)
-        entropy = -(likelihoods.exp() * likelihoods).sum(-1)
-        return nll, entropy, (logits.argmax(-1) == answer_tokens).float()
+        made = {"token_nll": -likelihoods.gather(1, answer_tokens.unsqueeze(1)).squeeze(1)}
+        if "token_entropy" in outputs:
+            made["token_entropy"] = -(likelihoods.exp() * likelihoods).sum(-1)
+        if "token_hit" in outputs:
+            made["token_hit"] = (logits.argmax(-1) == answer_tokens).float()
+        return made
 
     def logits(self, states: Tensor) -> Tensor:
         """Project hidden states, shape (answers, width), to logits; models that cap them override it."""
@@ -247,9 +258,7 @@ class ScorerGraph(nn.Module):
                 BRANCHES: torch.tensor([[0] * 7, [0, 0, 0, 1, 2, 0, 0]]),
             }
             common_axes |= {"position_ids": batch, BRANCHES: batch}
-        return Graph(
-            self, common | (example or {}), common_axes | (axes or {}), (*SCORER_OUTPUTS, INPUT_EMBEDDING)
-        )
+        return Graph(self, common | (example or {}), common_axes | (axes or {}), ALL_OUTPUTS)
 
     def feature_example(self, rows: int, like: Tensor) -> Tensor:
         """Return example feature rows; models whose features are wider than their embeddings override it."""

@@ -27,6 +27,7 @@ from mllm_selector.formats.messages import MESSAGES_JSON, MESSAGES_JSON_LINES
 from mllm_selector.formats.parquet import Parquet
 from mllm_selector.formats.sharegpt import SHAREGPT_JSON, SHAREGPT_JSON_LINES
 from mllm_selector.formats.webdataset import WebDataset
+from mllm_selector.outputs import check_output
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory, fingerprint
 
@@ -167,13 +168,10 @@ def write_subset(run: RunDirectory, rows: NDArray[np.integer[Any]], out: Path) -
     PoolError
         If the pool is gone or has changed since it was ingested.
     UsageError
-        If a row is not in the pool, or `out` is one of the pool's inputs.
+        If a row is not in the pool, or `out` is one of the pool's inputs or what a run has computed.
     """
     inputs = _inputs(run)
-    target = out.resolve()
-    if any(target in (path.resolve(), *path.resolve().parents) for path in inputs):
-        msg = f"{out} is the pool itself; name another file for the subset"
-        raise UsageError(msg)
+    check_output("out", out, {"the pool itself": inputs})
     out.parent.mkdir(parents=True, exist_ok=True)
     _of(run).write_subset(run.pool, np.ascontiguousarray(rows, dtype=np.uint64), inputs, out)
 

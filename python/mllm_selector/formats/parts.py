@@ -15,16 +15,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mllm_selector import formats
 from mllm_selector.artifacts import atomic_write
 from mllm_selector.checksums import Checksums
 from mllm_selector.config import IngestOptions
 from mllm_selector.errors import PoolError
 from mllm_selector.formats.on_ray import read_on_ray
 from mllm_selector.formats.reading import InParts, join_parts
-from mllm_selector.progress import Progress
+from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.rundir import RunDirectory, state_of_inputs
 
-__all__ = ["ingest_by_parts"]
+__all__ = ["ingest_by_parts", "read_before"]
 
 
 def ingest_by_parts(
@@ -74,6 +75,27 @@ def ingest_by_parts(
         raise
 
 
+def read_before(run: RunDirectory, options: IngestOptions) -> list[Path]:
+    """Return the inputs that a run which was stopped has read; nothing is written.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Where ingest has begun and is not done.
+    options : IngestOptions
+        Those that it was begun with.
+
+    Raises
+    ------
+    OSError
+        If an input is not there any more.
+    UsageError
+        If the inputs are not of one format any more.
+    """
+    parts = _Parts(run, options, formats.find(options).name, SilentProgress())
+    return [options.pool.paths[number] for number in parts.whole()]
+
+
 class _Parts:
     """The parts of a pool's inputs.
 
@@ -93,11 +115,15 @@ class _Parts:
         self.paths = [self._folder / f"part-{key}.arrow" for key in _keys(options, name)]
         self._done = 0
 
+    def whole(self) -> list[int]:
+        """Return the inputs whose part is whole."""
+        return [number for number, path in enumerate(self.paths) if self._is_whole(path)]
+
     def missing(self) -> list[int]:
         """Return the inputs without a whole part, and begin to report."""
         for stray in set(self._folder.glob("part-*.arrow")) - set(self.paths):
             stray.unlink()
-        whole = {number for number, path in enumerate(self.paths) if self._is_whole(path)}
+        whole = self.whole()
         self._done = sum(self._sizes[number] for number in whole)
         self._progress.start("ingest", self.bytes, "bytes", done=self._done)
         if whole:

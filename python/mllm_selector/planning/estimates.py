@@ -12,7 +12,7 @@ from mllm_selector.planning.rates import Rate, Rates
 __all__ = ["Break", "Plan", "StagePlan", "Work", "estimate"]
 
 ON_DEVICES = ("score",)
-"""Stages whose work is shared out among devices."""
+"""Stages whose work is shared out among devices, all but what they take however much there is."""
 
 # Up to here a rate is called measured: it is that of about as much work.
 SAME = 1.05
@@ -210,13 +210,13 @@ def _stage(stage: str, state: str, work: Work, rates: Rates) -> StagePlan:
         disk = _disk(stage, None, units, work, rates)
         return StagePlan(stage, state, None, None, None, 0.0, disk, "not known", why)
     passes = work.readings / rates.readings if stage == "score" else 1.0
-    device_seconds = rate.seconds_for(units) * passes
+    shared = (rate.seconds_for(units) - rate.fixed) * passes
     devices = work.devices if stage in ON_DEVICES else 1
     return StagePlan(
         stage,
         state,
-        device_seconds / devices,
-        device_seconds,
+        rate.fixed + shared / devices,
+        rate.fixed + shared,
         rate.memory_for(work.samples if stage in ("ingest", "pick") else rate.units),
         rate.mapped * units,
         _disk(stage, rate, units, work, rates),

@@ -23,13 +23,14 @@ from mllm_selector.engine import Engine
 from mllm_selector.errors import MllmSelectorError, ScoreError, UsageError
 from mllm_selector.families.base import Family
 from mllm_selector.planning.estimates import Plan, Work, break_even, estimate
-from mllm_selector.planning.made_up import probe_pick, probe_report
+from mllm_selector.planning.made_up import probe_clusters, probe_pick, probe_report
 from mllm_selector.planning.probes import parameters, probe_ingest, probe_score, probe_training
 from mllm_selector.planning.rates import Rate, Rates, of_run
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress, SilentProgress
 from mllm_selector.reporting.overview import products
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.sampling import cluster_count
 from mllm_selector.scoring.batching import BatchBudget
 from mllm_selector.scoring.budget import budget_memory
 from mllm_selector.scoring.opening import open_engine, open_torch
@@ -230,8 +231,9 @@ class _Look:
     def _exported(self, pool: Pool, options: ScoreOptions, total: int) -> Rate:
         trust = bool(self._run.need("seed").options.get("trust_remote_code", False))
         family = families.load(self._run.onnx / "processor", trust_remote_code=trust)
-        engine = open_engine(self._run, family, options.device, options.threads)
-        budget = budget_memory(self._run, engine).recall()
+        wanted = options.metrics.of_scorer
+        engine = open_engine(self._run, family, options.device, options.threads, outputs=wanted)
+        budget = budget_memory(self._run, engine, options).recall()
         return self._probed(engine, family, pool, options, budget, f"with {engine.provider}", total)
 
     def _untuned(
@@ -271,11 +273,20 @@ class _Look:
             )
             raise ScoreError(msg)
         self._rates.embedding_size = options.embedding_size or width
-        return probe_score(engine, family, pool, options, budget, what, total)
+        rate = probe_score(engine, family, pool, options, budget, what, total)
+        if not is_drawn:
+            return rate
+        return dataclasses.replace(
+            rate,
+            fixed=probe_clusters(options, total, self._rates.embedding_size),
+            basis=f"{rate.basis}; and making clusters of made-up samples",
+            made_up=True,
+        )
 
     def _made_up(self, work: Work, sources: int) -> Work:
         """Measure what made-up embeddings tell of, and say what the report has to compare."""
-        of_pick = self._options["pick"]
+        of_score, of_pick = self._options["score"], self._options["pick"]
+        assert isinstance(of_score, ScoreOptions)
         assert isinstance(of_pick, PickOptions)
         width = self._rates.embedding_size
         if width is None:
@@ -284,7 +295,10 @@ class _Look:
             self._rates.stages.pop("report", None)
             return work
         self._rates.stages.pop("pick", None)
-        self._try("pick", lambda: probe_pick(of_pick, work.samples, work.chosen, width, sources))
+        clusters = None
+        if of_score.scored_per_cluster is not None:
+            clusters = cluster_count(work.samples, of_score.cluster_count)
+        self._try("pick", lambda: probe_pick(of_pick, work.samples, work.chosen, width, sources, clusters))
         self._try("report", lambda: probe_report(work.samples, work.chosen, width))
         return dataclasses.replace(work, compared=products(work.samples, work.chosen, width))
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_selector import methods
-from mllm_selector.config import Amount, PickOptions
+from mllm_selector.config import Amount, PickOptions, ScoreOptions
 from mllm_selector.planning.rates import Rate
 from mllm_selector.progress import SilentProgress
 from mllm_selector.reporting.numbers import DUPLICATE_COSINE
@@ -21,7 +21,7 @@ from mllm_selector.resources import own_memory_mb, peak_memory_mb, reset_peak_me
 from mllm_selector.samples import Labels, Scored
 from mllm_selector.sampling import cluster, cluster_count
 
-__all__ = ["probe_pick", "probe_report"]
+__all__ = ["probe_clusters", "probe_pick", "probe_report"]
 
 ROWS = (10_000, 40_000, 400_000)
 """Of the larger sizes, only those that `SECONDS` are likely to be enough for."""
@@ -100,7 +100,32 @@ class _Growth:
         return seconds(large) * float((rows / large.rows) ** power)
 
 
-def probe_pick(options: PickOptions, samples: int, chosen: int, width: int, sources: int) -> Rate:
+def probe_clusters(options: ScoreOptions, samples: int, width: int) -> float:
+    """Return the seconds that clustering takes between the two passes of scoring only some samples.
+
+    Parameters
+    ----------
+    options : ScoreOptions
+        As for the stage.
+    samples : int
+        Of the run that is planned.
+    width : int
+        Numbers of an embedding.
+    """
+
+    def once(rows: int) -> _Probe:
+        embeddings = _embeddings(np.random.Generator(np.random.Philox(0)), rows, width)
+        count = None if options.cluster_count is None else min(options.cluster_count, rows)
+        started, began = time.monotonic(), time.process_time()
+        cluster([embeddings], None, rows, count, options.seed, options.threads, SilentProgress())
+        return _Probe(rows, time.monotonic() - started, time.process_time() - began, 0.0)
+
+    return _Growth.of(once, samples).seconds_for(samples)
+
+
+def probe_pick(
+    options: PickOptions, samples: int, chosen: int, width: int, sources: int, clusters: int | None = None
+) -> Rate:
     """Choose by the method asked for from made-up scores and embeddings of several sizes.
 
     Where samples are drawn from clusters, two things grow: the number of the clusters, and, with up to the
@@ -117,18 +142,22 @@ def probe_pick(options: PickOptions, samples: int, chosen: int, width: int, sour
         Numbers of an embedding.
     sources : int
         Number of sources.
+    clusters : int, optional
+        How many the score stage has made; by default pick makes them where it draws from clusters.
     """
     held = own_memory_mb() or 0.0
     options = dataclasses.replace(options, source_floor=None, source_ceiling=None, scores=None)
     once = partial(_choose, share=chosen / samples, width=width, sources=sources)
     if options.groups == "cluster" and "within" in methods.prepare(options)[0].uses:
-        size = samples / cluster_count(samples, options.group_count)
-        making = dataclasses.replace(options, within="uniform", skip_duplicates=None)
+        size = samples / (clusters or cluster_count(samples, options.group_count))
         drawing = dataclasses.replace(options, group_count=None, smooth=None)
         draw = partial(once, drawing, of_clusters=size)
         # With skip_duplicates, what is drawn from one is compared with what was drawn from all.
         is_even = options.skip_duplicates is None
-        parts = [_Growth.of(partial(once, making), samples), _Growth.of(draw, samples, is_even=is_even)]
+        parts = [_Growth.of(draw, samples, is_even=is_even)]
+        if clusters is None:
+            making = dataclasses.replace(options, within="uniform", skip_duplicates=None)
+            parts.append(_Growth.of(partial(once, making), samples))
     else:
         parts = [_Growth.of(partial(once, options), samples)]
     largest = max(part.probes[-1].rows for part in parts)

@@ -9,6 +9,7 @@ from typing import Any
 from mllm_selector.artifacts import atomic_write, write_json
 from mllm_selector.errors import UsageError
 from mllm_selector.metrics import METRICS, NLL
+from mllm_selector.outputs import check_output
 from mllm_selector.pool import Pool
 from mllm_selector.reporting.differences import MEMBERSHIPS, Difference, Selected, find_differences
 from mllm_selector.reporting.document import Section, document
@@ -43,7 +44,8 @@ def write_difference(first: Path, second: Path, out: Path) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        If a file that is not that of an earlier page has the name of the numbers.
+        If a file that is not that of an earlier page has the name of the numbers, or a file would go over
+        what is read or what a run has computed.
     """
     from mllm_selector import __version__
 
@@ -54,10 +56,12 @@ def write_difference(first: Path, second: Path, out: Path) -> dict[str, Any]:
         )
         raise UsageError(msg)
     difference, pool = find_differences(first, second)
+    for file in (out, numbers):
+        check_output("--out", file, {"the pool itself": pool.inputs, "what is compared": [first, second]})
     page = render_difference(difference, pool, __version__, numbers.name).encode()
     write_json(numbers, difference.as_json())
-    with atomic_write(out) as file:
-        file.write(page)
+    with atomic_write(out) as sink:
+        sink.write(page)
     return {
         "both": difference.both,
         "first": difference.first.alone,

@@ -16,7 +16,8 @@ from mllm_selector.errors import UsageError
 from mllm_selector.pool import Pool
 from mllm_selector.reporting import command
 from mllm_selector.reporting.histograms import bin_edges
-from mllm_selector.reporting.numbers import GalleryItem, Statistics, spaced
+from mllm_selector.reporting.known import GalleryItem
+from mllm_selector.reporting.numbers import Statistics, spaced
 from mllm_selector.reporting.overview import Coverage, Embedded, Map
 from mllm_selector.rundir import RunDirectory, read_manifest
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from mllm_selector.fetching import Fetching
 from mllm_selector.pool import Pool, PoolImage, Sample
+from mllm_selector.reporting.known import GalleryItem
 from mllm_selector.reporting.markup import Content, Markup, element
-from mllm_selector.reporting.numbers import GalleryItem
 from mllm_selector.reporting.thumbnails import Thumbnails
 
 __all__ = ["Gallery", "clipped"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -13,20 +12,18 @@ from numpy.typing import NDArray
 
 from mllm_selector.artifacts import ScoreTable, open_arrow
 from mllm_selector.config import ReportOptions
-from mllm_selector.drawn import estimate
-from mllm_selector.errors import RunDirectoryError
 from mllm_selector.metrics import METRICS, NLL
 from mllm_selector.pool import Pool
 from mllm_selector.progress import Progress
 from mllm_selector.reporting import reasons
 from mllm_selector.reporting.groups import Group, describe_groups
 from mllm_selector.reporting.histograms import Histogram, bin_edges
+from mllm_selector.reporting.known import Drawn, GalleryItem, Samples
 from mllm_selector.reporting.overview import Coverage, Duplicates, Embedded, Map
 from mllm_selector.reporting.reasons import Reason
 from mllm_selector.rundir import RunDirectory, StageRecord
 
 __all__ = [
-    "GalleryItem",
     "Numbers",
     "Score",
     "Source",
@@ -78,44 +75,6 @@ class Source:
     chosen_share: float
     mean_necessity: float | None
     histogram: Histogram | None
-
-
-@dataclass(frozen=True)
-class GalleryItem:
-    """A sample that the page shows.
-
-    `measured` is False where the sample was not scored and its necessity is the mean of its cluster.
-    """
-
-    row: int
-    id: str
-    source: str
-    necessity: float | None
-    answer_tokens: int
-    chosen: bool
-    seed: bool
-    scores: dict[str, float | None]
-    measured: bool = True
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What was scored of a pool that was not scored whole.
-
-    Attributes
-    ----------
-    measured : int
-        Samples that have a necessity of their own.
-    clusters, of_each : int
-        Clusters, and samples drawn from each, where it has so many.
-    clusters_without : int
-        Clusters that have none, and the mean of the pool instead.
-    """
-
-    measured: int
-    clusters: int
-    of_each: int
-    clusters_without: int
 
 
 @dataclass(frozen=True)
@@ -258,43 +217,18 @@ def collect(
 
     run.need("score")
     pick = run.need("pick")
-    metric = str(pick.options.get("necessity", NLL))
-    scores = ScoreTable.load(run.scores, metric)
     selection = open_arrow(run.selection)
-    rows = _chosen_rows(run, scores, pool, selection)
-    own = {name: values.astype(np.float64) for name, values in scores.metrics.items()}
-    drawn, known = _known(run, scores)
-    necessity = known.pop(metric)
-    chosen = np.zeros(len(pool), dtype=np.bool_)
-    chosen[rows] = True
-    codes, names = pool.sources()
-    seed_rows = _seed_rows(run)
+    samples = Samples.read(run, pool, selection, str(pick.options.get("necessity", NLL)))
+    rows, necessity, own = samples.rows, samples.necessity, samples.own[samples.metric]
     rejected = reasons.rejected(run.rejected, pool.format)
     rejected_count = sum(reason.count for reason in rejected)
     edges = bin_edges(necessity)
-    groups, groups_are_whole = describe_groups(selection, codes, names)
-
-    def items(which: NDArray[np.int64] | list[int], necessity: Floats = necessity) -> list[GalleryItem]:
-        return [
-            GalleryItem(
-                row=int(row),
-                id=sample_id,
-                source=names[codes[row]],
-                necessity=_number(necessity[row]),
-                answer_tokens=int(scores.answer_tokens[row]),
-                chosen=bool(chosen[row]),
-                seed=bool(np.isin(row, seed_rows)),
-                scores={name: _number(values[row]) for name, values in own.items() if name != metric},
-                measured=drawn is None or not math.isnan(own[metric][row]),
-            )
-            for row, sample_id in zip(which, pool.ids(which), strict=True)
-        ]
-
+    groups, groups_are_whole = describe_groups(selection, samples.codes, samples.names)
     started = time.monotonic()
-    flat, coverage, duplicates = _overview(scores, necessity, selection, pick, options, progress)
+    flat, coverage, duplicates = _overview(samples.scores, necessity, selection, pick, options, progress)
     seconds = time.monotonic() - started
-    descending = _descending(own[metric])
-    chosen_descending = descending[chosen[descending]]
+    descending = _descending(own)
+    chosen_descending = descending[samples.chosen[descending]]
     numbers = Numbers(
         mllm_selector=__version__,
         format=pool.format,
@@ -303,67 +237,41 @@ def collect(
         samples=len(pool),
         chosen=len(rows),
         budget=str(pick.options.get("budget", len(rows))),
-        seed_subset=len(seed_rows),
-        seed_chosen=int(np.isin(rows, seed_rows).sum()),
-        metric=metric,
-        unit=unit_of(metric),
-        drawn=drawn,
+        seed_subset=len(samples.seed_rows),
+        seed_chosen=int(np.isin(rows, samples.seed_rows).sum()),
+        metric=samples.metric,
+        unit=unit_of(samples.metric),
+        drawn=samples.drawn,
         pool_necessity=Statistics.of(necessity),
         chosen_necessity=Statistics.of(necessity[rows]),
         rejected_reasons=rejected,
-        unscored_reasons=reasons.unscored(scores.reasons, pool),
-        histogram=Histogram.of(necessity, chosen, edges),
-        sources=_sources(codes, names, necessity, chosen, edges),
+        unscored_reasons=reasons.unscored(samples.scores.reasons, pool),
+        histogram=Histogram.of(necessity, samples.chosen, edges),
+        sources=_sources(samples.codes, samples.names, necessity, samples.chosen, edges),
         groups_are_whole=groups_are_whole,
         groups=groups,
         scores=[
-            Score(name, Statistics.of(values), Statistics.of(values[rows])) for name, values in known.items()
+            Score(name, Statistics.of(values), Statistics.of(values[rows]))
+            for name, values in samples.others.items()
         ],
         map=flat,
-        map_items=items([point.row for point in flat.points]) if flat else [],
+        map_items=samples.items([point.row for point in flat.points], necessity) if flat else [],
         coverage=coverage,
         duplicates=duplicates,
-        duplicate_items=[items([found.row, *found.nearest]) for found in duplicates.sets]
+        duplicate_items=[samples.items([each.row, *each.nearest], necessity) for each in duplicates.sets]
         if duplicates
         else [],
-        highest=items(descending[: options.gallery], own[metric]),
-        across=items(spaced(chosen_descending, options.gallery), own[metric]),
-        lowest=items(descending[::-1][: options.gallery], own[metric]),
+        highest=samples.items(descending[: options.gallery], own),
+        across=samples.items(spaced(chosen_descending, options.gallery), own),
+        lowest=samples.items(descending[::-1][: options.gallery], own),
         stages=_stages(run, len(pool) + rejected_count, options.hourly_price),
     )
     return numbers, seconds
 
 
-def _known(run: RunDirectory, scores: ScoreTable) -> tuple[Drawn | None, dict[str, Floats]]:
-    """Return what was drawn, and each metric of all samples, of which some may be known by their cluster."""
-    estimated = estimate(run.scores, scores)
-    if estimated is None:
-        return None, {name: values.astype(np.float64) for name, values in scores.metrics.items()}
-    clusters, filled = estimated
-    scored = scores.reasons.is_null().to_numpy()
-    known = {
-        name: clusters.fill(values, scored).values.astype(np.float64)
-        for name, values in scores.metrics.items()
-    }
-    of_each = int(np.bincount(clusters.labels[clusters.drawn]).max(initial=0))
-    return Drawn(filled.measured, clusters.count, of_each, filled.without), known
-
-
 def unit_of(metric: str) -> str:
     """Return the unit of a metric in words; empty for a pure number."""
     return f"{METRICS[metric].unit} per answer token" if METRICS[metric].unit else ""
-
-
-def _chosen_rows(run: RunDirectory, scores: ScoreTable, pool: Pool, selection: pa.Table) -> NDArray[np.int64]:
-    """Return the chosen rows; raise if the files are not those of one run."""
-    if len(scores) != len(pool):
-        msg = f"{run.scores} has {len(scores)} scores for {len(pool)} samples; run 'score' again"
-        raise RunDirectoryError(msg)
-    rows: NDArray[np.int64] = selection["row"].to_numpy().astype(np.int64)
-    if len(rows) and rows.max() >= len(pool):
-        msg = f"{run.selection} has row {rows.max()} of a pool of {len(pool)} samples; run 'pick' again"
-        raise RunDirectoryError(msg)
-    return rows
 
 
 def _overview(
@@ -412,10 +320,6 @@ def _stages(run: RunDirectory, read: int, hourly_price: float | None) -> list[St
     ]
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
 def _sources(
     codes: NDArray[np.int32], names: list[str], necessity: Floats, chosen: Flags, edges: Floats
 ) -> list[Source]:
@@ -435,13 +339,6 @@ def _sources(
         )
         sources.append(source)
     return sources
-
-
-def _seed_rows(run: RunDirectory) -> NDArray[np.int64]:
-    if not run.seed_rows.is_file():
-        return np.empty(0, dtype=np.int64)
-    rows: NDArray[np.int64] = open_arrow(run.seed_rows)["row"].to_numpy().astype(np.int64)
-    return rows
 
 
 def _descending(necessity: Floats) -> NDArray[np.int64]:

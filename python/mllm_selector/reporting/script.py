@@ -14,8 +14,9 @@ from mllm_selector.fetching import Fetching
 from mllm_selector.pool import Pool, Sample
 from mllm_selector.reporting.gallery import MOST_NAME_CHARACTERS, clipped
 from mllm_selector.reporting.groups import Group
+from mllm_selector.reporting.known import GalleryItem
 from mllm_selector.reporting.markup import Markup, element
-from mllm_selector.reporting.numbers import GalleryItem, Numbers
+from mllm_selector.reporting.numbers import Numbers
 from mllm_selector.reporting.overview import Coverage, Map
 from mllm_selector.reporting.thumbnails import Thumbnail, Thumbnails
 

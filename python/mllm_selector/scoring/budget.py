@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ GAIN = 1.05
 """A budget must be faster than the best smaller one by this factor; a smaller one leaves more memory."""
 MEASURED_SHARE = 0.005
 """No budget is tried that is a larger share of the pool, so that measuring costs a few percent at most."""
-OUTPUTS = ("token_nll", "sample_embedding")
 PROBE_ROWS = 512
 """Samples of the pool's start that are measured on."""
 
@@ -86,7 +85,7 @@ def best_budget(
     family, pool, engine, options
         See `find_budget`.
     """
-    memory = budget_memory(run, engine)
+    memory = budget_memory(run, engine, options)
     found = memory.recall()
     if found is None:
         found = find_budget(family, pool, engine, options)
@@ -95,10 +94,10 @@ def best_budget(
     return found or DEFAULT
 
 
-def budget_memory(run: RunDirectory, engine: Engine) -> BudgetMemory:
-    """Return what is remembered for the device of an engine and the exported model of a run."""
+def budget_memory(run: RunDirectory, engine: Engine, options: ScoreOptions) -> BudgetMemory:
+    """Return what is remembered for an engine's device, a run's exported model, and what is asked of it."""
     name = gpu_name() if "cuda" in engine.provider.lower() else processor_name()
-    return BudgetMemory(f"{engine.provider} on {name}", run.need("export").key)
+    return BudgetMemory(f"{engine.provider} on {name}", run.need("export").key, options.metrics.of_scorer)
 
 
 def _read(path: Path, key: str) -> BatchBudget | None:
@@ -131,13 +130,15 @@ class BudgetMemory:
     ----------
     device, model : str
         What identifies the device, and the exported model with its precision.
+    outputs : sequence of str
+        What is asked of the scorer: entropies take memory and time of their own.
     """
 
-    def __init__(self, device: str, model: str) -> None:
+    def __init__(self, device: str, model: str, outputs: Sequence[str]) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.path = cache / "mllm-selector" / "batches.json"
         self.device = device
-        self._key = hashlib.sha256(json.dumps([device, model]).encode()).hexdigest()
+        self._key = hashlib.sha256(json.dumps([device, model, *outputs]).encode()).hexdigest()
 
     def recall(self) -> BatchBudget | None:
         """Return the remembered budget."""
@@ -188,7 +189,7 @@ def find_budget(family: Family, pool: Pool, engine: Engine, options: ScoreOption
     if most < 2 * SMALLEST_TOKENS:
         return None
     image_rows = _find_image_rows(family, pool, engine, shard)
-    found = _find_tokens(family, engine, shard, most)
+    found = _find_tokens(family, engine, shard, most, options.metrics.of_scorer)
     # Where not even the smallest fits, batches are halved from the default on.
     return BatchBudget(found or DEFAULT.tokens, image_rows or DEFAULT.image_rows)
 
@@ -222,7 +223,9 @@ def _largest_picture(family: Family, pool: Pool, shard: EncodedShard) -> tuple[i
     return None
 
 
-def _find_tokens(family: Family, engine: Engine, shard: EncodedShard, most: int) -> int:
+def _find_tokens(
+    family: Family, engine: Engine, shard: EncodedShard, most: int, outputs: Sequence[str]
+) -> int:
     longest_sample = max(map(len, shard.samples.values()))
     # What features hold does not change the time, so all images lie in the same rows.
     engine.reserve(max([1, *(count for sample in shard.samples.values() for count in sample.image_tokens)]))
@@ -233,9 +236,9 @@ def _find_tokens(family: Family, engine: Engine, shard: EncodedShard, most: int)
         batches = group_batches(shard, budget, shares=family.shares_prefixes, multiple=multiple)
         middle = batches[len(batches) // 2]
         # What takes the most memory.
-        engine.read(group_inputs(family, batches[0], starts, "all", multiple), OUTPUTS)
+        engine.read(group_inputs(family, batches[0], starts, "all", multiple), outputs)
         inputs = group_inputs(family, middle, starts, "all", multiple)
-        return sum(group.tokens for group in middle) / _seconds(lambda: engine.read(inputs, OUTPUTS))
+        return sum(group.tokens for group in middle) / _seconds(lambda: engine.read(inputs, outputs))
 
     # From a budget on that holds the longest sample: below, doubling it would not double the batches.
     smallest = max(SMALLEST_TOKENS, 1 << (longest_sample - 1).bit_length())

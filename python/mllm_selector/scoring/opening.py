@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from mllm_selector.engine import Engine, OnnxEngine
+from mllm_selector.engine import SCORER_OUTPUTS, Engine, OnnxEngine
 from mllm_selector.families.base import Family
 from mllm_selector.families.loading import load_model
 from mllm_selector.rundir import RunDirectory
@@ -31,6 +31,7 @@ def open_engine(
     threads: int | None = None,
     note: Callable[[str], None] | None = None,
     precision: str | None = None,
+    outputs: Sequence[str] = SCORER_OUTPUTS,
 ) -> Engine:
     """Open what the export stage of a run has prepared and checked.
 
@@ -40,7 +41,7 @@ def open_engine(
         Its seed and export stages are done.
     family : Family
         The model's family.
-    device, threads, note
+    device, threads, note, outputs
         See `OnnxEngine`.
     precision : str, optional
         By default the one that the export was made for; ``float32`` is always there.
@@ -58,7 +59,7 @@ def open_engine(
     # Manifests of earlier versions name no engine.
     if exported.get("engine", "onnx") == "onnx":
         graphs = run.onnx if precision is None else graph_folder(run.onnx, exported["precision"], precision)
-        engine = OnnxEngine(graphs, device, threads, note)
+        engine = OnnxEngine(graphs, device, threads, note, outputs)
         engine.check_pictures(family.vision_inputs([family.prepare(Image.new("RGB", (64, 48)))]))
         return engine
     seed = run.need("seed")

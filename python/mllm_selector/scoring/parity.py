@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import Engine
+from mllm_selector.engine import INPUT_EMBEDDING, SCORER_OUTPUTS, Engine
 from mllm_selector.errors import ExportError
-from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Arrays, Encoded, Family
+from mllm_selector.families.base import Arrays, Encoded, Family
 from mllm_selector.families.chat import IMAGE_MARK
 from mllm_selector.scoring.batching import (
     ImageUse,
@@ -57,7 +57,8 @@ class BatchDifference:
     tokens, images : list of int
         Length and number of images of each sample.
     nll_difference, entropy_difference : float
-        Largest difference of a mean over the answer tokens of a sample, in nats.
+        Largest difference of a mean over the answer tokens of a sample, in nats; 0 for entropies of an engine
+        that was not asked for them.
     embedding_difference, input_difference : float
         Largest difference of an element of an L2-normalised embedding, of the sample and of its inputs.
     """
@@ -103,8 +104,8 @@ class Check:
         return max(max(batch.embedding_difference, batch.input_difference) for batch in self.batches)
 
     @property
-    def samples(self) -> int:
-        """How many samples were compared."""
+    def comparisons(self) -> int:
+        """How often a sample was compared."""
         return sum(len(batch.tokens) for batch in self.batches)
 
     def as_json(self) -> dict[str, Any]:
@@ -267,18 +268,22 @@ def _input_embedding(model: Any, inputs: Encoded, scores: PlainScores) -> NDArra
     return np.asarray(whole / np.linalg.norm(whole))
 
 
-def check_against(family: Family, engine: Engine, expected: Sequence[Expected]) -> Check:
+def check_against(
+    family: Family, engine: Engine, expected: Sequence[Expected], outputs: Sequence[str] = SCORER_OUTPUTS
+) -> Check:
     """Score the reference's batches with an engine and compare."""
-    return Check(tuple(_compare(family, engine, batch) for batch in expected))
+    return Check(tuple(_compare(family, engine, batch, outputs) for batch in expected))
 
 
-def _compare(family: Family, engine: Engine, expected: Expected) -> BatchDifference:
-    order, scores = _score(family, engine, expected)
+def _compare(family: Family, engine: Engine, expected: Expected, outputs: Sequence[str]) -> BatchDifference:
+    order, scores = _score(family, engine, expected, outputs)
     samples = [expected.samples[place] for place in order]
-    losses, entropies = (
-        np.array([tokens.mean(dtype=np.float64) for tokens in split_answers(samples, scores[name])])
+    of_tokens = {
+        name: np.array([tokens.mean(dtype=np.float64) for tokens in split_answers(samples, scores[name])])
         for name in ("token_nll", "token_entropy")
-    )
+        if name in scores
+    }
+    losses, entropies = of_tokens["token_nll"], of_tokens.get("token_entropy", expected.entropy[order])
     return BatchDifference(
         tokens=[len(sample) for sample in expected.samples],
         images=[len(images) for images in expected.pictures],
@@ -289,7 +294,9 @@ def _compare(family: Family, engine: Engine, expected: Expected) -> BatchDiffere
     )
 
 
-def _score(family: Family, engine: Engine, expected: Expected) -> tuple[list[int], Arrays]:
+def _score(
+    family: Family, engine: Engine, expected: Expected, outputs: Sequence[str]
+) -> tuple[list[int], Arrays]:
     """Return the order in which the samples were read, and outputs; embeddings of inputs are in theirs."""
     pictures = {picture.key: picture for of_sample in expected.pictures for picture in of_sample}
     uses = [ImageUse(picture.key, picture.rows) for picture in pictures.values()]
@@ -307,7 +314,7 @@ def _score(family: Family, engine: Engine, expected: Expected) -> tuple[list[int
         groups = shared_prefixes(expected.samples, keys, inf, inf)
     batch = [PrefixGroup(tuple(expected.samples[place] for place in group)) for group in groups]
     full = scorer_batch(family, batch, [starts[group[0]] for group in groups])
-    scores = engine.read(full, SCORER_OUTPUTS)
+    scores = engine.read(full, outputs)
     scores["sample_embedding"] = scores["sample_embedding"][embedding_places(batch)]
     inputs = scorer_batch(family, alone(expected.inputs), starts, "text")
     return list(chain(*groups)), scores | engine.read(inputs, (INPUT_EMBEDDING,))

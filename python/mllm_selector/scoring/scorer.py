@@ -18,9 +18,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import Engine, memory_errors
+from mllm_selector.engine import INPUT_EMBEDDING, Engine, memory_errors
 from mllm_selector.errors import DeviceMemoryError, SampleError, ScoreError
-from mllm_selector.families.base import INPUT_EMBEDDING, Arrays, Family
+from mllm_selector.families.base import Arrays, Family
 from mllm_selector.metrics import Answer, Metrics, Variant
 from mllm_selector.pool import Pool
 from mllm_selector.scoring.batching import (

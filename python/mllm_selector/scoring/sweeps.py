@@ -21,7 +21,7 @@ from mllm_selector.metrics import METRICS, NLL, Metrics, Variant
 from mllm_selector.pool import Pool
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.batching import BatchBudget
-from mllm_selector.scoring.budget import best_budget, budget_memory
+from mllm_selector.scoring.budget import BudgetMemory, best_budget, budget_memory
 from mllm_selector.scoring.neighbours import read_examples
 from mllm_selector.scoring.opening import open_engine
 from mllm_selector.scoring.projection import Projection, drawn_embeddings
@@ -98,9 +98,12 @@ class Opened:
         self.run, self.options = run, options
         self.pool = Pool.of(run)
         self.family = families.load(run.onnx / "processor", trust_remote_code=trust)
+        self.open_engine = partial(
+            open_engine, run, self.family, options.device, options.threads, outputs=options.metrics.of_scorer
+        )
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
             begun = None if begin is None else thread.submit(self.encode, begin)
-            self.engine = open_engine(run, self.family, options.device, options.threads, note)
+            self.engine = self.open_engine(note=note)
         self._begun = {} if begin is None or begun is None else {begin: begun.result()}
 
     def encode(self, rows: range) -> EncodedShard:
@@ -122,10 +125,15 @@ class Opened:
     @property
     def facts(self) -> Facts:
         """What is known now."""
-        device = budget_memory(self.run, self.engine).device
+        device = self.budget_memory.device
         engine = self.engine
         inputs = engine.input_embedding_size if self.options.embeds_inputs else None
         return Facts(engine.embedding_size, inputs, engine.provider, device, self.family.image_backend)
+
+    @property
+    def budget_memory(self) -> BudgetMemory:
+        """See `mllm_selector.scoring.budget.budget_memory`."""
+        return budget_memory(self.run, self.engine, self.options)
 
     def best_budget(self) -> BatchBudget:
         """See `mllm_selector.scoring.budget.best_budget`."""
@@ -293,14 +301,7 @@ class PartScorer:
         # What scores again where half precision gives no finite number.
         exact = None
         if exported.get("precision", "float32") != "float32":
-            exact = partial(
-                open_engine,
-                opened.run,
-                opened.family,
-                options.device,
-                options.threads,
-                precision="float32",
-            )
+            exact = partial(opened.open_engine, precision="float32")
         self._opened, self._sweep = opened, sweep
         self._scorer = ShardScorer(
             opened.family,
@@ -353,5 +354,5 @@ class PartScorer:
             # The next run is to save these vain attempts.
             budget = self._sweep.budget
             lower = BatchBudget(budget.tokens // 2, budget.image_rows // 2)
-            budget_memory(self._opened.run, self._opened.engine).remember(lower)
+            self._opened.budget_memory.remember(lower)
         return table

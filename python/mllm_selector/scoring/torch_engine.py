@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_selector.engine import length_multiple, memory_errors
+from mllm_selector.engine import INPUT_EMBEDDING, length_multiple, memory_errors
 from mllm_selector.errors import DeviceMemoryError, ScoreError
-from mllm_selector.families.base import INPUT_EMBEDDING
 
 if TYPE_CHECKING:
     import torch
@@ -64,12 +63,11 @@ class TorchEngine:
         torch.backends.cudnn.allow_tf32 = False
         self._vision = vision.module.to(self._device).eval()
         self._scorer = scorer.module.to(self._device).eval()
-        self._outputs = scorer.outputs
         example = scorer.example["features"]
         self._features = torch.zeros(1, example.shape[1], dtype=example.dtype, device=self._device)
         inputs = {name: tensor.to(self._device) for name, tensor in scorer.example.items()}
         with torch.inference_mode():
-            outputs = dict(zip(self._outputs, self._scorer(**inputs), strict=True))
+            outputs = dict(zip(scorer.outputs, self._scorer(**inputs), strict=True))
         self.embedding_size = int(outputs["sample_embedding"].shape[1])
         self.input_embedding_size: int | None = int(outputs[INPUT_EMBEDDING].shape[1])
 
@@ -101,8 +99,8 @@ class TorchEngine:
                 scorer: Any = self._scorer
                 embedding = scorer.embed_inputs(**needed, features=self._features)
                 return {INPUT_EMBEDDING: embedding.cpu().numpy()}
-            values = dict(zip(self._outputs, self._scorer(**tensors, features=self._features), strict=True))
-            return {name: values[name].cpu().numpy() for name in outputs}
+            values = self._scorer(**tensors, features=self._features, outputs=outputs)
+            return {name: value.cpu().numpy() for name, value in zip(outputs, values, strict=True)}
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

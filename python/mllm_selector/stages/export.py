@@ -14,14 +14,25 @@ from typing import Any
 from mllm_selector import families
 from mllm_selector.artifacts import atomic_folder, write_json, writing
 from mllm_selector.config import ExportOptions
-from mllm_selector.engine import INPUTS, SCORER, VISION, Engine, OnnxEngine, has_cuda
+from mllm_selector.engine import (
+    INPUT_EMBEDDING,
+    INPUTS,
+    LOSS_OUTPUTS,
+    LOSSES,
+    SCORER,
+    SCORER_OUTPUTS,
+    VISION,
+    Engine,
+    OnnxEngine,
+    has_cuda,
+)
 from mllm_selector.errors import ExportError, MissingPackageError, UsageError
-from mllm_selector.families.base import INPUT_EMBEDDING, SCORER_OUTPUTS, Family, Graph
-from mllm_selector.families.loading import load_model, to_precision
+from mllm_selector.families.base import Family, Graph
+from mllm_selector.families.loading import check_exportable, load_model, to_precision
 from mllm_selector.progress import Progress
 from mllm_selector.rundir import RunDirectory
 from mllm_selector.scoring.opening import graph_folder, open_torch
-from mllm_selector.scoring.parity import Check, check_against, reference
+from mllm_selector.scoring.parity import BatchDifference, Check, check_against, reference
 
 __all__ = ["run"]
 
@@ -70,6 +81,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         If a graph cannot be made, or differs from the model by more than the tolerance; nothing is left then.
     ModelError
         If the model directory cannot be read.
+    UsageError
+        If the model is known not to become graphs, or has no such layer.
     MissingPackageError
         If a package of the ``[train]`` or ``[cpu]`` extra is missing.
     """
@@ -77,6 +90,8 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     seed = run.need("seed")
     folder = run.path / seed.counts["model"]
     trust = bool(seed.options.get("trust_remote_code", False))
+    if options.engine == "onnx":
+        check_exportable(folder, trust_remote_code=trust)
     # A sample whose loss is not finite in half precision is scored again in float32.
     precisions = list(dict.fromkeys(["float32", options.precision]))
     progress.start("export", total=1 + 2 * len(precisions), unit="steps")
@@ -100,9 +115,12 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
         checks = {}
         for precision in precisions:
             graphs = graph_folder(temporary, options.precision, precision)
-            engine = _open(options, precision, graphs, family, folder, trust)
-            checks[precision] = check_against(family, engine, expected)
-            del engine
+            batches: list[BatchDifference] = []
+            for outputs in (SCORER_OUTPUTS, LOSS_OUTPUTS):
+                engine = _open(options, precision, graphs, outputs, family, folder, trust)
+                batches += check_against(family, engine, expected, outputs).batches
+                del engine
+            checks[precision] = Check(tuple(batches))
             progress.update(next(steps))
         for precision, check in checks.items():
             _judge(check, precision, options.engine)
@@ -113,7 +131,7 @@ def run(run: RunDirectory, options: ExportOptions, progress: Progress) -> dict[s
     what = f"{size / 1e6:,.0f} MB of graphs" if size else "no graphs (PyTorch scores)"
     progress.finish(
         f"{what} in {options.precision}; mean loss differs from the model's own by at most "
-        f"{check.worst_nll:.1e} on {check.samples} samples"
+        f"{check.worst_nll:.1e} in {check.comparisons} comparisons"
     )
     return {
         "family": type(family).__name__,
@@ -144,6 +162,7 @@ def _write_graphs(family: Family, model: Any, precision: str, embedding_layer: i
     _export(family.vision_graph(model), folder / VISION, seeing)
     _export(family.scorer_graph(model, embedding_layer), folder / SCORER, text)
     _keep(folder / SCORER, (INPUT_EMBEDDING,), folder / INPUTS)
+    _keep(folder / SCORER, LOSS_OUTPUTS, folder / LOSSES)
     _keep(folder / SCORER, SCORER_OUTPUTS, folder / SCORER)
 
 
@@ -151,6 +170,7 @@ def _open(
     options: ExportOptions,
     precision: str,
     graphs: Path,
+    outputs: Sequence[str],
     family: Family,
     model: Path,
     trust_remote_code: bool,
@@ -165,7 +185,7 @@ def _open(
             embedding_layer=options.embedding_layer,
             trust_remote_code=trust_remote_code,
         )
-    return OnnxEngine(graphs, "cuda" if precision == "bfloat16" else "cpu")
+    return OnnxEngine(graphs, "cuda" if precision == "bfloat16" else "cpu", outputs=outputs)
 
 
 def _export(graph: Graph, path: Path, opset: int | None = None) -> None:
