@@ -125,8 +125,14 @@ class TileVisionGraph(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return features, shape (tiles * rows, width), of pixels, shape (tiles, 3, size, size)."""
         dtype = next(self.connector.parameters()).dtype
-        states = self.tower(pixel_values=pixel_values.to(dtype)).last_hidden_state
-        features: Tensor = self.connector(states)
+        count, _, *size = pixel_values.shape
+        whole = pixel_values.new_ones(
+            (count, *(side // self.tower.patch_size for side in size)), dtype=torch.bool
+        )
+        states = self.tower.embeddings(pixel_values.to(dtype), whole)
+        # The tower's own forward would make a mask of ones, which flash attention does not take.
+        states = self.tower.encoder(states, attention_mask=None).last_hidden_state
+        features: Tensor = self.connector(self.tower.post_layernorm(states))
         return features.reshape(-1, features.shape[-1])
 
 
