@@ -137,7 +137,8 @@ class TileVisionGraph(nn.Module):
         embeddings = self.tower.embeddings
         patches = embeddings.patch_embedding(pixel_values.to(dtype)).flatten(2).transpose(1, 2)
         embedded = patches + embeddings.position_embedding(self.positions)
-        states = self.tower.encoder(inputs_embeds=embedded).last_hidden_state
+        # The tower's own forward would make a mask of ones, which flash attention does not take.
+        states = self.tower.encoder(embedded, attention_mask=None).last_hidden_state
         features: Tensor = self.connector(self.tower.post_layernorm(states))
         return features.reshape(-1, features.shape[-1])
 
