@@ -251,8 +251,9 @@ def mistral3(folder: Path, text: type = hf.MistralConfig, **of_text: Any) -> Pat
     processor = hf.PixtralProcessor(
         images, words, patch_size=8, spatial_merge_size=2, chat_template=MISTRAL_TEMPLATE
     )
+    head = TOWER["hidden_size"] // TOWER["num_attention_heads"]
     config = hf.Mistral3Config(
-        vision_config=hf.PixtralVisionConfig(**TOWER, head_dim=12, image_size=96, patch_size=8),
+        vision_config=hf.PixtralVisionConfig(**TOWER, head_dim=head, image_size=96, patch_size=8),
         text_config=text_config(text, words, head_dim=8, sliding_window=None, **of_text),
         image_token_index=words.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,

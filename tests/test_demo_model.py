@@ -88,11 +88,17 @@ def test_the_directory_loads_and_its_answer_mask_covers_the_answers(tiny_model: 
         {"role": "user", "content": "And now?"},
         {"role": "assistant", "content": "None."},
     ]
-    encoded = processor.apply_chat_template(
-        [chat], tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
+    # By the tokenizer: the processor's own mask is wrong beside images before transformers 5.23.
+    text = processor.tokenizer.apply_chat_template(
+        chat,
+        chat_template=processor.chat_template,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
     )
-    mask = encoded.pop("assistant_masks")[0].bool()
-    assert processor.tokenizer.decode(encoded["input_ids"][0][mask]) == "Two boxes.</s>None.</s>"
+    mask = torch.as_tensor(text["assistant_masks"]).reshape(-1).bool()
+    assert processor.tokenizer.decode(text["input_ids"][0][mask]) == "Two boxes.</s>None.</s>"
+    encoded = processor.apply_chat_template([chat], tokenize=True, return_dict=True, return_tensors="pt")
     assert (encoded["input_ids"] == model.config.image_token_index).sum() == 16
     with torch.no_grad():
         logits = model(**encoded).logits

@@ -168,12 +168,17 @@ def test_answers_are_those_that_transformers_marks(
         {"role": role, "content": _parts(content, iter(sample.images) if index <= system else iter(()))}
         for index, (role, content) in enumerate(messages)
     ]
-    expected = processor.apply_chat_template(
-        parts, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
-    )
+    expected = processor.apply_chat_template(parts, tokenize=True, return_dict=True, return_tensors="pt")
     encoded = encode_for_training(processor, sample, open_picture)
     assert torch.equal(encoded["input_ids"], expected["input_ids"][0])
-    assert torch.equal(encoded["labels"] >= 0, torch.as_tensor(expected["assistant_masks"][0]) == 1)
+    # By the tokenizer: the processor's own mask is wrong beside images before transformers 5.23.
+    tokens = processor.tokenizer.apply_chat_template(
+        parts, chat_template=CHATML_WITH_MARKS, return_dict=True, return_assistant_tokens_mask=True
+    )
+    is_image = np.array(tokens["input_ids"]) == processor.image_token_id
+    rows = int((expected["input_ids"] == processor.image_token_id).sum()) // max(shown, 1)
+    is_answer = np.repeat(tokens["assistant_masks"], np.where(is_image, rows, 1)) == 1
+    assert (encoded["labels"] >= 0).tolist() == is_answer.tolist()
     marked = encoded["labels"] >= 0
     assert torch.equal(encoded["labels"][marked], encoded["input_ids"][marked])
 

@@ -36,7 +36,7 @@ def vipllava(folder: Path) -> Path:
         vision_config=hf.CLIPVisionConfig(**TOWER, image_size=32, patch_size=8),
         text_config=text_config(hf.LlamaConfig, words),
         image_token_index=processor.image_token_id,
-        vision_feature_layer=[-2, -1],
+        vision_feature_layers=[-2, -1],
     )
     return save(folder, hf.VipLlavaForConditionalGeneration(config), processor)
 

@@ -230,7 +230,7 @@ class TestLimits:
         assert done.returncode == 0, done.stderr
         assert "30 of 300 samples chosen" in done.stdout
         rows = open_arrow(folder / "selection.arrow")["row"].to_numpy()
-        assert np.bincount(rows % 3).tolist() == [18, 6, 6]
+        assert np.bincount(rows.astype(np.int64) % 3).tolist() == [18, 6, 6]
         necessity, X = scores()
         limits = {"floors": {"ocr": "50%"}, "ceilings": {"*": 6, "ocr": "100%"}}
         sources = [SOURCES[row % 3] for row in range(N)]
@@ -282,7 +282,7 @@ class TestLimits:
         limits = {"source_floor": {"vqa": "40%"}, "source_ceiling": {"ocr": 3}}
         for groups in ("cluster", "necessity", "source", "random"):
             do_pick(run, groups=groups, **limits)
-            counts = np.bincount(open_arrow(run.selection)["row"].to_numpy() % 3)
+            counts = np.bincount(open_arrow(run.selection)["row"].to_numpy().astype(np.int64) % 3)
             assert counts.sum() == 30
             assert counts[0] <= 3
             assert counts[1] >= 12

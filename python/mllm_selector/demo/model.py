@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mllm_selector.demo.scenes import draw_scene
+from mllm_selector.demo.scenes import Scene, draw_scene
+from mllm_selector.families.chat import ChatEncoder, encode_for_training
+from mllm_selector.pool import Sample
 from mllm_selector.progress import Progress, SilentProgress
-from mllm_selector.training import IGNORED, answer_loss, quiet
+from mllm_selector.training import Collator, answer_loss, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +30,8 @@ IMAGE_TOKEN = "<image>"
 _PAD, _BOS, _EOS = "<pad>", "<s>", "</s>"
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
-# Every part of the assistant's answer, its end token included, is marked by {% generation %}, so that
-# transformers can return the mask of answer tokens.
+# Every part of the assistant's answer, its end token included, is marked by {% generation %}, so that other
+# trainers can get the mask of answer tokens from transformers.
 _CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -219,11 +221,12 @@ def _pretrain(
         ],
         milestones=[warm_up],
     )
+    chat = ChatEncoder.of(processor)
     random = np.random.Generator(np.random.Philox(seed))
-    held_out = _batch(processor, random, 64)
+    held_out = _batch(chat, processor, random, 64)
     progress.start("demo", steps, unit="steps")
     for step in range(steps):
-        inputs = _batch(processor, random, batch_size)
+        inputs = _batch(chat, processor, random, batch_size)
         labels = inputs.pop("labels")
         loss = answer_loss(model(**inputs), labels)
         loss.backward()  # type: ignore[no-untyped-call] # so in torch
@@ -250,28 +253,24 @@ def _caption_loss(model: Any, inputs: dict[str, torch.Tensor]) -> CaptionLoss:
     return CaptionLoss(right, wrong)
 
 
-def _batch(processor: Any, random: np.random.Generator, size: int) -> dict[str, torch.Tensor]:
-    import torch
+def _batch(
+    chat: ChatEncoder, processor: Any, random: np.random.Generator, size: int
+) -> dict[str, torch.Tensor]:
+    samples = [_encoded(chat, processor, draw_scene(random), random) for _ in range(size)]
+    return Collator(processor.tokenizer.pad_token_id)(samples)
 
-    chats = []
-    for _ in range(size):
-        scene = draw_scene(random)
-        chat: list[dict[str, Any]] = []
-        for question, answer in scene.turns(random):
-            image = [] if chat else [{"type": "image", "image": scene.picture()}]
-            chat.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-            chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        chats.append(chat)
-    encoded = processor.apply_chat_template(
-        chats,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        return_assistant_tokens_mask=True,
-        processor_kwargs={"padding": True},
-    )
-    is_answer = encoded.pop("assistant_masks").bool()
-    return {**encoded, "labels": torch.where(is_answer, encoded["input_ids"], IGNORED)}
+
+def _encoded(
+    chat: ChatEncoder, processor: Any, scene: Scene, random: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    messages: list[tuple[str, str]] = []
+    for question, answer in scene.turns(random):
+        mark = "" if messages else IMAGE_TOKEN
+        messages += [("user", mark + question), ("assistant", answer)]
+    picture = scene.picture()
+    # The picture is drawn, whatever the sample says of where it lies.
+    sample = Sample(row=0, id="", source="", messages=tuple(messages), images=(b"",))
+    return encode_for_training(processor, sample, lambda _: picture, chat)
 
 
 def _make_processor(texts: Iterable[str], size: ModelSize) -> Any:

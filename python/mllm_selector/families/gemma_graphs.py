@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from mllm_selector.families.base import Graph
 from mllm_selector.families.scorer import ScorerGraph
 
 __all__ = ["GemmaScorerGraph", "gemma_scorer"]
+
+# PaliGemma's own forward caps logits, and so the model is trained with them capped, since transformers 5.23.
+_CAPS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 
 
 class GemmaScorerGraph(ScorerGraph):
@@ -33,7 +37,7 @@ class GemmaScorerGraph(ScorerGraph):
     def __init__(self, *parts: Any, config: Any, first_position: int, window_over_blocks: bool) -> None:
         super().__init__(*parts)
         self.window = getattr(config, "sliding_window", None)
-        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.cap = getattr(config, "final_logit_softcapping", None) if _CAPS else None
         self.first_position = first_position
         self.window_over_blocks = window_over_blocks
 
@@ -57,7 +61,7 @@ class GemmaScorerGraph(ScorerGraph):
         return super().decode(merged, masks, position_ids=positions)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Project hidden states to the vocabulary, capped where the model does so (Gemma 2)."""
+        """Project hidden states to the vocabulary, capped where the model does so (PaliGemma 2)."""
         logits = super().logits(states)
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 

@@ -111,23 +111,47 @@ class PictureVisionGraph(nn.Module):
 class TileVisionGraph(nn.Module):
     """Tiles to feature rows, as SmolVLM and Idefics3 compute them where no tile is padded.
 
+    The parts of the tower are called one by one: transformers before 5.23 writes the positions by an indexed
+    assignment, which PyTorch 2.11 exports to a graph that cannot be loaded.
+
     Parameters
     ----------
     model : SmolVLMForConditionalGeneration or Idefics3ForConditionalGeneration
         The whole model, of which tower and connector are used.
+    tile : int
+        Side of a tile in pixels.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, tile: int) -> None:
         super().__init__()
         self.tower = model.model.vision_model
         self.connector = model.model.connector
+        embeddings = self.tower.embeddings
+        positions = _tile_positions(tile // embeddings.patch_size, embeddings.num_patches_per_side)
+        self.positions: Tensor
+        self.register_buffer("positions", positions)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return features, shape (tiles * rows, width), of pixels, shape (tiles, 3, size, size)."""
         dtype = next(self.connector.parameters()).dtype
-        states = self.tower(pixel_values=pixel_values.to(dtype)).last_hidden_state
-        features: Tensor = self.connector(states)
+        embeddings = self.tower.embeddings
+        patches = embeddings.patch_embedding(pixel_values.to(dtype)).flatten(2).transpose(1, 2)
+        embedded = patches + embeddings.position_embedding(self.positions)
+        # The tower's own forward would make a mask of ones, which flash attention does not take.
+        states = self.tower.encoder(embedded, attention_mask=None).last_hidden_state
+        features: Tensor = self.connector(self.tower.post_layernorm(states))
         return features.reshape(-1, features.shape[-1])
+
+
+def _tile_positions(patches: int, known: int) -> Tensor:
+    """Return which position each patch of a tile has, as `Idefics3VisionEmbeddings` computes it in float32.
+
+    Rounded as there, which for some sizes gives two neighbours one position.
+    """
+    edges = torch.arange(1 / known, 1.0, 1 / known)
+    fractions = (torch.arange(patches) * (1.0 / torch.tensor(patches))).clamp(max=1.0 - 1e-6)
+    along = torch.bucketize(fractions, edges, right=True)
+    return (along.unsqueeze(1) * known + along).reshape(1, -1)
 
 
 class _FromBytes(nn.Module):

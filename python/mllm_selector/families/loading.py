@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -21,6 +22,13 @@ __all__ = [
     "read_config",
     "to_precision",
 ]
+
+# Of transformers.models: where a class is, and where it is looked for.
+_NEED_NO_TORCHVISION = (
+    ("AutoImageProcessor", "auto.image_processing_auto", ""),
+    ("Idefics3ImageProcessorPil", "idefics3.image_processing_pil_idefics3", ".models.idefics3"),
+    ("SmolVLMImageProcessorPil", "smolvlm.image_processing_pil_smolvlm", ".models.smolvlm"),
+)
 
 
 _ATTENTION = {"full_attention", "sliding_attention"}
@@ -251,6 +259,7 @@ def quiet_transformers() -> Iterator[Any]:
     except ImportError as error:
         msg = "reading a model needs transformers: pip install 'mllm-selector[cpu]' (or [gpu], [train])"
         raise MissingPackageError(msg) from error
+    _mend_image_processors(transformers)
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -261,6 +270,18 @@ def quiet_transformers() -> Iterator[Any]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+def _mend_image_processors(transformers: Any) -> None:
+    """Let transformers 5.17 find Pillow's image processors without torchvision, as 5.18 does.
+
+    It refuses classes whose file names torchvision's base class, if only in a docstring.
+    """
+    if not transformers.__version__.startswith("5.17.") or transformers.utils.is_torchvision_available():
+        return
+    for name, place, asked in _NEED_NO_TORCHVISION:
+        found = getattr(importlib.import_module(f"transformers.models.{place}"), name)
+        setattr(importlib.import_module(f"transformers{asked}"), name, found)
 
 
 def check_weights(folder: Path) -> None:

@@ -123,7 +123,7 @@ class SmolVlmFamily(Family):
         from mllm_selector.families.graphs import TileVisionGraph, from_bytes
 
         graph = Graph(
-            module=TileVisionGraph(model),
+            module=TileVisionGraph(model, self.tile),
             example={"pixel_values": torch.zeros(2, 3, self.tile, self.tile)},
             axes={"pixel_values": {0: "tiles"}},
             outputs=("features",),
