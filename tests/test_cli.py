@@ -100,6 +100,12 @@ def test_a_folder_in_the_place_of_a_file_is_named_by_its_option(tmp_path, capsys
     assert f"mllm-selector: {option}: {tmp_path} {says}" in capsys.readouterr().err
 
 
+def test_the_demo_takes_no_config_that_it_would_not_read(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--run-dir", str(tmp_path / "run"), "--config", "run.toml"])
+    assert "unrecognized arguments: --config run.toml" in capsys.readouterr().err
+
+
 def test_from_python_they_are_the_arguments():
     with pytest.raises(UsageError, match=r"^group_count: 4 groups of 3 candidates"):
         pick([1.0, 2.0, 3.0], np.eye(3, dtype=np.float32), budget=1, group_count=4)

@@ -88,6 +88,13 @@ def test_another_pool_in_the_same_run_directory_is_refused(capsys, tiny_select, 
     assert "different run" in capsys.readouterr().err
 
 
+def test_a_folder_of_something_else_is_refused_as_by_select(capsys, tiny_pool, tiny_select):
+    arguments = [*tiny_select, "--run-dir", str(tiny_pool.images), "--quiet"]
+    for command in ("plan", "select"):
+        assert cli.main([command, *arguments]) == 2
+        assert f"--run-dir: {tiny_pool.images} holds files of something else" in capsys.readouterr().err
+
+
 def test_records_of_another_run_are_rates(capsys, tiny_select, tiny_run):
     records = recorded(tiny_run)
     found = plan(capsys, "--samples", "6e4", "--gpus", "4", "--rates", str(tiny_run), "--budget", "1%")

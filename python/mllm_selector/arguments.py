@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
         "mllm-selector demo --run-dir demo-run",
     )
     shown.add_argument("--model", metavar="MODEL", help="Use this model instead of the one made by code.")
-    _add_common(shown)
+    _add_common(shown, has_options=False)
     return whole
 
 
@@ -354,7 +354,9 @@ def _plain_type(hint: Any) -> Any:
     return str if kinds[0] in (Amount, AutoCount, ImageFolder, Metrics, Shard) else kinds[0]
 
 
-def _add_common(command: argparse.ArgumentParser, *, needs_run: bool = True) -> None:
+def _add_common(
+    command: argparse.ArgumentParser, *, needs_run: bool = True, has_options: bool = True
+) -> None:
     group = command.add_argument_group("run options")
     group.add_argument(
         "--run-dir",
@@ -363,11 +365,12 @@ def _add_common(command: argparse.ArgumentParser, *, needs_run: bool = True) -> 
         metavar="RUN",
         help="Folder for everything that the run computes; the same command goes on where it stopped.",
     )
-    group.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="TOML file of options by name; the command line goes first.",
-    )
+    if has_options:
+        group.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="TOML file of options by name; the command line goes first.",
+        )
     group.add_argument("--json", action="store_true", help="Events and results as JSON lines.")
     group.add_argument("--quiet", action="store_true", help="No progress.")

@@ -194,12 +194,7 @@ class RunDirectory:
     # Lock and manifest.
 
     def __enter__(self) -> Self:
-        if self.path.exists() and not self.path.is_dir():
-            msg = f"--run-dir: {self.path} is a file; name a folder"
-            raise UsageError(msg)
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.is_there():
-            msg = f"--run-dir: {self.path} holds files of something else; name a new or empty folder"
-            raise UsageError(msg)
+        self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock.take()
         try:
@@ -226,6 +221,12 @@ class RunDirectory:
             self.manifest.unlink(missing_ok=True)
             self.lock.path.unlink()
             self.path.rmdir()
+
+    def check_free(self) -> None:
+        """Raise `UsageError` if the folder holds files of something else."""
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.is_there():
+            msg = f"--run-dir: {self.path} holds files of something else; name a new or empty folder"
+            raise UsageError(msg)
 
     def load(self) -> None:
         """Read what is done and the checksums; needs no lock, and writes nothing.

@@ -108,6 +108,7 @@ class _Look:
         self._given_samples, self._devices, self._folder = samples, devices, folder
         self._progress = progress or SilentProgress()
         self._run = RunDirectory(folder / "new" if run_dir is None else run_dir)
+        self._run.check_free()
         self._room = run_dir
         self._run.load()
         self._rates = of_run(self._run, "this run")
