@@ -237,6 +237,8 @@ def test_a_subset_that_is_a_folder_is_copied_but_never_over_something_else(tmp_p
     selection = selection_of(tmp_path / "run")
     selection.write(tmp_path / "out")
     assert (tmp_path / "out" / "000000.tar").read_bytes() == b"x"
+    selection.write(tmp_path / "out")  # again, as a command does that goes on
+    (tmp_path / "out" / "000000.tar").write_bytes(b"y")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     for taken in (tmp_path / "out", tmp_path / "mine", tmp_path / "mine" / "thesis.tex"):

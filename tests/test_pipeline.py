@@ -199,6 +199,16 @@ def test_the_subset_is_never_written_over_the_pool(finished: Path, case: Case, t
     assert case.pool.read_bytes() == before
 
 
+def test_the_subset_does_not_become_a_part_of_the_pool(case: Case, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "part.json").write_bytes(case.pool.read_bytes())
+    out = pool / "subset.json"
+    at = changed(case, tmp_path / "run", pool=str(pool), out=str(out))
+    refused(*at, code=2, says=[f"--out: {out} lies in {pool}, all of whose files are the pool"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_pick_that_cannot_be_keeps_the_earlier_one(finished: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "copy"
     subprocess.run(["cp", "-a", str(finished), str(run_dir)], check=True)

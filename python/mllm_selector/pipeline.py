@@ -248,8 +248,19 @@ def _with_files(options: dict[str, StageOptions]) -> dict[str, StageOptions]:
     of_ingest = options.get("ingest")
     if not isinstance(of_ingest, IngestOptions):
         return options
+    of_pick = options.get("pick")
+    if isinstance(of_pick, PickOptions) and of_pick.out is not None:
+        _check_out_of_folders(of_pick.out, of_ingest.pool)
     files = formats.expanded(of_ingest.pool, of_ingest.split)
     return options | {"ingest": dataclasses.replace(of_ingest, pool=files)}
+
+
+def _check_out_of_folders(out: Path, pool: Inputs) -> None:
+    """Refuse a subset in a folder that is the pool: the same command would take it for a part of the pool."""
+    for path in pool.paths:
+        if path.is_dir() and out.parent.resolve() == path.resolve():
+            msg = f"--out: {out} lies in {path}, all of whose files are the pool; name a file somewhere else"
+            raise UsageError(msg)
 
 
 def _check_inputs(options: dict[str, StageOptions]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import html
 import shutil
 from collections.abc import Sequence
@@ -189,11 +190,20 @@ def _html_table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 
 def _copy_folder(source: Path, target: Path) -> None:
+    if target.is_dir() and _is_copy(source, target):
+        return  # of the same command, which was stopped later
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         msg = f"{target} is there already; the subset is a folder, so name a new one"
         raise UsageError(msg)
     with atomic_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _is_copy(source: Path, target: Path) -> bool:
+    files = [
+        {path.relative_to(each) for path in each.rglob("*") if path.is_file()} for each in (source, target)
+    ]
+    return files[0] == files[1] and all(filecmp.cmp(source / file, target / file, False) for file in files[0])
 
 
 def _copy(source: Path, target: Path, stage: str) -> None:
