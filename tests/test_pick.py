@@ -341,6 +341,8 @@ class TestSelection:
     def test_load(self, run):
         with pytest.raises(RunDirectoryError, match="holds no selection"):
             Selection.load(run.path)
+        with pytest.raises(UsageError, match=r"pool\.arrow is a file and no run directory"):
+            Selection.load(run.pool)
         do_pick(run)
         selection = Selection.load(run.path)
         table = open_arrow(run.selection)

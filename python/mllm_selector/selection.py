@@ -18,7 +18,7 @@ from mllm_selector.artifacts import atomic_folder, atomic_write, open_arrow
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.inputs import Inputs
 from mllm_selector.outputs import check_output
-from mllm_selector.rundir import StageRecord, read_manifest
+from mllm_selector.rundir import RunDirectory, StageRecord, read_manifest
 
 __all__ = ["SELECTION_SCHEMA", "Selection"]
 
@@ -74,8 +74,10 @@ class Selection:
         ------
         RunDirectoryError
             If nothing has been picked there.
+        UsageError
+            If it is a file.
         """
-        folder = Path(run_dir)
+        folder = RunDirectory(Path(run_dir)).path
         stages = read_manifest(folder)
         if "pick" not in stages or stages["pick"].state != "done":
             msg = f"{folder} holds no selection; run 'mllm-selector pick' or 'select' on it first"
