@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,17 @@ def test_both_packages_are_a_conflict(graphs: Path, monkeypatch: pytest.MonkeyPa
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in str(engine.onnxruntime_conflict())
     with pytest.raises(ScoreError, match="both installed"):
         OnnxEngine(graphs)
+
+
+def test_onnx_runtime_does_not_report_to_its_maker(tmp_path: Path) -> None:
+    """Where it reports, it makes an identifier of this machine as soon as it is loaded."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"CI", "XDG_CACHE_HOME"}}
+    code = "from mllm_selector import engine; print(engine.working_providers())"
+    kept |= {"HOME": str(tmp_path)}
+    kept.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
+    assert "CPUExecutionProvider" in done.stdout
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_doctor_names_both_packages_and_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,12 @@ With scores and embeddings from elsewhere, on arrays alone:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# From 1.29 on, ONNX Runtime tells Microsoft of models and sessions unless this is set before it is loaded
+# (Privacy.md in its package).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from mllm_selector.arrays import k_center, kmeans, pick
