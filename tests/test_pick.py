@@ -14,7 +14,7 @@ import pytest
 from mllm_selector.arrays import pick
 from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
 from mllm_selector.cli import main
-from mllm_selector.config import Amount, IngestOptions, PickOptions, ReportOptions
+from mllm_selector.config import Amount, IngestOptions, Inputs, PickOptions, ReportOptions
 from mllm_selector.errors import RunDirectoryError, UsageError
 from mllm_selector.limits import check_limits
 from mllm_selector.progress import SilentProgress
@@ -357,6 +357,20 @@ class TestSelection:
         assert len(selection) == 30
         assert selection.run_dir == run.path
         assert repr(selection).startswith("Selection of 30 of 300 samples from 12 groups, in ")
+
+    def test_stays_where_the_next_choice_fails_for_want_of_the_pool(self, folder):
+        assert command(folder).returncode == 0
+        before = Selection.load(folder)
+        (pool,) = Inputs.parse(read_manifest(folder)["ingest"].options["pool"]).paths
+        gone = pool.rename(pool.with_suffix(".gone"))
+        for _ in range(2):
+            done = command(folder, "--seed", "1")
+            assert done.returncode == 1
+            assert f"{pool}: cannot be read (No such file or directory)" in done.stderr
+            assert Selection.load(folder).rows.tolist() == before.rows.tolist()
+        gone.rename(pool)
+        assert command(folder, "--seed", "1").returncode == 0
+        assert Selection.load(folder).rows.tolist() != before.rows.tolist()
 
     def test_write(self, run, tmp_path):
         do_pick(run)

@@ -29,7 +29,7 @@ from mllm_selector.config import (
     StageOptions,
     cli_name,
 )
-from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.errors import PoolError, RunDirectoryError, UsageError
 from mllm_selector.families.loading import check_exportable
 from mllm_selector.limits import check_limits
 from mllm_selector.outputs import check_output
@@ -448,8 +448,8 @@ def _do_stage(
     started = time.monotonic()
     try:
         record.counts = stage.run(run, options, progress)
-    except UsageError:
-        # The stage has found fault with its options and written nothing: what was there stays valid.
+    except (UsageError, PoolError):
+        # The stage has found fault with its options or the pool, and written nothing: what was there stays.
         if previous is not None:
             run.commit(name, previous) if previous.state == "done" else run.begin(name, previous)
         raise

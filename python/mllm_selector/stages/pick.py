@@ -50,15 +50,18 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
         If the budget is above what can be chosen, or an option cannot work.
     RunDirectoryError
         If the scores are not those of the pool.
+    PoolError
+        If the pool's inputs, which the subset is copied from, are gone or have changed.
     """
     method, parameters = methods.prepare(options)
     pool = Pool.of(run)
+    # First, since a pool that is gone or has changed is no reason to lose an earlier choice.
+    subset = run.subset_stem.with_suffix(formats.subset_suffix(run))
     scored, joined, filled = read_scored(run, pool, options)
     progress.start("pick")
     choice = methods.choose(scored, options, progress)
     _write_selection(run, pool, scored, choice)
     in_order = np.sort(choice.rows) if options.order == "pool" else choice.rows
-    subset = run.subset_stem.with_suffix(formats.subset_suffix(run))
     formats.write_subset(run, in_order, subset)
 
     progress.start("pick")
