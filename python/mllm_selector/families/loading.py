@@ -78,10 +78,11 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> Any:
     Raises
     ------
     ModelError
-        If transformers cannot read it.
+        If there is no such file, or transformers cannot read it.
     MissingPackageError
         If transformers is not installed.
     """
+    read_config(model)  # which says more of a directory that is not there, or a file that is no JSON
     with quiet_transformers() as transformers:
         try:
             return transformers.AutoConfig.from_pretrained(str(model), trust_remote_code=trust_remote_code)
