@@ -1,10 +1,10 @@
 """What each metric costs: scoring with it against scoring with the mean loss alone.
 
     python benches/metrics_cost.py --threads 1
+    python benches/metrics_cost.py --threads 1 --vocabulary 151936 --cases nll accuracy entropy
 
-Makes a LLaVA with random weights and a vocabulary of 32,000, scores the same NLVR
-samples with each set of metrics, in turns, and compares the best of ``--repeats``. The time is that of the
-score stage from its first batch to its last.
+Makes a LLaVA with random weights, scores the same NLVR samples with each set of metrics, in turns, and
+compares the best of ``--repeats``. The time is that of the score stage from its first batch to its last.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def main() -> None:
     )
     parser.add_argument("--nlvr", type=Path, metavar="DIR", help="an NLVR corpus; by default what is shipped")
     parser.add_argument("--samples", type=int, default=300)
+    parser.add_argument(
+        "--vocabulary", type=int, default=VOCABULARY, help="the model's tokens; by default LLaVA 1.5's"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
@@ -49,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pool, images = make_pool(folder, given.nlvr, given.samples)
-        parameters = make_llava(folder / "model", pool, model_size(256, 4), VOCABULARY)
+        parameters = make_llava(folder / "model", pool, model_size(256, 4), given.vocabulary)
         prepare(folder / "run", pool, images, folder / "model")
         common = {
             "device": "cpu",

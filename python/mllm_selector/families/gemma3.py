@@ -62,9 +62,19 @@ class Gemma3Family(Family):
 
     def vision_graph(self, model: Any) -> Graph:
         """See `Family.vision_graph`."""
-        from mllm_selector.families.graphs import picture_graph
+        import torch
 
-        return picture_graph(model, (self.config.vision_config.image_size,) * 2, self.normalization)
+        from mllm_selector.families.gemma_graphs import SoftTokensGraph
+        from mllm_selector.families.graphs import from_bytes
+
+        side = self.config.vision_config.image_size
+        graph = Graph(
+            module=SoftTokensGraph(model.model),
+            example={"pixel_values": torch.zeros(2, 3, side, side)},
+            axes={"pixel_values": {0: "pictures"}},
+            outputs=("features",),
+        )
+        return from_bytes(graph, self.normalization)
 
     def scorer_graph(self, model: Any, embedding_layer: int = -1) -> Graph:
         """See `Family.scorer_graph`."""

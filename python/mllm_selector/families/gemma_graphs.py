@@ -6,15 +6,48 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from mllm_selector.families.base import Graph
 from mllm_selector.families.scorer import ScorerGraph
 
-__all__ = ["GemmaScorerGraph", "gemma_scorer"]
+__all__ = ["GemmaScorerGraph", "SoftTokensGraph", "gemma_scorer"]
 
 # PaliGemma's own forward caps logits, and so the model is trained with them capped, since transformers 5.23.
 _CAPS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
+
+
+class SoftTokensGraph(nn.Module):
+    """Pictures of one size to feature rows, as Gemma 3's tower and projector compute them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A ``Gemma3Model``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower = model.vision_tower
+        self.projector = model.multi_modal_projector
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return features, shape (pictures * tokens, width), of pixels, (pictures, 3, height, width)."""
+        projector = self.projector
+        weight = projector.mm_input_projection_weight
+        states = self.tower(pixel_values=pixel_values.to(weight.dtype)).last_hidden_state
+        field = states.transpose(1, 2).unflatten(2, (projector.patches_per_image,) * 2)
+        pooled = projector.avg_pool(field).flatten(2).transpose(1, 2)
+        features: Tensor = self._normed(pooled) @ weight
+        return features.flatten(0, 1)
+
+    def _normed(self, states: Tensor) -> Tensor:
+        # With a mean in place of sum and size, the exporter would make one operator of it, half of whose
+        # inputs are float32: ONNX Runtime loads that neither on the CPU in float16 nor in bfloat16.
+        norm, wide = self.projector.mm_soft_emb_norm, states.float()
+        mean = wide.pow(2).sum(-1, keepdim=True) / wide.shape[-1]
+        normed: Tensor = wide * torch.rsqrt(mean + norm.eps) * (1 + norm.weight.float())
+        return normed.to(states.dtype)
 
 
 class GemmaScorerGraph(ScorerGraph):

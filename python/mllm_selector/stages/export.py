@@ -155,11 +155,9 @@ def _check_layer(layer: int, family: Family) -> None:
 
 def _write_graphs(family: Family, model: Any, precision: str, embedding_layer: int, folder: Path) -> None:
     text = FUSED_OPSET if family.shares_prefixes else WRITTEN_OUT_OPSET
-    # In bfloat16, ONNX Runtime refuses the norm that Gemma 3 has after its tower.
-    seeing = text if precision == "bfloat16" else FUSED_OPSET
     folder.mkdir(exist_ok=True)
     to_precision(model, precision)
-    _export(family.vision_graph(model), folder / VISION, seeing)
+    _export(family.vision_graph(model), folder / VISION, FUSED_OPSET)
     _export(family.scorer_graph(model, embedding_layer), folder / SCORER, text)
     _keep(folder / SCORER, (INPUT_EMBEDDING,), folder / INPUTS)
     _keep(folder / SCORER, LOSS_OUTPUTS, folder / LOSSES)
