@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from mllm_selector.families.base import Graph
@@ -14,7 +14,7 @@ from mllm_selector.families.scorer import ScorerGraph
 __all__ = ["GemmaScorerGraph", "SoftTokensGraph", "gemma_scorer"]
 
 # PaliGemma's own forward caps logits, and so the model is trained with them capped, since transformers 5.23.
-_CAPS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
+_CAPS = tuple(map(int, version("transformers").split(".")[:2])) >= (5, 23)
 
 
 class SoftTokensGraph(nn.Module):
