@@ -87,12 +87,12 @@ def test_reading_picking_and_reporting_take_a_quarter_of_the_pool(pool: Path, tm
 EXHAUSTED = """
 import pathlib, resource
 import numpy as np
-import mllm_selector
+from mllm_selector import k_center
 X = np.random.default_rng(0).normal(size=(400_000, 64)).astype(np.float32)
 status = pathlib.Path("/proc/self/status").read_text()
 most = (int(status.partition("VmData:")[2].split()[0]) << 10) + (8 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-mllm_selector.k_center(X, 10, threads=1)
+k_center(X, 10, threads=1)
 """
 
 
