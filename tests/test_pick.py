@@ -228,7 +228,7 @@ class TestLimits:
         limits = ["--source-floor", "ocr=50%", "--source-ceiling", "*=6", "--source-ceiling", "ocr=100%"]
         done = command(folder, *limits)
         assert done.returncode == 0, done.stderr
-        assert "30 of 300 samples chosen" in done.stdout
+        assert "30 of 300 samples chosen; set aside: 0 when read, 6 when scored" in done.stdout
         rows = open_arrow(folder / "selection.arrow")["row"].to_numpy()
         assert np.bincount(rows.astype(np.int64) % 3).tolist() == [18, 6, 6]
         necessity, X = scores()

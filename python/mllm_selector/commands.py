@@ -110,7 +110,8 @@ def _tell(selection: Selection, out: Path | None = None, *, as_json: bool) -> No
         memory = f"{stage['peak_mb']:8,.0f} MB" if stage["peak_mb"] is not None else ""
         print(f"{stage['stage']:<7} {stage['seconds']:9,.1f} s {memory}")
     print(
-        f"{summary['chosen']:,} of {summary['samples']:,} samples chosen; {summary['rejected']:,} set aside"
+        f"{summary['chosen']:,} of {summary['samples']:,} samples chosen; set aside: "
+        f"{summary['rejected']:,} when read, {summary['unscored']:,} when scored"
     )
     print(f"subset  {summary['subset']}")
     if out is not None:

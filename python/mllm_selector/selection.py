@@ -171,6 +171,7 @@ class Selection:
             "chosen": len(self),
             "samples": ingest["samples"],
             "rejected": sum(ingest["rejected"].values()),
+            "unscored": self._stages["pick"].counts["unscored"],
             "stages": [
                 {"stage": name, "seconds": record.seconds, "peak_mb": record.peak_mb}
                 for name, record in self._stages.items()
