@@ -20,6 +20,14 @@ TEXT = {
     "max_position_embeddings": 2048,
 }
 TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+PATCHES = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 8,
+    "out_hidden_size": 32,
+}
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
 QWEN_SPECIAL += ("<|vision_start|>", "<|vision_end|>")
 QWEN_TEMPLATE = CHATML_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
@@ -147,16 +155,7 @@ def qwen2_vl(folder: Path) -> Path:
 
 def qwen2_5_vl(folder: Path) -> Path:
     """One block over windows of 2 x 2 feature rows, one over the picture."""
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "patch_size": 8,
-        "out_hidden_size": 32,
-        "window_size": 32,
-        "fullatt_block_indexes": [1],
-    }
+    vision = {**PATCHES, "window_size": 32, "fullatt_block_indexes": [1]}
     parts = (hf.Qwen2_5_VLProcessor, hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLConfig)
     return _qwen(folder, *parts, vision, 8)
 
@@ -168,15 +167,7 @@ def qwen3_vl(folder: Path) -> Path:
     return _qwen(folder, *parts, vision, 8, num_hidden_layers=3, head_dim=8)
 
 
-LEARNED = {
-    "depth": 3,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_heads": 2,
-    "patch_size": 8,
-    "out_hidden_size": 32,
-    "num_position_embeddings": 25,
-}
+LEARNED = {**PATCHES, "num_position_embeddings": 25}
 EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
