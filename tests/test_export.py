@@ -23,6 +23,7 @@ from mllm_selector.families.base import Family, Graph
 from mllm_selector.families.chat import encode_for_training
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory
+from mllm_selector.scoring import parity
 from mllm_selector.scoring.batching import scorer_batch, split_answers
 from mllm_selector.scoring.prefixes import alone
 from mllm_selector.stages import export
@@ -135,6 +136,7 @@ def test_what_is_left_in_the_run_directory(exported: Exported) -> None:
     assert list(written) == list(dict.fromkeys(["engine", "float32", precision]))
     check = written[precision]
     assert check["worst_nll_difference"] == exported.counts["worst_nll_difference"] <= check["tolerance"]
+    assert len(check["batches"]) == 2 * len(parity.BATCHES), "by the whole scorer, and by that of losses"
     counts = [image for batch in check["batches"] for image in batch["images"]]
     assert set(counts) == {0, 1, 2}
     assert {len(batch["tokens"]) for batch in check["batches"]} >= {1, 3, 5}

@@ -15,7 +15,7 @@ from mllm_selector.arrays import pick
 from mllm_selector.artifacts import open_arrow, score_schema, write_arrow
 from mllm_selector.cli import main
 from mllm_selector.config import Amount, IngestOptions, Inputs, PickOptions, ReportOptions
-from mllm_selector.errors import RunDirectoryError, UsageError
+from mllm_selector.errors import PoolError, RunDirectoryError, UsageError
 from mllm_selector.limits import check_limits
 from mllm_selector.progress import SilentProgress
 from mllm_selector.reporting.command import as_call, as_command
@@ -371,6 +371,23 @@ class TestSelection:
         gone.rename(pool)
         assert command(folder, "--seed", "1").returncode == 0
         assert Selection.load(folder).rows.tolist() != before.rows.tolist()
+
+    def test_stays_where_the_pool_changes_just_before_the_next_is_written(self, folder, monkeypatch, capsys):
+        words = ["pick", "--budget", "10%", "--run-dir", str(folder), "--quiet"]
+        assert main(words) == 0
+        before = Selection.load(folder).rows.tolist()
+
+        def changed(*_):
+            msg = "pool.json: has changed"
+            raise PoolError(msg)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("mllm_selector.formats.write_subset", changed)
+            assert main([*words, "--seed", "1"]) == 1
+        assert "pool.json: has changed" in capsys.readouterr().err
+        assert Selection.load(folder).rows.tolist() == before
+        assert main([*words, "--seed", "1"]) == 0
+        assert Selection.load(folder).rows.tolist() != before
 
     def test_write(self, run, tmp_path):
         do_pick(run)

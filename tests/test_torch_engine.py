@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from mllm_selector.config import ExportOptions, ScoreOptions
 from mllm_selector.errors import ExportError, ScoreError
 from mllm_selector.progress import SilentProgress
 from mllm_selector.rundir import RunDirectory, StageRecord
+from mllm_selector.scoring import parity
 from mllm_selector.scoring.opening import open_torch
 from mllm_selector.stages import export, score
 from model_fixtures import done, export_once, picture, write_pool
@@ -75,6 +77,8 @@ def test_scores_equal_those_of_the_graphs(
         exported = export.run(run, ExportOptions(engine="torch", precision=precision), SilentProgress())
         assert exported["engine"] == "torch"
         assert exported["bytes"] == 0
+        checked = json.loads((run.onnx / "check.json").read_text())[precision]["batches"]
+        assert len(checked) == len(parity.BATCHES), "the model is opened once for each precision"
         assert sorted(path.name for path in run.onnx.iterdir()) == ["check.json", "processor"]
         counts = score.run(run, ScoreOptions(device="cpu", token_budget=512), SilentProgress())
         assert counts["provider"] == "torch-cpu"

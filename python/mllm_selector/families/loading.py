@@ -30,7 +30,7 @@ _NEED_NO_TORCHVISION = (
     ("SmolVLMImageProcessorPil", "smolvlm.image_processing_pil_smolvlm", ".models.smolvlm"),
 )
 
-
+# Kinds of layers that the exporter takes.
 _ATTENTION = {"full_attention", "sliding_attention"}
 
 

@@ -60,9 +60,10 @@ def run(run: RunDirectory, options: PickOptions, progress: Progress) -> dict[str
     scored, joined, filled = read_scored(run, pool, options)
     progress.start("pick")
     choice = methods.choose(scored, options, progress)
-    _write_selection(run, pool, scored, choice)
     in_order = np.sort(choice.rows) if options.order == "pool" else choice.rows
+    # Before the selection, so that a pool that changes just now leaves an earlier choice whole, too.
     formats.write_subset(run, in_order, subset)
+    _write_selection(run, pool, scored, choice)
 
     progress.start("pick")
     progress.finish(_told(choice, len(pool), joined, filled))
